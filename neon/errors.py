@@ -1,0 +1,17 @@
+"""The two ways a command can end badly, told apart by exit code.
+
+Both carry one line that says what was being done, to which file or flag, what was found, what was
+expected and what to do next. Programs print that line; nothing else is a user's business.
+"""
+
+
+class RequestError(ValueError):
+    """The request was wrong (a flag, a path, files that do not fit each other): exit code 2."""
+
+    exit_code = 2
+
+
+class WorkError(RuntimeError):
+    """The request was sound and the work failed (disk full, killed writer, non-finite result): exit code 1."""
+
+    exit_code = 1
