@@ -1,0 +1,89 @@
+"""Fréchet distance between two Gaussians given by their means and covariances.
+
+With S = A Aᵀ and S' = B Bᵀ,
+
+    |mu - mu'|² + tr S + tr S' - 2 tr sqrt(S S'),    tr sqrt(S S') = sum of the singular values of C = Aᵀ B,
+
+because S S' = A (C Bᵀ) has the non-zero eigenvalues of C Bᵀ A = C Cᵀ, which is symmetric. No square root of an
+unsymmetric matrix is needed, hence no complex numbers, and no epsilon is added (Dowson and Landau 1982;
+Heusel et al. 2017).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg.lapack import dpocon
+
+from neon.errors import RequestError
+from neon.metrics.moments import Statistics
+
+# A negative eigenvalue larger than this, relative to the largest one, is not rounding (float32 leaves about 1e-7).
+INDEFINITE = 1e-3
+
+
+class FrechetReference:
+    """Statistics that many others are compared with; their factor is computed once."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        """Factor the covariance. Raises RequestError if it has markedly negative eigenvalues."""
+        self.statistics = statistics
+        self._factor = _factor(statistics)
+
+    def distance(self, other: Statistics) -> float:
+        """Fréchet distance to `other`, in squared feature units, at least 0.
+
+        The same inputs give the same bits on a given machine with a given number of threads. Rounding is about
+        1e-12 of the traces; the worst measured was 3e-9 of them, with half of the variances 1e-9 of the others or less.
+
+        Raises:
+            RequestError: the feature sizes differ, or the covariance of `other` has markedly negative eigenvalues.
+        """
+        own = self.statistics
+        if own.dim != other.dim:
+            raise RequestError(
+                f"{own.name} has {own.dim} features and {other.name} has {other.dim}; "
+                "a Fréchet distance needs the same features on both sides"
+            )
+        shift = own.mu - other.mu
+        traces = float(np.trace(own.sigma) + np.trace(other.sigma))
+        return max(0.0, float(shift @ shift) + traces - 2 * _nuclear_norm_of_product(self._factor, _factor(other)))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """Fréchet distance between `a` and `b`; see `FrechetReference.distance`."""
+    return FrechetReference(a).distance(b)
+
+
+def _factor(statistics: Statistics) -> NDArray[np.floating]:
+    """A factor A [F, R] with A Aᵀ = sigma: R = F if sigma is of full rank, else R its numerical rank."""
+    sigma = (statistics.sigma + statistics.sigma.T) / 2
+    threshold = statistics.dim * np.finfo(np.float64).eps
+    try:
+        lower = np.linalg.cholesky(sigma)
+        # Rounding may let the factorisation of a singular matrix through; the condition number tells.
+        reciprocal_condition, _ = dpocon(lower.T, np.abs(sigma).sum(0).max(), uplo="U")
+        if reciprocal_condition > threshold:
+            return lower
+    except np.linalg.LinAlgError:
+        pass  # not positive definite: fewer samples than features, or constant features
+    # Ten times the cost of Cholesky. What rounding left of the zero eigenvalues must go: each would add the root
+    # of its size to the distance.
+    values, vectors = np.linalg.eigh(sigma)
+    if values[0] < -INDEFINITE * abs(values[-1]):
+        raise RequestError(
+            f"{statistics.name}: sigma has eigenvalues from {values[0]:.3g} to {values[-1]:.3g}, so it is no covariance"
+        )
+    kept = values > threshold * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _nuclear_norm_of_product(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Sum of the singular values of Aᵀ B for factors A [F, R] and B [F, Q]."""
+    product = a.T @ b
+    full_rank = a.shape[0] == a.shape[1] == b.shape[1]
+    if not full_rank:
+        # The product can be singular here, and the roots of eigenvalues that are zero up to rounding
+        # would add 1e-8 of the largest each: singular values have no such noise.
+        return float(np.linalg.svd(product, compute_uv=False).sum())
+    # Four times faster than singular values (0.5 s against 1.8 s at F = 2048 on one thread).
+    values = np.linalg.eigvalsh(product @ product.T)
+    return float(np.sqrt(values.clip(min=0)).sum())
