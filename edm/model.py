@@ -1,0 +1,105 @@
+"""EDM as a GenerativeModel: pixels in [-1, 1], class-conditional or not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edm.loss import EDMLoss
+from edm.precond import EDMPrecond
+from edm.sampler import EDMSettings, integrate
+from neon.dataset import to_uint8
+from neon.errors import RequestError
+from neon.model import GenerativeModel
+from neon.noise import Noise
+from neon.recipe import Recipe
+
+
+class EDM(GenerativeModel):
+    """A preconditioned U-Net with EDM's sampler and loss.
+
+    config: {"network": keywords of EDMPrecond, "label_dropout": share of training images shown without
+    their class (0 if absent)}. Guidance needs a network trained with label dropout.
+    """
+
+    architecture = "edm"
+    network: EDMPrecond
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = EDMPrecond(**config["network"])
+        self.label_dropout = float(config.get("label_dropout", 0))
+        self.image_shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
+        self.num_classes = self.network.label_dim
+        self.default_settings = EDMSettings()
+        self.recipe = Recipe(lr_rampup_kimg=10_000, ema_halflife_kimg=500)
+        self.loss = EDMLoss(sigma_data=self.network.sigma_data)
+
+    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
+        """A uniform class per image, drawn from its own stream after its latents."""
+        if self.num_classes == 0:
+            return None
+        stream = noise.restarted()
+        stream.normal(*self.image_shape)
+        return stream.integers(self.num_classes)
+
+    @torch.no_grad()
+    def sample(self, noise: Noise, labels: Tensor | None, settings: EDMSettings) -> Tensor:
+        """Draws per image: latents float32, a class (conditional networks), float64 noise per step under churn."""
+        if settings.guidance and self.num_classes == 0:
+            raise RequestError(
+                f"guidance is {settings.guidance} but the model is unconditional; expected guidance 0, "
+                "or a class-conditional model trained with label dropout"
+            )
+        latents = noise.normal(*self.image_shape)
+        if self.num_classes:
+            noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
+        one_hot = self.one_hot(labels)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            denoised = self.network(x, sigma, one_hot)
+            if settings.guidance:
+                denoised = denoised + settings.guidance * (denoised - self.network(x, sigma, None))
+            return denoised
+
+        images = integrate(
+            denoise,
+            latents,
+            settings,
+            sigma_limits=(self.network.sigma_min, self.network.sigma_max),
+            round_sigma=self.network.round_sigma,
+            draw_noise=lambda: noise.normal(*self.image_shape, dtype=torch.float64),
+        )
+        return to_uint8(images)
+
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 -> float32 in [-1, 1]; draws nothing."""
+        return images.to(torch.float32) / 127.5 - 1
+
+    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Per image, the weighted denoising error summed over pixels: float32 [B].
+
+        Draws per image: a uniform for label dropout (if there is any), then those of the loss.
+        """
+        one_hot = self.one_hot(labels)
+        if one_hot is not None and self.label_dropout:
+            one_hot = one_hot * (noise.uniform(1) >= self.label_dropout)
+        return self.loss(self.network, examples, one_hot, noise).sum(dim=(1, 2, 3))
+
+    def one_hot(self, labels: Tensor | None) -> Tensor | None:
+        """int64 [B] -> float32 [B, num_classes]; None for an unconditional network or no labels.
+
+        Raises:
+            RequestError: a label is not a class of the model.
+        """
+        if self.num_classes == 0 or labels is None:
+            return None
+        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+            raise RequestError(
+                f"labels run from {int(labels.min())} to {int(labels.max())}; "
+                f"the model knows classes 0 to {self.num_classes - 1}"
+            )
+        return F.one_hot(labels, self.num_classes).to(torch.float32)

@@ -1,0 +1,185 @@
+"""Sets of images on disk: PNG folders and zips that every architecture writes and reads.
+
+A set is `00000000.png`, `00000001.png`, ... by index, with `dataset.json` holding
+`{"labels": [[name, label], ...]}`; folders with one subfolder per class are read too.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from neon.errors import RequestError
+from neon.files import atomic_write, write_json
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+LABELS_FILE = "dataset.json"
+
+
+def to_uint8(images: Tensor, *, offset: float = 128.0) -> Tensor:
+    """Images in [-1, 1] -> uint8: truncate(clip(127.5 x + offset, 0, 255)).
+
+    `offset` is the published rounding rule: 128 for EDM; 127.5 truncates [0, 1] images times 255.
+    """
+    return (images * 127.5 + offset).clip(0, 255).to(torch.uint8)
+
+
+def image_name(index: int) -> str:
+    """The file name of image `index` of a set."""
+    return f"{index:08d}.png"
+
+
+def write_images(folder: str | os.PathLike[str], indices: Sequence[int], images: Tensor) -> None:
+    """Write uint8 `images` [B, C, H, W] (C 1 or 3) as PNG files named by their index, each atomically."""
+    for index, image in zip(indices, images.cpu().numpy(), strict=True):
+        pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+        with atomic_write(Path(folder) / image_name(index), flush=False) as file:
+            Image.fromarray(pixels).save(file, format="png")
+
+
+def write_labels(folder: str | os.PathLike[str], labels: Sequence[int] | None, num_images: int) -> None:
+    """Write `dataset.json`; its presence says that the set is complete."""
+    named = None if labels is None else [[image_name(i), int(labels[i])] for i in range(num_images)]
+    write_json(Path(folder) / LABELS_FILE, {"labels": named})
+
+
+class TrainingImages(Protocol):
+    """What training reads: a finite set of images of one shape, with or without classes."""
+
+    path: Path
+    """where it came from, for messages"""
+    image_shape: tuple[int, int, int]
+    labels: Tensor | None
+    """int64 [N], or None"""
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices`."""
+        ...
+
+
+class ArrayDataset:
+    """Images that are in memory: uint8 [N, C, H, W], with int64 [N] classes or None."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, path: str | os.PathLike[str]) -> None:
+        self.images, self.labels, self.path = images, labels, Path(path)
+        _, channels, height, width = images.shape
+        self.image_shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], None if self.labels is None else self.labels[chosen]
+
+
+class ImageDataset:
+    """The images of a folder or zip, in sorted order, with their classes if they have any.
+
+    Raises:
+        RequestError: the path holds no images, `dataset.json` does not fit them, or an image cannot be
+            read or has another size than the first.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.is_dir():
+            self._archive = None
+            found = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+        elif self.path.is_file() and zipfile.is_zipfile(self.path):
+            self._archive = zipfile.ZipFile(self.path)
+            found = (name for name in self._archive.namelist() if not name.endswith("/"))
+        else:
+            kind = "a file that is not a zip" if self.path.exists() else "nothing"
+            raise RequestError(f"{self.path}: expected a folder or zip of images, found {kind}")
+        files = sorted(found)
+        self.names = [
+            name
+            for name in files
+            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not PurePosixPath(name).name.startswith(".")
+        ]
+        if not self.names:
+            raise RequestError(f"{self.path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+        self.labels = self._read_labels(LABELS_FILE in files)
+        self.image_shape: tuple[int, int, int] = self._decode(self.names[0]).shape
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices`."""
+        images = []
+        for index in indices:
+            image = self._decode(self.names[index])
+            if image.shape != self.image_shape:
+                raise RequestError(
+                    f"{self.path}: {self.names[index]} is {image.shape} (C, H, W) but {self.names[0]} is "
+                    f"{self.image_shape}; expected images of one size and mode"
+                )
+            images.append(image)
+        labels = None if self.labels is None else self.labels[torch.as_tensor(indices)]
+        return torch.from_numpy(np.stack(images)), labels
+
+    def _decode(self, name: str) -> np.ndarray:
+        try:
+            data = self._archive.read(name) if self._archive else (self.path / name).read_bytes()
+            image = Image.open(io.BytesIO(data))
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            raise RequestError(f"{self.path}: {name} cannot be read as an image ({error}); make it again") from error
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def _read_labels(self, has_file: bool) -> Tensor | None:
+        if has_file:
+            text = self._archive.read(LABELS_FILE) if self._archive else (self.path / LABELS_FILE).read_bytes()
+            try:
+                entries = json.loads(text)["labels"]
+                by_name = None if entries is None else {name: int(label) for name, label in entries}
+            except (ValueError, KeyError, TypeError) as error:
+                raise RequestError(
+                    f'{self.path}: {LABELS_FILE} is not of the form {{"labels": [[name, label], ...]}} ({error!r})'
+                ) from error
+            if by_name is None:
+                return None
+            unlabelled = [name for name in self.names if name not in by_name]
+            if unlabelled:
+                raise RequestError(
+                    f"{self.path}: {LABELS_FILE} has no label for {len(unlabelled)} of {len(self.names)} images, "
+                    f"the first is {unlabelled[0]}"
+                )
+            return torch.tensor([by_name[name] for name in self.names])
+        folders = [PurePosixPath(name).parent.as_posix() for name in self.names]
+        if "." in folders:
+            return None
+        classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+        return torch.tensor([classes[folder] for folder in folders])
+
+
+def visit_order(num_images: int, seed: int) -> Iterator[int]:
+    """The endless order in which training visits images (EDM's rule).
+
+    One shuffle, then cyclic walks; after each visit the image changes places with one of the last half
+    of the set visited, so that every walk differs. Process r of R takes every R-th visit from r on.
+    """
+    random = np.random.RandomState(seed)
+    order = np.arange(num_images)
+    random.shuffle(order)
+    window = round(num_images / 2)
+    visit = 0
+    while True:
+        here = visit % num_images
+        yield int(order[here])
+        if window >= 2:
+            there = (here - random.randint(window)) % num_images
+            order[here], order[there] = order[there], order[here]
+        visit += 1

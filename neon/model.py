@@ -1,0 +1,155 @@
+"""What Neon needs of an image generator, and how one is found by name.
+
+An architecture is a subclass of `GenerativeModel`, reached through the entry points of the group
+`neon.architectures` (`edm`) or as `path/to/file.py:NAME`. Nothing in `neon` knows more about it.
+"""
+
+import importlib.util
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.errors import RequestError
+from neon.noise import Noise
+from neon.recipe import Recipe
+
+GROUP = "neon.architectures"
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A generator of images: a network whose weights Neon merges, its sampler and its training loss."""
+
+    architecture: ClassVar[str]
+    """the name under which checkpoints of this class are found again"""
+
+    network: nn.Module
+    """the module whose weights are trained and merged"""
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of the images it samples"""
+    num_classes: int
+    """0: unconditional"""
+    config: dict[str, Any]
+    """JSON that rebuilds the model: `type(model)(model.config)`"""
+    default_settings: Any
+    """a frozen dataclass, how to sample unless told otherwise"""
+    recipe: Recipe
+    """how the published model was trained, in what self-training needs of it"""
+    batch_multiple: int = 1
+    """training batches must divide by this"""
+
+    @abstractmethod
+    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
+        """Classes of images `indices` by the published rule: int64 [B], or None if unconditional.
+
+        Draws, if any, come from a restarted `noise`; the stream handed to `sample` is left as it was.
+        """
+
+    @abstractmethod
+    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
+        """Images, uint8 [B, C, H, W]; image b depends on row b of `noise` and `labels` only."""
+
+    @abstractmethod
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 [B, C, H, W] -> what training consumes (pixels, latents, tokens), one row per image."""
+
+    @abstractmethod
+    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Loss terms [G] of a batch; the objective is their mean over the global batch."""
+
+
+def architecture(name: str) -> type[GenerativeModel]:
+    """The class called `name`: an entry point, or `path/to/file.py:NAME`.
+
+    Raises:
+        RequestError: no such entry point, file or class.
+    """
+    if ":" in name:
+        return _class_in_file(name)
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
+        raise RequestError(
+            f"architecture {name!r} is unknown; expected one of {', '.join(sorted(found)) or '(none installed)'}, "
+            "or path/to/file.py:NAME of your own"
+        )
+    return found[name].load()
+
+
+def _class_in_file(name: str) -> type[GenerativeModel]:
+    path, _, class_name = name.rpartition(":")
+    if not Path(path).is_file():
+        raise RequestError(f"architecture {name!r}: no file {path}; expected path/to/file.py:NAME")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, GenerativeModel)):
+        raise RequestError(f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}")
+    return found
+
+
+def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> GenerativeModel:
+    """The model of a checkpoint whose metadata name its `architecture` and `config`, in eval mode, float32 on `device`.
+
+    Raises:
+        RequestError: the file is no checkpoint, says nothing of its architecture, or holds other
+            tensors than its architecture has.
+    """
+    with open_checkpoint(path) as checkpoint:
+        metadata = checkpoint.metadata
+        if "architecture" not in metadata or "config" not in metadata:
+            raise RequestError(
+                f"{path}: the checkpoint does not say which architecture it is of; expected the metadata "
+                "`architecture` and `config` that files written by neon carry"
+            )
+        model = architecture(metadata["architecture"])(json.loads(metadata["config"]))
+        load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Copy `state` into `network`, every name and shape checked.
+
+    Raises:
+        RequestError: names or shapes differ; both sides are listed.
+    """
+    own = network.state_dict()
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("not in the model", unknown), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise RequestError(f"{source}: the weights do not fit the model ({'; '.join(problems)})")
+    network.load_state_dict(state)
+
+
+def model_metadata(model: GenerativeModel) -> dict[str, str]:
+    """The metadata from which `load_model` rebuilds the model."""
+    return {"architecture": model.architecture, "config": json.dumps(model.config)}
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: GenerativeModel,
+    state: dict[str, Tensor] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write the network's weights (or `state` in their place) as safetensors that `load_model` opens."""
+    state = model.network.state_dict() if state is None else state
+    save_safetensors(path, state, {**model_metadata(model), **(metadata or {})})
