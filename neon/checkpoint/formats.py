@@ -1,0 +1,74 @@
+"""Which reader opens a file, decided by its content and never by its suffix."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from neon.checkpoint.common import Checkpoint
+from neon.checkpoint.safetensors_format import SafetensorsCheckpoint, is_safetensors
+from neon.checkpoint.torch_format import TorchCheckpoint, is_torch
+from neon.errors import RequestError
+
+_HEAD_BYTES = 512
+
+
+class _Format(NamedTuple):
+    recognises: Callable[[bytes], bool]
+    open: Callable[[Path, str | None], Checkpoint]
+
+
+# A new format is one row: what its first bytes look like and what opens it.
+_FORMATS = (
+    _Format(is_torch, TorchCheckpoint.open),
+    _Format(is_safetensors, SafetensorsCheckpoint.open),
+)
+
+
+def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
+    """Open a checkpoint of any readable format; nothing stored in the file is executed.
+
+    Args:
+        key: dotted name of the nesting that holds the state dict ("model_ema", "trainer.var_wo_ddp"; "" is the
+            file itself). By default the first present of model_ema, ema, trainer.var_wo_ddp, var_wo_ddp,
+            state_dict and model, else the file itself.
+
+    Raises:
+        RequestError: no such file, a folder, an empty or truncated file, something other than weights (HTML page,
+            Git LFS pointer), an unknown format, an unknown key, a pickle that needs more than tensors and plain
+            containers, or no tensors in it.
+    """
+    path = Path(path)
+    head = _read_head(path)
+    for form in _FORMATS:
+        if form.recognises(head):
+            return form.open(path, key)
+    raise RequestError(f"{path}: {_name_accident(head)}")
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise RequestError(f"{path}: expected a checkpoint file, found a folder; name the file inside it")
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such file; check the path or download the checkpoint first") from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    if not head:
+        raise RequestError(f"{path}: the file is empty; download or write it again")
+    return head
+
+
+def _name_accident(head: bytes) -> str:
+    """What lies in place of a checkpoint, and what to do about it."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the weights; run `git lfs pull` or download the file itself"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "an HTML page, not the weights; the download was answered by a web page, download the file itself"
+    return (
+        f"unknown format (begins with {head[:12]!r}); expected safetensors or a torch .pth/.pt/.ckpt file, "
+        "download it again or convert it first"
+    )

@@ -1,0 +1,261 @@
+"""The `neon` command. Exit codes: 0 done, 1 the work failed, 2 the request was wrong."""
+
+import dataclasses
+import json as json_module
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from neon.errors import RequestError, WorkError
+
+Weights = Annotated[list[str], tyro.conf.arg(name="w", aliases=["-w"], metavar="W [W ...]")]
+Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
+JsonFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+
+
+def merge(
+    *,
+    base: Path,
+    self_trained: Path,
+    w: Weights,
+    output: str,
+    key: Key = None,
+    self_trained_key: Key = None,
+    overwrite: bool = False,
+    json: JsonFile = None,
+) -> None:
+    """Merge two checkpoints: theta_neon = (1 + w) theta_base - w theta_self_trained.
+
+    w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs.
+
+    Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
+
+    Args:
+        base: Base weights: safetensors, .pth, .pt or .ckpt.
+        self_trained: Weights fine-tuned on the base's own samples.
+        w: Merge weights.
+        output: File to write (.safetensors, .pth, .pt, .ckpt); with several w it contains {w}.
+        key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
+        self_trained_key: The same for the self-trained file.
+        overwrite: Replace an existing output.
+        json: Also write the report to this file.
+    """
+    from tqdm import tqdm
+
+    from neon.files import check_writable, write_json
+    from neon.merge import merge_files
+
+    if json is not None:
+        check_writable(json, overwrite=True)
+    with tqdm(unit="B", unit_scale=True, desc="merging", delay=2, leave=False, file=sys.stderr) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        reports = merge_files(
+            base,
+            self_trained,
+            [_number("-w", text) for text in w],
+            output,
+            key=key,
+            self_trained_key=self_trained_key,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    first = reports[0]
+    print(first.formula)
+    print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
+    print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
+    print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied")
+    for report in reports:
+        kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
+        print(f"w = {report.w:<8g}  {report.output}  ({kept})")
+    for warning in dict.fromkeys(text for report in reports for text in report.warnings):
+        print(f"neon merge: warning: {warning}", file=sys.stderr)
+    if json is not None:
+        write_json(json, [dataclasses.asdict(report) for report in reports])
+
+
+def inspect(file: tyro.conf.Positional[Path], *, key: Key = None, json: bool = False) -> None:
+    """Show what a checkpoint holds; nothing stored in it is executed.
+
+    Example: neon inspect neon_w1.safetensors
+
+    Args:
+        file: Checkpoint of any readable format.
+        key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
+        json: Print JSON.
+    """
+    from neon.checkpoint import open_checkpoint
+    from neon.files import sha256_file
+
+    with open_checkpoint(file, key) as checkpoint:
+        specs = checkpoint.specs
+        facts: dict[str, Any] = {
+            "file": str(file),
+            "format": checkpoint.format,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_file(file),
+            "architecture": checkpoint.metadata.get("architecture"),
+            "config": checkpoint.metadata.get("config"),
+            "key": checkpoint.key,
+            "candidates": list(checkpoint.candidates),
+            "parameters": sum(spec.numel for spec in specs.values() if spec.dtype.is_floating_point),
+            "metadata": checkpoint.metadata,
+        }
+    tensors = {name: {"shape": list(spec.shape), "dtype": _dtype_text(spec.dtype)} for name, spec in specs.items()}
+    if json:
+        print(json_module.dumps({**facts, "tensors": tensors}, indent=2))
+        return
+    facts["key"] = facts["key"] or "(the file itself)"
+    facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
+    for name, value in facts.items():
+        if value is not None and name != "metadata":
+            print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
+    for name, value in checkpoint.metadata.items():
+        if name not in facts:
+            print(f"{name:<13} {value}")
+    print(f"tensors       {len(tensors)}")
+    width = max(map(len, tensors))
+    for name, tensor in tensors.items():
+        print(f"  {name:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+
+
+def convert(
+    file: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    *,
+    key: Key = None,
+    overwrite: bool = False,
+) -> None:
+    """Write any readable checkpoint as flat safetensors.
+
+    Example: neon convert base.pth base.safetensors --key model_ema
+
+    Args:
+        file: Checkpoint of any readable format.
+        output: File to write; ends in .safetensors.
+        key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
+        overwrite: Replace an existing output.
+    """
+    from neon.checkpoint import convert_checkpoint
+
+    source = convert_checkpoint(file, output, key, overwrite=overwrite)
+    print(f"{file}{_key_text(source.key, source.candidates)} -> {output} ({len(source.specs)} tensors)")
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    fresh: bool = False,
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    base: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+) -> int:
+    """Run Neon end to end on embedded real images: scores, plots and a report in about two minutes.
+
+    A killed demo continues where it was. Also runs under torchrun; results do not depend on the number of processes.
+
+    Example: neon demo --seed 1 --out runs/demo-1
+
+    Args:
+        out: Folder of the run.
+        seed: Of the synthetic set, the self-training and every evaluation.
+        fresh: Start anew, replacing a run that is in the folder.
+        processes: CPU processes, one thread each; by default one per processor, at most 8.
+        base: Base model to improve, made by `python -m neon.demo.train base`; by default the embedded one.
+    """
+    from neon.demo.assets import BASE
+    from neon.launch import available_cpus, launched, run_in_processes
+
+    base = BASE if base is None else base
+    if processes is not None and processes < 1:
+        raise RequestError(f"--processes {processes}: expected at least 1")
+    if not launched():
+        arguments = ["demo", "--out", str(out), "--seed", str(seed), "--base", str(base), *(["--fresh"] * fresh)]
+        return run_in_processes(main, arguments, processes or min(available_cpus(), 8))
+    if processes is not None:
+        raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
+
+    import torch
+
+    from neon.demo.run import DemoPlan, run_demo
+    from neon.distributed import processes as process_group
+
+    torch.set_num_threads(1)
+    with process_group("cpu") as group:
+        run_demo(DemoPlan(seed=seed, base=base), out, group, fresh=fresh)
+    return 0
+
+
+# A new subcommand is one row here; what it imports beyond the standard library belongs inside its function, so that
+# `neon --help` does not wait for torch.
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "demo": demo,
+    "merge": merge,
+    "inspect": inspect,
+    "convert": convert,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; errors are one line on stderr."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    command = f"neon {args[0]}" if args and args[0] in COMMANDS else "neon"
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="neon",
+            description="Neon improves a trained image generator by stepping away from its own self-training.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        sys.stdout.flush()
+        return code or 0
+    except SystemExit as stop:  # tyro: 0 after --help, 2 after a usage error
+        return stop.code if isinstance(stop.code, int) else 2
+    except (RequestError, WorkError) as error:
+        # Under torchrun a wrong request is wrong in every process: one of them says so.
+        if isinstance(error, WorkError) or os.environ.get("RANK", "0") == "0":
+            print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(f"{flag} {text}: not a number; give merge weights such as 0.5 1 1.5") from None
+
+
+def _key_text(key: str, candidates: Sequence[str]) -> str:
+    """Which state dict of a file was used, where there is a choice to know about."""
+    if candidates == ("",):
+        return ""
+    others = ", ".join(other or "the file itself" for other in candidates if other != key)
+    return f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]"
+
+
+def _dtype_text(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

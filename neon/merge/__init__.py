@@ -1,0 +1,10 @@
+"""theta_neon = (1 + w) theta_base - w theta_self_trained, on tensors, state dicts, live networks and files.
+
+w = 0 is the base, w = -1 the self-trained model, w > 0 Neon.
+"""
+
+from neon.merge.extrapolate import MergeWarning, UpdateStats, merge_tensor
+from neon.merge.files import MergeReport, merge_files
+from neon.merge.states import LiveMerge, merge_state
+
+__all__ = ["LiveMerge", "MergeReport", "MergeWarning", "UpdateStats", "merge_files", "merge_state", "merge_tensor"]

@@ -1,0 +1,298 @@
+"""Merging checkpoint files: every w in one read of the inputs, tensor by tensor, nothing half-written.
+
+Memory is a few buffers for safetensors outputs; a torch output (.pth, .pt, .ckpt) needs one copy of the weights,
+because torch writes objects and not streams.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import neon
+from neon.checkpoint import Checkpoint, TensorSpec, open_checkpoint, stream_safetensors
+from neon.checkpoint.safetensors_format import aligned, check_storable
+from neon.checkpoint.torch_format import TorchCheckpoint, save_torch
+from neon.errors import RequestError
+from neon.files import check_not_input, check_writable, sha256_file, write_json
+from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
+from neon.merge.states import check_pair
+
+FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+_BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
+_UNKNOWN_HASH = "0" * 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What one output of `merge_files` holds and where it came from."""
+
+    output: str
+    w: float
+    formula: str
+    base: str
+    base_key: str  # nesting the state dict was found in; "" is the file itself
+    base_candidates: tuple[str, ...]  # nestings the base file offers
+    base_sha256: str
+    self_trained: str
+    self_trained_key: str
+    self_trained_candidates: tuple[str, ...]
+    self_trained_sha256: str
+    merged_tensors: int
+    copied_tensors: int  # not of a float dtype
+    share_lost: float  # see UpdateStats
+    relative_error: float
+    warnings: tuple[str, ...]
+
+
+@dataclass
+class _Job:
+    """One w and its output, while the merge runs."""
+
+    w: float
+    output: Path
+    stats: UpdateStats
+
+
+def merge_files(
+    base: str | os.PathLike[str],
+    self_trained: str | os.PathLike[str],
+    ws: Sequence[float],
+    output: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    self_trained_key: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[MergeReport]:
+    """Write (1 + w) base - w self_trained for every w; formats and nestings of the two inputs may differ.
+
+    An output named .safetensors holds flat tensors with the base's metadata and the merge's provenance. One named
+    .pth, .pt or .ckpt is the base's whole object with the chosen state dict replaced (flat, if the base is
+    safetensors), and its provenance lies beside it in `<output>.json`.
+
+    Args:
+        output: file name; `{w}` in it stands for the weight and is needed when there are several.
+        key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
+        self_trained_key: nesting of the self-trained state dict.
+        progress: called with (bytes merged so far, bytes in all).
+
+    Raises:
+        RequestError: an input cannot be read, the inputs do not fit each other, a w is not finite, an output exists,
+            is an input, has an unknown suffix, or cannot be written where it is asked for.
+        WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
+    """
+    jobs = [_Job(w, path, UpdateStats()) for w, path in _outputs(ws, output)]
+    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
+        check_pair(b.specs, s.specs)
+        _check_metadata(b, s)
+        _check_outputs(jobs, b, s, overwrite=overwrite)
+        pair = _Pair(b, s, progress)
+        with ThreadPoolExecutor(2) as pool:
+            # Hashing releases the interpreter lock, so both files are hashed while they are merged.
+            base_hash = pool.submit(sha256_file, b.path)
+            self_trained_hash = base_hash if s.path.samefile(b.path) else pool.submit(sha256_file, s.path)
+            write = _write_torch if jobs[0].output.suffix in _TORCH_SUFFIXES else _write_safetensors
+            write(pair, jobs, lambda: (base_hash.result(), self_trained_hash.result()))
+        return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
+
+
+def _outputs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[tuple[float, Path]]:
+    """Every w with the path of its output."""
+    name = os.fspath(output)
+    if not ws:
+        raise RequestError("no w given; name at least one merge weight")
+    for w in ws:
+        check_weight(w)
+    if Path(name).suffix not in _SUFFIXES:
+        raise RequestError(f"{name}: unknown output format; end the name in one of {', '.join(_SUFFIXES)}")
+    if len(ws) > 1 and "{w}" not in name:
+        raise RequestError(f"{name}: one name for {len(ws)} values of w; put {{w}} into it, as in neon_{{w}}.pth")
+    ws = [w + 0.0 for w in ws]  # -0.0 becomes 0.0
+    paths = [Path(name.replace("{w}", _text(w))) for w in ws]
+    if len(set(paths)) < len(paths):
+        raise RequestError(f"w = {' '.join(map(_text, ws))}: a value is given twice, both would be one output")
+    return list(zip(ws, paths, strict=True))
+
+
+def _text(w: float) -> str:
+    """The shortest text that reads back as `w`, without a trailing `.0`."""
+    short = f"{w:g}"
+    return short if float(short) == w else repr(w)
+
+
+def _open_self_trained(path: str | os.PathLike[str], base_key: str | None, key: str | None) -> Checkpoint:
+    if key is None and base_key is not None:
+        with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
+            return open_checkpoint(path, base_key)
+    return open_checkpoint(path, key)
+
+
+def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:
+    for job in jobs:
+        for source in (base, self_trained):
+            check_not_input(job.output, source.path)
+        if job.output.suffix not in _TORCH_SUFFIXES:
+            check_storable(job.output, base.specs)
+    for job in jobs:
+        check_writable(job.output, overwrite=overwrite)
+        if job.output.suffix in _TORCH_SUFFIXES:
+            check_writable(_sidecar(job.output), overwrite=overwrite)
+
+
+def _check_metadata(base: Checkpoint, self_trained: Checkpoint) -> None:
+    """Refuse weights of two networks that happen to have the same shapes."""
+    for entry in ("architecture", "config"):
+        ours, theirs = base.metadata.get(entry), self_trained.metadata.get(entry)
+        if ours is not None and theirs is not None and _parsed(ours) != _parsed(theirs):
+            raise RequestError(
+                f"base and self-trained differ in {entry}: {base.path} has {ours[:200]}, "
+                f"{self_trained.path} has {theirs[:200]}; both must come from the same network"
+            )
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class _Piece(NamedTuple):
+    """Consecutive elements of one tensor; `self_trained` is None where the base is copied."""
+
+    name: str
+    start: int
+    base: torch.Tensor
+    self_trained: torch.Tensor | None
+    out: torch.Tensor
+
+    def merge(self, job: _Job) -> torch.Tensor:
+        """The values for one output, in a buffer that the next call writes again."""
+        if self.self_trained is None:
+            return self.base
+        merge_flat(self.base, self.self_trained, job.w, self.out, self.name, SERIAL_CHUNK)
+        job.stats.add(self.base, self.self_trained, job.w, self.out)
+        return self.out
+
+
+class _Pair:
+    """Both inputs, read side by side in pieces."""
+
+    def __init__(self, base: Checkpoint, self_trained: Checkpoint, progress: Progress | None) -> None:
+        self.base = base
+        self.self_trained = self_trained
+        self.any_differ = False
+        self._progress = progress
+        self._done = 0
+
+    def pieces(self, layout: Mapping[str, TensorSpec], passes: int = 1) -> Iterator[_Piece]:
+        """Every tensor of `layout` in its order, cut into pieces whose values live until the next one is asked for."""
+        total = passes * sum(spec.nbytes for spec in layout.values())
+        base_buffer, self_buffer, out_buffer = (torch.empty(_BUFFER_BYTES, dtype=torch.uint8) for _ in range(3))
+        for name, spec in layout.items():
+            self_dtype = self.self_trained.dtype(name)
+            merged = is_merged(spec.dtype)
+            step = _BUFFER_BYTES // max(spec.dtype.itemsize, self_dtype.itemsize)
+            for start in range(0, spec.numel, step):
+                count = min(step, spec.numel - start)
+                base = _view(base_buffer, spec.dtype, count)
+                self.base.read(name, start, base)
+                self_trained = _view(self_buffer, self_dtype, count) if merged else None
+                if self_trained is not None:
+                    self.self_trained.read(name, start, self_trained)
+                    self.any_differ = self.any_differ or differ(base, self_trained)
+                yield _Piece(name, start, base, self_trained, _view(out_buffer, spec.dtype, count))
+                self._done += count * spec.dtype.itemsize
+                if self._progress:
+                    self._progress(self._done, total)
+
+
+def _view(buffer: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
+    return buffer[: count * dtype.itemsize].view(dtype)
+
+
+def _write_safetensors(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+    layout = aligned(pair.base.specs)
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                stream_safetensors(job.output, layout, _metadata(pair, job, (_UNKNOWN_HASH, _UNKNOWN_HASH)))
+            )
+            for job in jobs
+        ]
+        for piece in pair.pieces(layout):
+            for job, writer in zip(jobs, writers, strict=True):
+                writer.write(piece.merge(job))
+        for job, writer in zip(jobs, writers, strict=True):
+            writer.replace_metadata(_metadata(pair, job, hashes()))
+
+
+def _write_torch(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+    # One copy of the weights, filled again for every w: the inputs are mapped or in the page cache by then.
+    merged = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in pair.base.specs.items()}
+    for job in jobs:
+        for piece in pair.pieces(pair.base.specs, passes=len(jobs)):
+            values = piece.merge(job)
+            merged[piece.name].view(-1)[piece.start : piece.start + len(values)] = values
+        if isinstance(pair.base, TorchCheckpoint):
+            pair.base.save_with(job.output, merged)
+        else:
+            save_torch(job.output, merged)
+        write_json(_sidecar(job.output), _provenance(pair, job, hashes()))
+
+
+def _sidecar(output: Path) -> Path:
+    return output.with_name(output.name + ".json")
+
+
+def _metadata(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
+    return {**pair.base.metadata, **_provenance(pair, job, hashes)}
+
+
+def _provenance(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
+    base, self_trained = pair.base, pair.self_trained
+    return {
+        "formula": FORMULA,
+        "w": repr(job.w),
+        "base": base.path.name,
+        "base_key": base.key,
+        "base_sha256": hashes[0],
+        "self_trained": self_trained.path.name,
+        "self_trained_key": self_trained.key,
+        "self_trained_sha256": hashes[1],
+        "neon_version": neon.__version__,
+    }
+
+
+def _report(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> MergeReport:
+    merged = sum(is_merged(spec.dtype) for spec in pair.base.specs.values())
+    return MergeReport(
+        output=str(job.output),
+        w=job.w,
+        formula=FORMULA,
+        base=str(pair.base.path),
+        base_key=pair.base.key,
+        base_candidates=pair.base.candidates,
+        base_sha256=hashes[0],
+        self_trained=str(pair.self_trained.path),
+        self_trained_key=pair.self_trained.key,
+        self_trained_candidates=pair.self_trained.candidates,
+        self_trained_sha256=hashes[1],
+        merged_tensors=merged,
+        copied_tensors=len(pair.base.specs) - merged,
+        share_lost=job.stats.share_lost,
+        relative_error=job.stats.relative_error,
+        warnings=(*job.stats.warnings(job.w), *(() if pair.any_differ else (EQUAL_WARNING,))),
+    )

@@ -1,0 +1,565 @@
+"""theta_neon = (1 + w) theta_base - w theta_self_trained: exact algebra, dtype rules, live networks and files."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import neon.files
+from neon.checkpoint import load_state, open_checkpoint, save_safetensors
+from neon.errors import RequestError, WorkError
+from neon.files import sha256_file
+from neon.merge import LiveMerge, MergeWarning, merge_files, merge_state, merge_tensor
+
+INF = float("inf")
+LOW_PRECISION = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+FLOATS = [torch.float64, torch.float32, *LOW_PRECISION]
+
+
+def pair(dtype: torch.dtype, shape: tuple[int, ...] = (100,), step: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator)
+    return base.to(dtype), (base + step * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def bits(tensor: torch.Tensor) -> list[int]:
+    return tensor.contiguous().view(-1).view(torch.uint8).tolist()
+
+
+def exactly(base: torch.Tensor, self_trained: torch.Tensor, w: float) -> torch.Tensor:
+    return base.double() + w * (base.double() - self_trained.double())
+
+
+# --- tensors
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_w_0_gives_the_base_and_w_minus_1_the_self_trained_bit_for_bit(dtype: torch.dtype) -> None:
+    base, self_trained = pair(dtype)
+    base[:3] = torch.tensor([0.0, -0.0, -0.0])
+    self_trained[:3] = torch.tensor([-0.0, 0.0, -0.0])
+    assert bits(merge_tensor(base, self_trained, 0)) == bits(base)
+    assert bits(merge_tensor(base, self_trained, -1)) == bits(self_trained)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("w", [-2.5, -0.7, -0.3, 0.2, 1.0, 1.5])
+def test_the_result_is_the_exact_merge_rounded_once(dtype: torch.dtype, w: float) -> None:
+    base, self_trained = pair(dtype)
+    merged = merge_tensor(base, self_trained, w)
+    assert merged.dtype == dtype
+    exact = exactly(base, self_trained, w)
+    if dtype == torch.float64:
+        torch.testing.assert_close(merged, exact, rtol=0, atol=1e-14)
+    elif dtype == torch.float32:
+        torch.testing.assert_close(merged.double(), exact, rtol=0, atol=1e-6)
+    else:  # float32 inside: the same as rounding the exact result, but for ties
+        differs = merged.float() != exact.to(dtype).float()
+        assert differs.float().mean() <= 0.02
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.floats(-1e3, 1e3, width=32)), min_size=1, max_size=20),
+    st.floats(-4, 4, width=32),
+    st.floats(-4, 4, width=32),
+)
+def test_the_merge_is_linear_in_w(values: list[tuple[float, float]], w1: float, w2: float) -> None:
+    base, self_trained = (torch.tensor(column) for column in zip(*values, strict=True))
+    middle = merge_tensor(base, self_trained, (w1 + w2) / 2)
+    ends = (merge_tensor(base, self_trained, w1) + merge_tensor(base, self_trained, w2)) / 2
+    torch.testing.assert_close(middle, ends, rtol=1e-5, atol=5e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20), st.floats(-10, 10))
+def test_elements_equal_in_both_are_the_bases_at_any_w(values: list[float], w: float) -> None:
+    base = torch.tensor(values)
+    assert torch.equal(merge_tensor(base, base.clone(), w), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool])
+def test_integers_and_booleans_are_copied_from_the_base(dtype: torch.dtype) -> None:
+    base, self_trained = torch.tensor([0, 1, 1]).to(dtype), torch.tensor([1, 0, 1]).to(dtype)
+    for w in (-1, 1.5):
+        assert torch.equal(merge_tensor(base, self_trained, w), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("w", [-1, -0.5, 0, 1.5])
+def test_elements_not_finite_in_either_tensor_are_copied_from_the_base(dtype: torch.dtype, w: float) -> None:
+    base = torch.tensor([1.0, -INF, INF, 2.0, -INF, float("nan"), 3.0], dtype=dtype)
+    self_trained = torch.tensor([2.0, -INF, INF, float("nan"), 1.0, 1.0, INF], dtype=dtype)
+    merged = merge_tensor(base, self_trained, w)
+    assert merged[0] == 1 + w * (1 - 2)
+    assert torch.equal(merged[1:].nan_to_num(nan=99.0), base[1:].nan_to_num(nan=99.0))
+
+
+def test_a_causal_mask_among_large_weights_stays_a_mask() -> None:
+    mask = torch.full((600, 600), -INF).triu(1)
+    assert torch.equal(merge_tensor(mask, mask.clone(), 1.5), mask)
+
+
+def test_an_overflow_of_the_stored_dtype_is_an_error_that_names_tensor_and_w() -> None:
+    base, self_trained = torch.tensor([6e4, 1.0]).half(), torch.tensor([5e4, 1.0]).half()
+    with pytest.raises(WorkError, match=r"layer\.7: 1 elements overflow torch\.float16 at w = 1\.5"):
+        merge_tensor(base, self_trained, 1.5, name="layer.7")
+    assert merge_tensor(base, self_trained, 0.1).isfinite().all()
+
+
+def test_the_result_has_the_dtype_of_the_base_and_the_precision_of_the_better_one() -> None:
+    base, self_trained = pair(torch.float32)
+    assert merge_tensor(base.half(), self_trained, 1.5).dtype == torch.float16
+    assert merge_tensor(base, self_trained.half(), 1.5).dtype == torch.float32
+    merged = merge_tensor(base.half(), self_trained.double(), 1.5)
+    assert torch.equal(merged, exactly(base.half(), self_trained, 1.5).half())
+
+
+def test_complex_tensors_are_merged() -> None:
+    base, self_trained = torch.tensor([1 + 2j, 3.0]), torch.tensor([2 + 1j, 3.0])
+    assert merge_tensor(base, self_trained, 1.0).tolist() == [0 + 3j, 3 + 0j]
+
+
+def test_dtypes_without_a_meaningful_merge_are_refused() -> None:
+    scales = torch.ones(2).to(torch.float8_e8m0fnu)
+    for base, self_trained in ((scales, scales), (torch.ones(2), torch.ones(2, dtype=torch.int64))):
+        with pytest.raises(RequestError, match="cannot extrapolate"):
+            merge_tensor(base, self_trained, 1.0)
+
+
+def test_strided_scalar_and_empty_tensors_are_merged() -> None:
+    base, self_trained = pair(torch.float32, (6, 8))
+    expected = merge_tensor(base, self_trained, 1.5)
+    assert torch.equal(merge_tensor(base.t(), self_trained.t(), 1.5), expected.t())
+    out = torch.empty(8, 6).t()
+    assert merge_tensor(base, self_trained, 1.5, out=out) is out
+    assert torch.equal(out, expected)
+    assert merge_tensor(torch.tensor(1.0), torch.tensor(2.0), 1.0) == 0
+    assert merge_tensor(torch.zeros(0, 3), torch.zeros(0, 3), 1.0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("w", [-1, 0, 1.5])
+def test_out_may_be_one_of_the_operands(w: float) -> None:
+    base, self_trained = pair(torch.float32)
+    base[0], self_trained[1] = -INF, INF
+    expected = merge_tensor(base, self_trained, w)
+    for operand in (0, 1):
+        operands = [base.clone(), self_trained.clone()]
+        merge_tensor(*operands, w, out=operands[operand])
+        assert torch.equal(operands[operand], expected)
+
+
+@pytest.mark.parametrize("w", [float("nan"), INF, -INF])
+def test_a_weight_that_is_not_finite_is_refused(w: float) -> None:
+    with pytest.raises(RequestError, match="finite"):
+        merge_tensor(torch.ones(1), torch.ones(1), w)
+
+
+# --- state dicts
+
+
+def toy_state(step: float = 0.0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    base, self_trained = pair(torch.float32, (40, 30))
+    return {
+        "net.weight": (base + step * (self_trained - base)).to(dtype),
+        "net.bias": torch.full((30,), 1 + step).to(dtype),
+        "mask": torch.full((4, 4), -INF).triu(1).to(dtype),
+        "steps": torch.tensor(5 + int(10 * step)),
+    }
+
+
+def test_a_state_dict_is_merged_tensor_by_tensor() -> None:
+    base, self_trained = toy_state(), toy_state(1.0)
+    merged = merge_state(base, self_trained, 1.5, fixed={"net.bias"})
+    assert list(merged) == list(base)
+    assert torch.equal(merged["net.weight"], merge_tensor(base["net.weight"], self_trained["net.weight"], 1.5))
+    for copied in ("net.bias", "mask", "steps"):
+        assert torch.equal(merged[copied], base[copied])
+        assert merged[copied].data_ptr() != base[copied].data_ptr()
+
+
+def test_names_and_shapes_that_disagree_are_listed_for_both_sides() -> None:
+    base, self_trained = toy_state(), toy_state(1.0)
+    base["head.a"] = torch.zeros(1)
+    self_trained["tail.b"] = torch.zeros(1)
+    self_trained["net.bias"] = torch.zeros(31)
+    with pytest.raises(RequestError) as caught:
+        merge_state(base, self_trained, 1.0)
+    for part in ("only in base: head.a", "only in self-trained: tail.b", "net.bias [30] / [31]"):
+        assert part in str(caught.value)
+
+
+def test_a_long_list_of_differences_is_a_few_names_and_a_count() -> None:
+    base = {f"layer.{i}": torch.zeros(1) for i in range(100)}
+    with pytest.raises(RequestError, match=r"layer\.4 \(\+95 more\)"):
+        merge_state(base, {"layer.0": torch.zeros(1)}, 1.0)
+
+
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_an_update_lost_in_rounding_is_reported_with_figures(dtype: torch.dtype) -> None:
+    base = {"x": torch.linspace(1.0, 2.0, 1000).to(dtype)}
+    self_trained = {"x": base["x"].float() * (1 + 1e-6)}
+    with pytest.warns(MergeWarning, match=r"100\.0% of the elements that should move do not"):
+        merge_state(base, self_trained, 1.0)
+
+
+def test_a_float32_update_below_resolution_is_reported() -> None:
+    base = {"x": torch.linspace(1.0, 2.0, 1000)}
+    self_trained = {"x": base["x"].double() * (1 + 1e-9)}
+    with pytest.warns(MergeWarning, match="rounding spoils the update"):
+        merge_state(base, self_trained, 1.0)
+
+
+def test_an_update_that_survives_rounding_raises_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_state(toy_state(), toy_state(1.0), 1.5)
+        merge_state(toy_state(dtype=torch.bfloat16), toy_state(1.0), 1.5)
+
+
+def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> None:
+    base = torch.ones(1000, 1024)
+    self_trained = base.clone()
+    self_trained[:, ::2] += 1e-2  # half of the elements are to move, and those of half the rows cannot
+    moving = {"x": base.bfloat16()}
+    self_trained[500:, ::2] = 1 + 1e-5
+    with pytest.warns(MergeWarning, match=r"(49|50|51)\.\d% of the elements that should move"):
+        merge_state(moving, {"x": self_trained}, 1.0)
+
+
+def test_equal_weights_raise_a_warning() -> None:
+    with pytest.warns(MergeWarning, match="nothing to extrapolate"):
+        merged = merge_state(toy_state(), toy_state(), 1.5)
+    assert torch.equal(merged["net.weight"], toy_state()["net.weight"])
+
+
+# --- live networks
+
+
+def toy_network() -> torch.nn.Module:
+    network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 2))
+    network.register_buffer("mask", torch.tensor([0.0, -INF]))
+    return network
+
+
+def test_a_live_network_takes_any_w_in_any_order_in_place() -> None:
+    torch.manual_seed(0)
+    network, base, self_trained = toy_network(), toy_network().state_dict(), toy_network().state_dict()
+    self_trained["1.running_mean"] += 1
+    places = [parameter.data_ptr() for parameter in network.parameters()]
+    live = LiveMerge(network, base, self_trained)
+    for w in (1.5, 0.0, -1.0, 0.5, 1.5):
+        live.set(w)
+        for name, tensor in network.state_dict().items():
+            is_buffer = "running" in name or name in ("mask", "1.num_batches_tracked")
+            expected = base[name] if is_buffer else merge_tensor(base[name], self_trained[name], w)
+            assert torch.equal(tensor, expected), name
+    assert places == [parameter.data_ptr() for parameter in network.parameters()]
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_networks_own_state_dict_may_be_the_base() -> None:
+    network, self_trained = toy_network(), toy_network().state_dict()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    live = LiveMerge(network, network.state_dict(), self_trained)
+    live.set(1.5)
+    live.set(0.0)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_network_of_another_dtype_gets_the_merge_rounded_to_its_own() -> None:
+    network = torch.nn.Linear(30, 40, bias=False).bfloat16()
+    base, self_trained = pair(torch.float32, (40, 30))
+    LiveMerge(network, {"weight": base}, {"weight": self_trained}).set(1.5)
+    assert torch.equal(network.weight, merge_tensor(base, self_trained, 1.5).bfloat16())
+
+
+def test_a_live_network_with_masked_weights_keeps_the_mask_and_refuses_an_overflow() -> None:
+    network = torch.nn.Linear(2, 1, bias=False)
+    live = LiveMerge(network, {"weight": torch.tensor([[-INF, 1.0]])}, {"weight": torch.tensor([[-INF, 2.0]])})
+    live.set(1.5)
+    assert network.weight.tolist() == [[-INF, -0.5]]
+    live = LiveMerge(network, {"weight": torch.tensor([[3e38, 1.0]])}, {"weight": torch.tensor([[1e38, 2.0]])})
+    live.set(0.1)
+    assert network.weight[0, 0].item() == pytest.approx(3.2e38)
+    with pytest.raises(WorkError, match="weight: 1 elements overflow"):
+        live.set(1.5)
+
+
+def test_states_of_another_network_are_refused() -> None:
+    state = toy_network().state_dict()
+    with pytest.raises(RequestError, match=r"states and network do not fit.*only in network: weight"):
+        LiveMerge(torch.nn.Linear(2, 2), state, state)
+
+
+# --- files
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A folder with base and self-trained weights in both formats, nested differently."""
+    base, self_trained = toy_state(), toy_state(1.0)
+    about = {"architecture": "toy", "config": '{"width": 30}'}
+    save_safetensors(tmp_path / "base.safetensors", base, about)
+    save_safetensors(tmp_path / "tuned.safetensors", self_trained, about)
+    torch.save({"model_ema": OrderedDict(base), "model": toy_state(0.5), "epoch": 3}, tmp_path / "base.pth")
+    torch.save({"trainer": {"var_wo_ddp": self_trained}}, tmp_path / "tuned.pth")
+    return tmp_path
+
+
+def assert_is_merge(state: dict[str, torch.Tensor], w: float) -> None:
+    expected = merge_state(toy_state(), toy_state(1.0), w)
+    assert state.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(state[name], expected[name]), name
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.stem not in ("base", "tuned"))
+
+
+@pytest.mark.parametrize("base", ["base.safetensors", "base.pth"])
+@pytest.mark.parametrize("self_trained", ["tuned.safetensors", "tuned.pth"])
+@pytest.mark.parametrize("output", ["neon_{w}.safetensors", "neon_{w}.pth"])
+def test_files_of_any_two_formats_are_merged_for_many_w(toy: Path, base: str, self_trained: str, output: str) -> None:
+    reports = merge_files(toy / base, toy / self_trained, [-1, 0, 1.5], toy / output)
+    assert [Path(report.output).name for report in reports] == [output.replace("{w}", w) for w in ("-1", "0", "1.5")]
+    for report in reports:
+        assert_is_merge(load_state(report.output), report.w)
+        assert (report.merged_tensors, report.copied_tensors, report.warnings) == (3, 1, ())
+
+
+def test_a_torch_output_keeps_everything_else_of_the_base(toy: Path) -> None:
+    merge_files(toy / "base.pth", toy / "tuned.pth", [1.5], toy / "neon.pth")
+    content = torch.load(toy / "neon.pth")
+    assert list(content) == ["model_ema", "model", "epoch"]
+    assert isinstance(content["model_ema"], OrderedDict)
+    assert_is_merge(content["model_ema"], 1.5)
+    assert torch.equal(content["model"]["net.weight"], toy_state(0.5)["net.weight"])
+    assert content["epoch"] == 3
+
+
+def test_keys_choose_the_state_dicts(toy: Path) -> None:
+    torch.save({"model": toy_state(0.5), "ema": toy_state(2.0)}, toy / "tuned2.pth")
+    [report] = merge_files(toy / "base.pth", toy / "tuned2.pth", [1.0], toy / "a.safetensors")
+    assert (report.base_key, report.self_trained_key) == ("model_ema", "ema")
+    assert report.base_candidates == ("model_ema", "model")
+    [report] = merge_files(toy / "base.pth", toy / "tuned2.pth", [1.0], toy / "b.safetensors", key="model")
+    assert (report.base_key, report.self_trained_key) == ("model", "model")
+    [report] = merge_files(
+        toy / "base.pth", toy / "tuned2.pth", [1.0], toy / "c.safetensors", key="model", self_trained_key="ema"
+    )
+    assert (report.base_key, report.self_trained_key) == ("model", "ema")
+    [report] = merge_files(toy / "base.pth", toy / "tuned.safetensors", [1.0], toy / "d.safetensors", key="model")
+    assert (report.base_key, report.self_trained_key) == ("model", "")
+
+
+def test_the_output_records_formula_weight_and_inputs(toy: Path) -> None:
+    for suffix in ("safetensors", "pth"):
+        base, self_trained, output = (toy / f"{name}.{suffix}" for name in ("base", "tuned", "neon"))
+        merge_files(base, self_trained, [1.5], output)
+        if suffix == "pth":
+            record = json.loads((toy / "neon.pth.json").read_text())
+            assert record["base_key"] == "model_ema"
+        else:
+            with open_checkpoint(output) as checkpoint:
+                record = checkpoint.metadata
+            assert record["architecture"] == "toy"
+            assert record["config"] == '{"width": 30}'
+        assert record["formula"] == "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
+        assert float(record["w"]) == 1.5
+        assert (record["base"], record["base_sha256"]) == (base.name, sha256_file(base))
+        assert (record["self_trained"], record["self_trained_sha256"]) == (self_trained.name, sha256_file(self_trained))
+        assert record["neon_version"] == neon.__version__
+
+
+def test_tensors_may_lie_in_another_order_with_another_dtype(toy: Path) -> None:
+    shuffled = {name: tensor.double() for name, tensor in reversed(toy_state(1.0).items())}
+    save_safetensors(toy / "other.safetensors", shuffled, {"note": "unrelated"})
+    merge_files(toy / "base.safetensors", toy / "other.safetensors", [1.5], toy / "neon.safetensors")
+    merged = load_state(toy / "neon.safetensors")
+    torch.testing.assert_close(merged["net.weight"], merge_state(toy_state(), toy_state(1.0), 1.5)["net.weight"])
+    assert merged["net.weight"].dtype == torch.float32
+
+
+def test_tensors_larger_than_a_buffer_are_merged_in_pieces(tmp_path: Path) -> None:
+    base, self_trained = pair(torch.float32, (1100, 1000))
+    save_safetensors(tmp_path / "a.safetensors", {"x": base}, {})
+    save_safetensors(tmp_path / "b.safetensors", {"x": self_trained}, {})
+    seen: list[tuple[int, int]] = []
+    merge_files(
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+        [1.5],
+        tmp_path / "c.safetensors",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert torch.equal(load_state(tmp_path / "c.safetensors")["x"], merge_tensor(base, self_trained, 1.5))
+    assert len(seen) > 1
+    assert seen[-1] == (4_400_000, 4_400_000)
+
+
+def test_parameters_saved_as_such_stay_parameters(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    torch.save({"w": weight}, tmp_path / "a.pth")
+    torch.save({"w": weight.detach() + 1}, tmp_path / "b.pth")
+    merge_files(tmp_path / "a.pth", tmp_path / "b.pth", [1.0], tmp_path / "c.pth")
+    merged = torch.load(tmp_path / "c.pth")["w"]
+    assert isinstance(merged, torch.nn.Parameter)
+    assert merged.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_files_of_two_architectures_or_configurations_are_refused(toy: Path) -> None:
+    for about in ({"architecture": "other"}, {"config": '{"width": 31}'}):
+        save_safetensors(toy / "other.safetensors", toy_state(1.0), about)
+        with pytest.raises(RequestError, match=f"differ in {next(iter(about))}"):
+            merge_files(toy / "base.safetensors", toy / "other.safetensors", [1.0], toy / "neon.safetensors")
+    save_safetensors(toy / "other.safetensors", toy_state(1.0), {"config": '{ "width":30 }'})
+    merge_files(toy / "base.safetensors", toy / "other.safetensors", [1.0], toy / "neon.safetensors")
+
+
+def test_the_same_file_twice_is_merged_with_a_warning(toy: Path) -> None:
+    [report] = merge_files(toy / "base.safetensors", toy / "base.safetensors", [1.5], toy / "neon.safetensors")
+    assert report.warnings == ("base and self-trained are equal: nothing to extrapolate",)
+    assert report.base_sha256 == report.self_trained_sha256
+    assert_is_merge(load_state(report.output), 0.0)
+
+
+def test_low_precision_files_report_how_much_of_the_update_survives(toy: Path) -> None:
+    base = {"x": torch.linspace(1, 2, 1000).bfloat16()}
+    save_safetensors(toy / "a.safetensors", base, {})
+    save_safetensors(toy / "b.safetensors", {"x": base["x"].float() * 1.0001}, {})
+    [report] = merge_files(toy / "a.safetensors", toy / "b.safetensors", [1.0], toy / "c.safetensors")
+    assert report.share_lost > 0.9
+    assert report.relative_error > 0.9
+    assert "rounding spoils the update" in report.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("ws", "output", "message"),
+    [
+        ([float("nan")], "neon.safetensors", "finite"),
+        ([1.0, INF], "neon_{w}.safetensors", "finite"),
+        ([], "neon.safetensors", "no w"),
+        ([1.0, 2.0], "neon.safetensors", r"put \{w\} into it"),
+        ([1.0, 1.0], "neon_{w}.safetensors", "given twice"),
+        ([0.0, -0.0], "neon_{w}.safetensors", "given twice"),
+        ([1.0], "neon.bin", "unknown output format"),
+        ([1.0], "neon", "unknown output format"),
+        ([1.0], "base.safetensors", "the output is the input"),
+        ([1.0], "tuned.safetensors", "the output is the input"),
+        ([1.0], "link.safetensors", "the output is the input"),
+        ([1.0], "hardlink.safetensors", "the output is the input"),
+        ([1.0], "base.pth", "already exists"),
+        ([1.0], "base.pth/neon.safetensors", "cannot write here"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_work(toy: Path, ws: list[float], output: str, message: str) -> None:
+    (toy / "link.safetensors").symlink_to(toy / "base.safetensors")
+    (toy / "hardlink.safetensors").hardlink_to(toy / "tuned.safetensors")
+    before = left_over(toy)
+    overwrite = message != "already exists"
+    with pytest.raises(RequestError, match=message):
+        merge_files(toy / "base.safetensors", toy / "tuned.safetensors", ws, toy / output, overwrite=overwrite)
+    assert left_over(toy) == before
+    assert_is_merge(load_state(toy / "base.safetensors"), 0.0)
+
+
+def test_weights_whose_names_would_collide_when_rounded_get_names_in_full(toy: Path) -> None:
+    reports = merge_files(
+        toy / "base.safetensors", toy / "tuned.safetensors", [1.0, 1.0000001], toy / "neon_{w}.safetensors"
+    )
+    assert [Path(report.output).name for report in reports] == ["neon_1.safetensors", "neon_1.0000001.safetensors"]
+
+
+class FullDisk:
+    """Stands for a file on a disk that is full after the first `room` bytes."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, data: Any) -> int:
+        self._room -= len(memoryview(data).cast("B"))
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "FullDisk":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("output", ["neon_{w}.safetensors", "neon_{w}.pth"])
+def test_a_full_disk_leaves_nothing_half_written(toy: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    def small_open(path: Any, mode: str = "r", **options: Any) -> Any:
+        file = open(path, mode, **options)  # noqa: SIM115
+        return FullDisk(file, 4000) if mode == "wb" else file
+
+    before = left_over(toy)
+    monkeypatch.setattr(neon.files, "open", small_open, raising=False)
+    with pytest.raises(WorkError, match=r"the disk is full"):
+        merge_files(toy / "base.pth", toy / "tuned.pth", [0.5, 1.5], toy / output)
+    assert left_over(toy) == before
+
+
+def test_a_full_disk_keeps_the_file_that_was_to_be_overwritten(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge_files(toy / "base.pth", toy / "tuned.pth", [0.5], toy / "neon.safetensors")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(neon.files.os, "fsync", fail)
+    with pytest.raises(WorkError, match=r"the disk is full"):
+        merge_files(toy / "base.pth", toy / "tuned.pth", [1.5], toy / "neon.safetensors", overwrite=True)
+    assert left_over(toy) == ["neon.safetensors"]
+    assert_is_merge(load_state(toy / "neon.safetensors"), 0.5)
+
+
+def test_an_overflow_writes_none_of_the_outputs(tmp_path: Path) -> None:
+    save_safetensors(tmp_path / "base.safetensors", {"a": torch.ones(3), "x": torch.tensor([6e4]).half()}, {})
+    save_safetensors(tmp_path / "tuned.safetensors", {"a": torch.zeros(3), "x": torch.tensor([5e4]).half()}, {})
+    with pytest.raises(WorkError, match=r"x: 1 elements overflow torch\.float16 at w = 1\.5"):
+        merge_files(
+            tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", [0.1, 1.5], tmp_path / "n_{w}.safetensors"
+        )
+    assert left_over(tmp_path) == []
+
+
+PEAK_OF_MERGE = """
+import pathlib, sys, torch, neon.merge
+def memory(field):  # not getrusage: its peak includes that of the process that started this one
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split(field)[1].split()[0])
+before = memory("VmRSS:")
+neon.merge.merge_files(sys.argv[1], sys.argv[2], [0.5, 1.5], sys.argv[3])
+print((memory("VmHWM:") - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
+def test_merging_large_files_takes_the_memory_of_a_few_buffers(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        save_safetensors(tmp_path / name, {f"x{i}": torch.full((25_000_000,), value) for i in range(3)}, {})
+    command = [sys.executable, "-c", PEAK_OF_MERGE, *(str(tmp_path / n) for n in ("a", "b", "neon_{w}.safetensors"))]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert float(run.stdout) < 100, "MB above the interpreter for two files of 300 MB"
+    with open_checkpoint(tmp_path / "neon_0.5.safetensors") as merged:
+        assert merged.tensor("x2").eq(0.5).all()
+    for path in tmp_path.iterdir():
+        path.unlink()
