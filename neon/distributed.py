@@ -1,0 +1,89 @@
+"""One process, or many under torchrun: NCCL on GPUs, gloo on CPUs, one node or several."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from neon.errors import RequestError, WorkError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of this run, and how tensors travel between them."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and talks to the user."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_main(self, value: T) -> T:
+        """The main process's `value` (anything that pickles), in every process."""
+        if self.world_size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns in the main process, in every process; so is a failure it reports."""
+        if self.world_size == 1:
+            return function()
+        outcome: tuple[T | None, RequestError | WorkError | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (function(), None)
+            except (RequestError, WorkError) as error:
+                outcome = (None, error)
+        result, failure = self.from_main(outcome)
+        if failure is not None:
+            raise failure
+        return result  # type: ignore[return-value]
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The `tensor` of every process, equally shaped, in order of rank, in every process."""
+        if self.world_size == 1:
+            return [tensor]
+        gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return gathered
+
+
+@contextlib.contextmanager
+def processes(device: str | None = None) -> Iterator[Processes]:
+    """Join the process group that torchrun announces in the environment, or work alone without one.
+
+    `device`: "cpu" or "cuda"; by default CUDA where there is one. Each process takes the GPU of its LOCAL_RANK.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
+    if local.type == "cuda":
+        torch.cuda.set_device(local)
+    if "RANK" not in os.environ:
+        yield Processes(device=local)
+        return
+    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
+    except RuntimeError as error:
+        if "onnection" in str(error) and not isinstance(error, WorkError):
+            raise WorkError("another process of this run ended early; its own message says why") from error
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,95 @@
+"""Feature extractors: images in, features out, and the name that goes into the score."""
+
+import json
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.errors import RequestError
+
+
+class FeatureExtractor(Protocol):
+    """What a metric needs of a feature network."""
+
+    name: str
+    """goes into the name of the score: `fd_<name>`"""
+    dim: int
+    """F, the number of features"""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, F]; row b depends on image b only."""
+        ...
+
+
+class SmallFeatures(nn.Module):
+    """A small convolutional classifier whose last hidden layer is the features: for small, low-resolution data.
+
+    config: {"name", "image_shape": [C, H, W], "dim": F, "num_classes"}.
+    """
+
+    def __init__(self, name: str, image_shape: tuple[int, int, int], dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.name, self.dim = name, dim
+        self.image_shape = tuple(image_shape)
+        self.config = {"name": name, "image_shape": list(image_shape), "dim": dim, "num_classes": num_classes}
+        channels, height, width = image_shape
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64 * ((height + 1) // 2) * ((width + 1) // 2), dim), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, F], all at least 0.
+
+        Raises:
+            RequestError: the images have another shape than those the network was trained on.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise RequestError(
+                f"features {self.name!r} read images of shape {self.image_shape} (C, H, W), "
+                f"not {tuple(images.shape[1:])}; name another extractor"
+            )
+        return self.body(images.to(torch.float32) / 127.5 - 1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, num_classes]."""
+        return self.head(self(images))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights and config as one safetensors file."""
+        save_safetensors(path, self.state_dict(), {"features": json.dumps(self.config)})
+
+
+def load_features(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> SmallFeatures:
+    """The extractor that `SmallFeatures.save` wrote, in eval mode.
+
+    Raises:
+        RequestError: the file holds no feature network.
+    """
+    with open_checkpoint(path) as checkpoint:
+        if "features" not in checkpoint.metadata:
+            raise RequestError(
+                f"{path}: not a feature network; expected safetensors with the metadata `features` "
+                "as written by `python -m neon.demo.train features`"
+            )
+        extractor = SmallFeatures(**json.loads(checkpoint.metadata["features"]))
+        extractor.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()})
+    return extractor.to(device).eval().requires_grad_(False)
+
+
+def score_name(extractor: FeatureExtractor) -> str:
+    """`fd_<features>`: only Inception's 2048 features earn the name FID."""
+    return f"fd_{extractor.name}"
+
+
+@torch.no_grad()
+def features_of(extractor: FeatureExtractor, images: Tensor, batch_size: int = 500) -> Tensor:
+    """Features of many images in memory: uint8 [N, C, H, W] -> float32 [N, F]."""
+    return torch.cat([extractor(batch) for batch in images.split(batch_size)])

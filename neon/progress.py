@@ -1,0 +1,40 @@
+"""Progress bars with time left, on stderr, in the main process only."""
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+from neon.distributed import Processes
+
+
+class Progress:
+    """A bar over `total` units; silent in all processes but the main one."""
+
+    def __init__(self, title: str, total: int, unit: str, processes: Processes, done: int = 0) -> None:
+        self.done = done
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=f"{title:<28}",
+            unit=unit,
+            file=sys.stderr,
+            disable=not processes.is_main,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left {postfix}",
+        )
+
+    def advance(self, units: int, **figures: str) -> None:
+        """Move on by `units`; `figures` stand behind the bar."""
+        self.done += units
+        if figures:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(units)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()

@@ -1,0 +1,77 @@
+"""A run folder: one process at work in it, one identity, so that a killed run continues and two never mix."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from neon.errors import RequestError
+from neon.files import check_writable, write_json
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def run_folder(folder: str | os.PathLike[str], identity: dict[str, Any], *, fresh: bool = False) -> Iterator[Path]:
+    """Hold `folder` for a run described by `identity` (JSON): created, continued if equal, emptied if `fresh`.
+
+    The hold ends with the block, or with the process however it dies.
+
+    Raises:
+        RequestError: the folder is another run's or no run's, is in use, or cannot be written.
+    """
+    folder = Path(folder)
+    record = folder / RUN_FILE
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder}: a file, but a run needs a folder; name another with --out")
+    if folder.is_dir() and not record.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+        raise RequestError(
+            f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder with --out"
+        )
+    check_writable(record, overwrite=True)
+    with open(folder / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RequestError(
+                f"{folder}: another process works on this run; wait for it, or name another folder with --out"
+            ) from error
+        if fresh:
+            _empty(folder)
+        if record.exists():
+            _check_identity(record, identity)
+        else:
+            write_json(record, identity)
+        yield folder
+
+
+def _empty(folder: Path) -> None:
+    # The record goes last: an interrupted removal still leaves a run that --fresh may remove.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == RUN_FILE):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+
+
+def _check_identity(record: Path, identity: dict[str, Any]) -> None:
+    try:
+        found = json.loads(record.read_text())
+    except ValueError as error:
+        raise RequestError(
+            f"{record}: not readable as the record of a run ({error}); add --fresh to start anew"
+        ) from error
+    expected = json.loads(json.dumps(identity))
+    different = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    if different:
+        key = different[0]
+        raise RequestError(
+            f"{record.parent}: holds a run with other settings ({key} is {found.get(key)!r}, now {expected.get(key)!r}"
+            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}); "
+            "add --fresh to replace it, or name another folder with --out"
+        )

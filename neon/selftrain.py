@@ -1,0 +1,261 @@
+"""Training a generative model: briefly on its own samples (Neon), or from scratch on real images.
+
+The noise of a training image belongs to its visit (the n-th image that training looks at), and gradients
+are added up in a fixed order of micro-batches; so on a CPU the weights do not depend on the number of
+processes, and a killed run that continues ends with the weights of one that was never killed.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neon.dataset import TrainingImages, visit_order
+from neon.distributed import Processes
+from neon.errors import RequestError, WorkError
+from neon.files import atomic_write
+from neon.model import GenerativeModel, save_model
+from neon.noise import ImageNoise, Purpose, image_seeds
+from neon.progress import Progress
+from neon.recipe import Recipe
+
+STATE_FILE = "training-state.pt"
+LOG_FILE = "training.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Weights after a budget of training."""
+
+    images_seen: int
+    path: Path
+
+
+def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:
+    """Where the snapshot after `images_seen` images lies."""
+    return Path(folder) / f"snapshot-{images_seen / 1000:010.3f}-kimg.safetensors"
+
+
+def train(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    *,
+    num_steps: int,
+    snapshot_steps: Sequence[int],
+    recipe: Recipe,
+    seed: int,
+    processes: Processes,
+    micro_batch: int | None = None,
+    state_every_seconds: float = 60.0,
+    title: str = "training",
+) -> list[Snapshot]:
+    """Train `model.network` in place for `num_steps` optimiser steps; write a snapshot after each of `snapshot_steps`.
+
+    Snapshots hold the averaged weights if the recipe averages, else the raw ones. The state of the run is saved
+    every `state_every_seconds` and at each snapshot; a second call with the same folder goes on from there.
+
+    Args:
+        micro_batch: images per forward pass; the recipe's batch is cut into micro-batches which processes
+            take in turn. Results depend on it (by rounding) but not on the number of processes.
+
+    Raises:
+        RequestError: the images do not fit the model, or batch sizes do not divide.
+        WorkError: the loss is not finite.
+    """
+    micro_batch = micro_batch or recipe.batch_size
+    _check(model, dataset, recipe, micro_batch)
+    folder = Path(folder)
+    wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
+    snapshots = [
+        Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
+    ]
+    if processes.from_main(all(snapshot.path.exists() for snapshot in snapshots)):
+        return snapshots
+    run = _Run(model, dataset, folder, recipe, seed, processes, micro_batch)
+    run.resume()
+    lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
+    if processes.from_main(lost):
+        raise RequestError(
+            f"{folder}: training stands at step {run.step}, past snapshots that were not written ({', '.join(lost)}); "
+            "start in another folder"
+        )
+    last_saved = time.monotonic()
+    with Progress(title, num_steps, "step", processes, done=run.step) as progress:
+        while run.step < num_steps:
+            loss, lr = run.one_step()
+            progress.advance(1, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+            at_snapshot = run.step in wanted
+            if at_snapshot:
+                processes.on_main(run.write_snapshot)
+            if processes.is_main and (at_snapshot or time.monotonic() - last_saved > state_every_seconds):
+                run.save_state()
+                last_saved = time.monotonic()
+    processes.barrier()
+    model.network.eval().requires_grad_(False)
+    return snapshots
+
+
+def _check(model: GenerativeModel, dataset: TrainingImages, recipe: Recipe, micro_batch: int) -> None:
+    if tuple(dataset.image_shape) != tuple(model.image_shape):
+        raise RequestError(
+            f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
+        )
+    if model.num_classes and dataset.labels is None:
+        raise RequestError(
+            f"{dataset.path}: no labels, but the model knows {model.num_classes} classes; "
+            "expected a dataset.json or one folder per class"
+        )
+    if recipe.batch_size % micro_batch or micro_batch % model.batch_multiple:
+        raise RequestError(
+            f"a batch of {recipe.batch_size} images in micro-batches of {micro_batch}: expected the micro-batch to "
+            f"divide the batch and to be a multiple of {model.batch_multiple}"
+        )
+
+
+class _Run:
+    """The moving parts of one training run: network, optimiser, average, and where it stands."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        dataset: TrainingImages,
+        folder: Path,
+        recipe: Recipe,
+        seed: int,
+        processes: Processes,
+        micro_batch: int,
+    ) -> None:
+        self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
+        self.seed, self.processes, self.micro_batch = seed, processes, micro_batch
+        self.network = model.network.train().requires_grad_(True)
+        self.parameters = list(self.network.parameters())
+        self.optimizer = recipe.optimizer(self.network)
+        self.average = [p.detach().clone() for p in self.parameters] if recipe.averages else []
+        self.step = 0
+        self.started = time.monotonic()
+        self.visits = visit_order(len(dataset), seed)
+        facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
+        self.identity = json.dumps(facts, sort_keys=True)
+
+    def one_step(self) -> tuple[float, float]:
+        """Take one optimiser step; (mean loss of the batch, learning rate)."""
+        recipe, seen = self.recipe, self.step * self.recipe.batch_size
+        indices = list(islice(self.visits, recipe.batch_size))
+        noise_seeds = image_seeds(Purpose.TRAINING, self.seed, recipe.batch_size, start=seen)
+        loss = self._gradients(indices, noise_seeds)
+        if not torch.isfinite(loss):
+            raise WorkError(
+                f"{self.folder}: the loss is {loss.item()} at step {self.step + 1}; lower the learning rate "
+                "or look at the training images"
+            )
+        lr = recipe.lr_at(seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        recipe.repair_gradients(self.parameters)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
+        self.step += 1
+        self._log(float(loss), lr)
+        return float(loss), lr
+
+    def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
+        """Set every parameter's gradient to that of the mean loss of the batch; returns the mean loss."""
+        world, rank = self.processes.world_size, self.processes.rank
+        micro_batches = range(0, len(indices), self.micro_batch)
+        total = torch.zeros((), device=self.processes.device)
+        for first in range(0, len(micro_batches), world):
+            here = micro_batches[first : first + world]
+            loss = torch.zeros((), device=self.processes.device)
+            before = [p.grad for p in self.parameters]
+            if world > 1:
+                self.optimizer.zero_grad(set_to_none=True)
+            if rank < len(here):
+                part = slice(here[rank], here[rank] + self.micro_batch)
+                loss = self._loss(indices[part], noise_seeds[part]) / len(micro_batches)
+                loss.backward()
+            losses = self.processes.gather(loss.detach())
+            total += sum(losses[: len(here)], torch.zeros_like(total))
+            if world > 1:
+                self._add_in_order(before, len(here))
+        return total
+
+    def _add_in_order(self, before: list[Tensor | None], count: int) -> None:
+        """Gradients = `before` + those of ranks 0 .. count - 1, one after the other: as one process would add them."""
+        mine = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
+        gathered = self.processes.gather(mine)[:count]
+        total = gathered[0] if before[0] is None else torch.cat([g.flatten() for g in before if g is not None])
+        for other in gathered if before[0] is not None else gathered[1:]:
+            total += other
+        pieces = total.split([p.numel() for p in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+    def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
+        device = self.processes.device
+        images, labels = self.dataset.load(indices)
+        noise = ImageNoise(noise_seeds, device)
+        examples = self.model.encode(images.to(device), noise)
+        labels = None if labels is None or not self.model.num_classes else labels.to(device)
+        # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(noise_seeds[0])
+            return self.model.training_loss(examples, labels, noise).mean()
+
+    def resume(self) -> None:
+        """Take up the saved state of this folder, if there is one."""
+        path = self.folder / STATE_FILE
+        if not self.processes.from_main(path.exists()):
+            return
+        state = torch.load(path, map_location=self.processes.device, weights_only=True)
+        if state["identity"] != self.identity:
+            raise RequestError(
+                f"{path}: an unfinished run with other settings lies here ({state['identity']} instead of "
+                f"{self.identity}); continue with those, or start in another folder"
+            )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step = state["step"]
+        next(islice(self.visits, self.step * self.recipe.batch_size, self.step * self.recipe.batch_size), None)
+
+    def save_state(self) -> None:
+        """Write what `resume` needs, atomically."""
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "identity": self.identity,
+        }
+        with atomic_write(self.folder / STATE_FILE) as file:
+            torch.save(state, file)
+
+    def write_snapshot(self) -> None:
+        """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
+        state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        if self.average:
+            names = (name for name, _ in self.network.named_parameters())
+            state.update(zip(names, self.average, strict=True))
+        images_seen = self.step * self.recipe.batch_size
+        metadata = {
+            "images_seen": str(images_seen),
+            "seed": str(self.seed),
+            "weights": "averaged" if self.average else "raw",
+        }
+        save_model(snapshot_path(self.folder, images_seen), self.model, state, metadata)
+
+    def _log(self, loss: float, lr: float) -> None:
+        if self.processes.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            entry = {"step": self.step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self.started, 3)}
+            with open(self.folder / LOG_FILE, "a") as file:
+                file.write(json.dumps(entry) + "\n")

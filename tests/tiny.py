@@ -1,0 +1,33 @@
+"""Small models and image sets, built in the test, that behave like large ones."""
+
+from pathlib import Path
+
+import torch
+
+from edm.model import EDM
+from neon.dataset import ArrayDataset
+
+CONFIG = {
+    "network": {
+        "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 8,
+        "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0,
+    },
+    "label_dropout": 0.2,
+}  # fmt: skip
+
+
+def tiny_edm(seed: int = 0, **network: object) -> EDM:
+    """An untrained class-conditional EDM of 1 x 8 x 8 images whose output depends on everything."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = EDM({**CONFIG, "network": {**CONFIG["network"], **network}})
+        for parameter in model.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def tiny_images(count: int = 40, seed: int = 0) -> ArrayDataset:
+    """Random uint8 images 1 x 8 x 8 of three classes."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return ArrayDataset(images, torch.randint(0, 3, (count,), generator=generator), Path("tiny images"))
