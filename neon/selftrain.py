@@ -225,6 +225,8 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.step = state["step"]
+        if self.processes.is_main:
+            self._forget_later_steps()
         next(islice(self.visits, self.step * self.recipe.batch_size, self.step * self.recipe.batch_size), None)
 
     def save_state(self) -> None:
@@ -252,6 +254,12 @@ class _Run:
             "weights": "averaged" if self.average else "raw",
         }
         save_model(snapshot_path(self.folder, images_seen), self.model, state, metadata)
+
+    def _forget_later_steps(self) -> None:
+        """Take steps out of the log that were lost with a killed run and will be taken again."""
+        lines = (self.folder / LOG_FILE).read_text().splitlines(keepends=True)
+        with atomic_write(self.folder / LOG_FILE) as file:
+            file.write("".join(lines[: self.step]).encode())
 
     def _log(self, loss: float, lr: float) -> None:
         if self.processes.is_main:

@@ -51,8 +51,10 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("averages", [False, True])
-def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, averages: bool, monkeypatch) -> None:
+@pytest.mark.parametrize(("averages", "state_every_seconds"), [(False, 0.0), (True, 0.0), (False, 60.0)])
+def test_a_killed_run_continues_to_the_same_bits(
+    tmp_path: Path, averages: bool, state_every_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = dataclasses.replace(RECIPE, ema_halflife_kimg=0.02 if averages else None, lr_rampup_kimg=0.03)
     whole = run(tmp_path / "whole", recipe=recipe)
     from neon import selftrain
@@ -66,13 +68,13 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, averages: bool,
 
     monkeypatch.setattr(selftrain._Run, "one_step", dies)
     with pytest.raises(Killed):
-        run(tmp_path / "killed", recipe=recipe)
+        run(tmp_path / "killed", recipe=recipe, state_every_seconds=state_every_seconds)
     monkeypatch.undo()
     continued = run(tmp_path / "killed", recipe=recipe)
     for a, b in zip(whole, continued, strict=True):
         assert torch.equal(weights(a.path), weights(b.path))
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / LOG_FILE).read_text().splitlines()]
-    assert steps == [1, 2, 3, 4, 5, 6], "no step was taken twice"
+    assert steps == [1, 2, 3, 4, 5, 6], "every step is told once"
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:

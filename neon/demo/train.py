@@ -1,0 +1,149 @@
+"""Make what the demo embeds: the base model and the feature network, from Fashion-MNIST's training images.
+
+    python -m neon.demo.train features              # 1 minute
+    python -m neon.demo.train base --seed 0         # 30 minutes on one core
+
+Both read the Debian package dataset-fashion-mnist, or --data FOLDER with the four original files.
+Each is seeded and runs on one thread, so that one machine makes the same weights again.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+
+from neon.checkpoint import load_state
+from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
+from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
+from neon.distributed import Processes
+from neon.errors import RequestError, WorkError
+from neon.files import atomic_write
+from neon.metrics import Statistics
+from neon.metrics.features import SmallFeatures, features_of
+from neon.model import architecture, load_weights, save_model
+from neon.progress import Progress
+from neon.recipe import Recipe
+from neon.selftrain import train
+
+ARCHITECTURE = "edm"
+CONFIG = {
+    "network": {
+        "img_resolution": 14,
+        "img_channels": 1,
+        "label_dim": 10,
+        "model_type": "SongUNet",
+        "model_channels": 32,
+        "channel_mult": [1, 1],
+        "num_blocks": 1,
+        "attn_resolutions": [7],
+        "dropout": 0.0,
+    },
+    "label_dropout": 0.1,
+}
+RECIPE = Recipe(batch_size=128, lr=1e-3, lr_rampup_kimg=10, ema_halflife_kimg=50, ema_rampup_ratio=0.05)
+MICRO_BATCH = 32
+NUM_FEATURES = 64
+NUM_REAL_IMAGES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBase:
+    """Train the base model through the project's own training loop; continues where it was if killed."""
+
+    data: Path = DEBIAN_FOLDER
+    """folder with the four Fashion-MNIST files"""
+    seed: int = 0
+    """of initial weights, data order and noise"""
+    num_steps: int = 4000
+    """optimiser steps of 128 images"""
+    run: Path = Path("runs/demo-base")
+    """folder of snapshots, state and log; the seed is appended"""
+    output: Path = BASE
+    """where the averaged weights go"""
+
+    def __call__(self) -> None:
+        torch.manual_seed(self.seed)
+        model = architecture(ARCHITECTURE)(CONFIG)
+        snapshots = train(
+            model,
+            load_fashion(self.data, "train"),
+            self.run.with_name(f"{self.run.name}-{self.seed}"),
+            num_steps=self.num_steps,
+            snapshot_steps=range(0, self.num_steps, 1000)[1:],
+            recipe=RECIPE,
+            seed=self.seed,
+            processes=Processes(),
+            micro_batch=MICRO_BATCH,
+            title=f"base, seed {self.seed}",
+        )
+        state = load_state(snapshots[-1].path)
+        load_weights(model.network, state, snapshots[-1].path)
+        facts = {"trained_on": "Fashion-MNIST, training images", "images_seen": str(snapshots[-1].images_seen)}
+        save_model(self.output, model, state, {**facts, "seed": str(self.seed)})
+        print(f"{self.output}: {sum(t.numel() for t in state.values()):,} weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFeatures:
+    """Train the feature network; write it, the statistics of both splits and 2,000 test images."""
+
+    data: Path = DEBIAN_FOLDER
+    """folder with the four Fashion-MNIST files"""
+    seed: int = 0
+    """of initial weights and data order"""
+    epochs: int = 4
+    """passes over the 60,000 training images"""
+
+    def __call__(self) -> None:
+        torch.manual_seed(self.seed)
+        training, test = load_fashion(self.data, "train"), load_fashion(self.data, "test")
+        assert training.labels is not None and test.labels is not None
+        extractor = SmallFeatures("fashion64", training.image_shape, NUM_FEATURES, 10)
+        fit_classifier(extractor, training.images, training.labels, self.epochs)
+        with torch.no_grad():
+            guesses = torch.cat([extractor.logits(batch).argmax(1) for batch in test.images.split(500)])
+        print(f"accuracy on the {len(test)} test images: {(guesses == test.labels).double().mean():.4f}")
+        extractor.save(FEATURES)
+        for split, path in ((training, TRAIN_STATISTICS), (test, TEST_STATISTICS)):
+            Statistics.from_features(features_of(extractor, split.images)).save(path)
+        with atomic_write(REAL_IMAGES) as file:
+            np.savez_compressed(file, images=test.images[:NUM_REAL_IMAGES].numpy())
+
+
+def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
+    """Cross-entropy with Adam on batches of 128, the learning rate falling linearly to 0."""
+    optimizer = torch.optim.Adam(extractor.parameters(), lr=2e-3)
+    steps = epochs * (len(images) // 128)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    with Progress("feature network", steps, "step", Processes()) as progress:
+        for _ in range(epochs):
+            for batch in torch.randperm(len(images)).split(128)[: len(images) // 128]:
+                loss = F.cross_entropy(extractor.logits(images[batch]), labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.advance(1, loss=f"{loss.item():.3f}")
+    return extractor.eval().requires_grad_(False)
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    commands: dict[str, Callable[..., Any]] = {"base": TrainBase, "features": TrainFeatures}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
+    except (RequestError, WorkError) as error:
+        print(f"neon.demo.train: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

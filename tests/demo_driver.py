@@ -1,0 +1,27 @@
+"""The demo with a plan that takes seconds, for the tests that kill it or start it under torchrun."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from neon.demo.run import DemoPlan, run_demo
+from neon.distributed import processes
+from neon.recipe import Recipe
+
+SMALL = DemoPlan(
+    num_synthetic=48,
+    training_steps=4,
+    recipe=Recipe(batch_size=16, lr=1e-3),
+    micro_batch=4,
+    num_images=50,
+    num_blocks=2,
+    batch_size=8,
+    nearest_k=3,
+    picture_w=(-1.0,),
+)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with processes("cpu") as group:
+        run_demo(SMALL, Path(sys.argv[1]), group)

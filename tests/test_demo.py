@@ -1,0 +1,180 @@
+"""The demo, small: what it leaves behind, that it can be killed anywhere, and that processes do not matter."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from neon.checkpoint import load_state, open_checkpoint
+from neon.demo.assets import BASE
+from neon.demo.run import run_demo
+from neon.distributed import Processes
+from neon.errors import RequestError
+from neon.merge import merge_state
+from neon.model import load_model
+from tests.demo_driver import SMALL
+
+ROOT = Path(__file__).parent.parent
+DRIVER = Path(__file__).parent / "demo_driver.py"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, one process, one thread."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    run_demo(SMALL, out, Processes())
+    return out
+
+
+def outcome(out: Path) -> dict:
+    """All of scores.json that must not differ between runs of one plan."""
+    scores = json.loads((out / "scores.json").read_text())
+    scores.pop("seconds")
+    for varies in ("processes", "command"):
+        scores["provenance"].pop(varies)
+    return scores
+
+
+def same(a: Path, b: Path) -> None:
+    """Assert that two runs made the same images, weights and scores, to the bit."""
+    images = [sorted((out / "synthetic").iterdir()) for out in (a, b)]
+    assert [file.name for file in images[0]] == [file.name for file in images[1]]
+    assert all(x.read_bytes() == y.read_bytes() for x, y in zip(*images, strict=True))
+    assert outcome(a) == outcome(b)
+    assert (a / "neon.safetensors").read_bytes() == (b / "neon.safetensors").read_bytes()
+
+
+def test_scores_hold_what_others_rely_on(finished: Path) -> None:
+    scores = json.loads((finished / "scores.json").read_text())
+    for name in ("base", "neon", "self_trained", "spread", "w", "seconds"):
+        assert isinstance(scores[name], float), name
+    assert scores["metric"] == "fd_fashion64"
+    assert (scores["blocks"], scores["num_images"]) == (2, 50)
+    assert scores["base"] == pytest.approx(sum(scores["rows"]["base"]["blocks"]) / 2)
+
+
+def test_the_chosen_w_is_the_best_of_the_searched_ones_on_selection_seeds(finished: Path) -> None:
+    scores = json.loads((finished / "scores.json").read_text())
+    searched = {float(w): distance for w, distance in scores["selection"].items() if float(w) >= 0}
+    assert scores["w"] == min(searched, key=lambda w: searched[w])
+
+
+def test_selection_and_report_seeds_are_disjoint(finished: Path) -> None:
+    provenance = json.loads((finished / "scores.json").read_text())["provenance"]
+    spans = sorted(
+        tuple(map(int, provenance[f"{name}_seeds"].split("-"))) for name in ("synthetic", "selection", "report")
+    )
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_the_merged_checkpoint_is_the_model_that_was_scored(finished: Path) -> None:
+    w = json.loads((finished / "scores.json").read_text())["w"]
+    self_trained = sorted((finished / "self-training").glob("*.safetensors"))[-1]
+    expected = merge_state(load_state(BASE), load_state(self_trained), w)
+    merged = load_model(finished / "neon.safetensors").network.state_dict()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    with open_checkpoint(finished / "neon.safetensors") as checkpoint:
+        assert float(checkpoint.metadata["w"]) == w
+
+
+class References(HTMLParser):
+    """Collects every attribute of a page that could fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+
+def test_the_report_is_one_file_that_fetches_nothing(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    references = References()
+    references.feed(page)
+    assert len(references.found) == 5, "the curve and four grids"
+    assert all(reference.startswith("data:image/png;base64,") for reference in references.found)
+    scores = json.loads((finished / "scores.json").read_text())
+    for text in (f"{scores['base']:.2f}", f"{scores['neon']:.2f}", "precision", "recall", "fd_fashion64"):
+        assert text in page
+
+
+def test_a_finished_run_is_shown_again_and_computes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neon.demo import run
+
+    def refuse(*args: object, **keywords: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(run, "evaluate", refuse)
+    before = outcome(finished)
+    run_demo(SMALL, finished, Processes())
+    assert outcome(finished) == before
+
+
+def test_another_plan_in_the_same_folder_is_refused_and_changes_nothing(finished: Path) -> None:
+    before = (finished / "scores.json").read_bytes()
+    with pytest.raises(RequestError, match=r"seed is 0, now 1.*--fresh"):
+        run_demo(dataclasses.replace(SMALL, seed=1), finished, Processes())
+    assert (finished / "scores.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_never_emptied(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RequestError, match=r"no run of ours"):
+        run_demo(SMALL, tmp_path, Processes(), fresh=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_number_of_processes_changes_no_image_and_no_score(finished: Path, tmp_path: Path, world_size: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+    subprocess.run([*command, str(DRIVER), str(tmp_path / "run")], check=True, env=ENVIRONMENT, capture_output=True)
+    same(finished, tmp_path / "run")
+    provenance = json.loads((tmp_path / "run" / "scores.json").read_text())["provenance"]
+    assert provenance["processes"] == world_size
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_stage_ends_like_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    log = out / "evaluations.jsonl"
+    stages: list[Callable[[], bool]] = [
+        lambda: len(list(out.glob("synthetic/*.png"))) >= 16,
+        lambda: (out / "self-training" / "training.jsonl").exists(),
+        lambda: log.exists() and len(log.read_text().splitlines()) >= 2,
+        lambda: log.exists() and len(log.read_text().splitlines()) >= 8,
+    ]
+    for reached in stages:
+        process = subprocess.Popen([sys.executable, str(DRIVER), str(out)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        while not reached() and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "scores.json").exists()
+    subprocess.run([sys.executable, str(DRIVER), str(out)], check=True, env=ENVIRONMENT, capture_output=True)
+    same(finished, out)
+
+
+def test_two_processes_do_not_work_on_one_run(finished: Path) -> None:
+    from neon.runs import run_folder
+
+    with (
+        run_folder(finished, SMALL.identity()),
+        pytest.raises(RequestError, match="another process"),
+        run_folder(finished, SMALL.identity()),
+    ):
+        pass
