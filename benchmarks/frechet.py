@@ -10,7 +10,6 @@ factors of the covariances, so the singular values of their product give the exa
 
 import argparse
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -113,26 +114,6 @@ def measure(name: str, dim: int, num_samples: int, repeats: int) -> dict[str, An
             }
             for method in methods
         ],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Processor and the versions that decide the times."""
-    import numpy as np
-    import scipy
-    import torch
-
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "torch": torch.__version__,
     }
 
 

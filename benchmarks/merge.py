@@ -11,7 +11,6 @@ interleaved, so that whatever else the machine does falls on all of them.
 import hashlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 import tyro
+from machine import machine
 
 from neon.checkpoint import save_safetensors
 from neon.files import write_json
@@ -138,20 +138,6 @@ def on_files(megabytes: int, repeats: int) -> tuple[dict[str, list[float]], floa
             text=True,
         )
         return seconds, float(peak.stdout)
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [s.split(":")[1].strip() for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "load_average_before": round(os.getloadavg()[0], 2),
-    }
 
 
 def show(title: str, seconds: dict[str, list[float]], compare: list[tuple[str, str]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The demo, small: what it leaves behind, that it can be killed anywhere, and that processes do not matter."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from neon.checkpoint import load_state, open_checkpoint
 from neon.demo.assets import BASE
 from neon.demo.run import run_demo
 from neon.distributed import Processes
-from neon.errors import RequestError
+from neon.errors import RequestError, WorkError
 from neon.merge import merge_state
 from neon.model import load_model
 from tests.demo_driver import SMALL
@@ -178,3 +179,45 @@ def test_two_processes_do_not_work_on_one_run(finished: Path) -> None:
         run_folder(finished, SMALL.identity()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base", "nothing.safetensors"], "nothing.safetensors: no such file"),
+        (["--seed", "-1"], "--seed is -1; expected 0 or more"),
+        (["--processes", "0"], "--processes 0: expected at least 1"),
+        (["--out", "file"], "file: a file, but a run needs a folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line_from_any_number_of_processes(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "neon.cli", "demo", "--out", "run", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [done.stderr.strip()] and f"neon demo: {message}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_while_sampling_is_told_and_leaves_only_whole_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    save, written = Image.Image.save, []
+
+    def full_after_20(self: Image.Image, file: object, **keywords: object) -> None:
+        if len(written) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(file)
+        save(self, file, **keywords)
+
+    monkeypatch.setattr(Image.Image, "save", full_after_20)
+    with pytest.raises(WorkError, match="disk is full"):
+        run_demo(SMALL, tmp_path / "run", Processes())
+    files = list((tmp_path / "run" / "synthetic").iterdir())
+    assert len(files) == 20 and all(file.suffix == ".png" for file in files)
+    monkeypatch.undo()
+    run_demo(SMALL, tmp_path / "run", Processes())

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edm.networks import GroupNorm, SongUNet
+from edm.layers import GroupNorm
+from edm.networks import SongUNet
 from edm.sampler import EDMSettings, integrate
 from neon.errors import RequestError
 from neon.noise import ImageNoise

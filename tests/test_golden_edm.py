@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from edm.layers import Conv2d, UNetBlock
 from edm.loss import EDMLoss
-from edm.networks import Conv2d, UNetBlock
 from edm.precond import EDMPrecond
 from edm.sampler import EDMSettings, integrate, noise_levels
 from neon.dataset import to_uint8, visit_order

@@ -1,0 +1,242 @@
+"""The layers of EDM's U-Nets: linear maps, resampling convolutions, embeddings, and the residual block.
+
+Shapes: B batch, C channels, H W pixels, E embedding width. Every layer casts its parameters to the dtype
+of its input.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIALISATIONS = ("xavier_uniform", "kaiming_uniform", "kaiming_normal")
+
+
+def initial_values(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
+    """Random weights: uniform with variance 2/(fan_in+fan_out) or 1/fan_in, or normal with variance 1/fan_in."""
+    if mode == "xavier_uniform":
+        return math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(*shape) * 2 - 1)
+    if mode == "kaiming_uniform":
+        return math.sqrt(3 / fan_in) * (torch.rand(*shape) * 2 - 1)
+    if mode == "kaiming_normal":
+        return math.sqrt(1 / fan_in) * torch.randn(*shape)
+    raise ValueError(f"init_mode {mode!r} is unknown; expected one of {', '.join(INITIALISATIONS)}")
+
+
+class Linear(nn.Module):
+    """y = x W^T + b on [..., in_features]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        init_mode: str = "kaiming_normal",
+        init_weight: float = 1,
+        init_bias: float = 0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        fans = (init_mode, in_features, out_features)
+        self.weight = nn.Parameter(initial_values([out_features, in_features], *fans) * init_weight)
+        self.bias = nn.Parameter(initial_values([out_features], *fans) * init_bias) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Conv2d(nn.Module):
+    """A k x k convolution that can resample by 2 with a separable filter; kernel 0 only resamples.
+
+    up: upsample, then convolve. down: downsample, then convolve; with `fused_resample` the order is
+    convolve, then downsample. The bias is added last. `resample_filter` holds the 1-D filter taps.
+    """
+
+    resample_filter: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        bias: bool = True,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: Sequence[float] = (1, 1),
+        fused_resample: bool = False,
+        init_mode: str = "kaiming_normal",
+        init_weight: float = 1,
+        init_bias: float = 0,
+    ) -> None:
+        super().__init__()
+        if up and down:
+            raise ValueError("a convolution resamples up or down, not both")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.up = up
+        self.down = down
+        self.fused_resample = fused_resample
+        fans = (init_mode, in_channels * kernel**2, out_channels * kernel**2)
+        shape = [out_channels, in_channels, kernel, kernel]
+        self.weight = nn.Parameter(initial_values(shape, *fans) * init_weight) if kernel else None
+        self.bias = nn.Parameter(initial_values([out_channels], *fans) * init_bias) if kernel and bias else None
+        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
+        kernel_2d = torch.outer(taps, taps)[None, None] / taps.sum().square()
+        self.register_buffer("resample_filter", kernel_2d if up or down else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        conv_pad = 0 if weight is None else weight.shape[-1] // 2
+        if self.resample_filter is None:
+            x = x if weight is None else F.conv2d(x, weight, padding=conv_pad)
+        else:
+            taps = self.resample_filter.to(x.dtype)
+            filter_pad = (taps.shape[-1] - 1) // 2
+            if self.up:
+                fused = self.fused_resample and weight is not None
+                x = upsample(x, taps, max(filter_pad - conv_pad, 0) if fused else filter_pad)
+                if weight is not None:
+                    x = F.conv2d(x, weight, padding=max(conv_pad - filter_pad, 0) if fused else conv_pad)
+            elif self.fused_resample and weight is not None:
+                x = downsample(F.conv2d(x, weight, padding=conv_pad + filter_pad), taps, 0)
+            else:
+                x = downsample(x, taps, filter_pad)
+                if weight is not None:
+                    x = F.conv2d(x, weight, padding=conv_pad)
+        return x if self.bias is None else x + self.bias.to(x.dtype)[:, None, None]
+
+
+def upsample(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """Zero-insertion by 2 followed by the filter times 4, each channel on its own."""
+    channels = x.shape[1]
+    return F.conv_transpose2d(x, (taps * 4).expand(channels, -1, -1, -1), groups=channels, stride=2, padding=padding)
+
+
+def downsample(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """The filter at every second pixel, each channel on its own."""
+    channels = x.shape[1]
+    return F.conv2d(x, taps.expand(channels, -1, -1, -1), groups=channels, stride=2, padding=padding)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with at least four channels a group and at most 32 groups."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_groups = min(32, num_channels // 4)
+        if self.num_groups == 0 or num_channels % self.num_groups:
+            raise ValueError(
+                f"{num_channels} channels cannot be normalised in {self.num_groups} groups; "
+                "use a multiple of 4, and above 128 a multiple of 32"
+            )
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """[B] noise labels -> [B, num_channels] as [cos, sin] of geometrically spaced frequencies."""
+
+    def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.max_positions = max_positions
+        self.endpoint = endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.num_channels // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
+        angles = torch.outer(x, ((1 / self.max_positions) ** exponents).to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """[B] noise labels -> [B, num_channels] as [cos, sin] of fixed random frequencies."""
+
+    freqs: Tensor
+
+    def __init__(self, num_channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """Residual block [B, in, H, W] x [B, E] -> [B, out, H', W'], with optional resampling and self-attention."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+        num_heads: int | None = None,
+        channels_per_head: int = 64,
+        dropout: float = 0,
+        skip_scale: float = 1,
+        eps: float = 1e-5,
+        resample_filter: Sequence[float] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+        init: dict[str, Any] | None = None,
+        init_zero: dict[str, Any] | None = None,
+        init_attn: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        init = init or {}
+        init_zero = {"init_weight": 0} if init_zero is None else init_zero
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.emb_channels = emb_channels
+        self.num_heads = 0 if not attention else out_channels // channels_per_head if num_heads is None else num_heads
+        self.dropout = dropout
+        self.skip_scale = skip_scale
+        self.adaptive_scale = adaptive_scale
+        resample: dict[str, Any] = {"up": up, "down": down, "resample_filter": resample_filter}
+
+        self.norm0 = GroupNorm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, kernel=3, **resample, **init)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), **init)
+        self.norm1 = GroupNorm(out_channels, eps)
+        self.conv1 = Conv2d(out_channels, out_channels, kernel=3, **init_zero)
+        self.skip = None
+        if out_channels != in_channels or up or down:
+            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resample, **init)
+        if self.num_heads:
+            self.norm2 = GroupNorm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, **(init if init_attn is None else init_attn))
+            self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb)[:, :, None, None].to(x.dtype)
+        if self.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + params))
+        h = self.conv1(F.dropout(h, self.dropout, training=self.training))
+        h = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            h = (self.proj(self.attend(self.norm2(h))) + h) * self.skip_scale
+        return h
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Self-attention over pixels; the qkv channel index is (head * C/heads + c) * 3 + {0: q, 1: k, 2: v}."""
+        b, c, height, width = h.shape
+        qkv = self.qkv(h).reshape(b, self.num_heads, c // self.num_heads, 3, height * width)
+        q, k, v = qkv.transpose(2, 4).unbind(3)  # each [B, heads, HW, C/heads]
+        return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height, width)
