@@ -54,13 +54,17 @@ def random_state(megabytes: int, seed: int) -> dict[str, torch.Tensor]:
 def interleaved(
     programs: dict[str, Callable[[], object]], repeats: int, prepare: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of every program in every round, after one round of warm-up; `prepare` runs untimed before each."""
+    """Seconds of every program in every round, after one round of warm-up; `prepare` runs untimed before each.
+
+    The order rotates: what one program leaves behind (free pages, a warm cache) falls to each of the others in turn.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in programs}
+    names = list(programs)
     for turn in range(repeats + 1):
-        for name, program in programs.items():
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             prepare()
             start = time.perf_counter()
-            program()
+            programs[name]()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

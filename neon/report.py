@@ -162,10 +162,13 @@ def image_grid(images: Tensor, columns: int, scale: int = 3) -> Image.Image:
 
 def samples_plot(grids: Sequence[tuple[str, Tensor]], columns: int = 10) -> bytes:
     """PNG: the grids side by side, each under its title."""
-    figure = Figure(figsize=(2.6 * len(grids), 3.0), dpi=120, layout="constrained")
+    sheets = [np.asarray(image_grid(images, columns, scale=1)) for _, images in grids]
+    aspect = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
+    figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, images) in zip(np.atleast_1d(figure.subplots(1, len(grids))), grids, strict=True):
-        axes.imshow(np.asarray(image_grid(images, columns, scale=1)), cmap="gray", interpolation="nearest")
+    places = np.atleast_1d(figure.subplots(1, len(grids)))
+    for axes, (title, _), sheet in zip(places, grids, sheets, strict=True):
+        axes.imshow(sheet, cmap="gray", interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.axis("off")
     buffer = io.BytesIO()

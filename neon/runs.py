@@ -61,8 +61,8 @@ def _empty(folder: Path) -> None:
 
 def _check_identity(record: Path, identity: dict[str, Any]) -> None:
     try:
-        found = json.loads(record.read_text())
-    except ValueError as error:
+        found = dict(json.loads(record.read_text()))
+    except (ValueError, TypeError) as error:
         raise RequestError(
             f"{record}: not readable as the record of a run ({error}); add --fresh to start anew"
         ) from error

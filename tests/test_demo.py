@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.merge import merge_state
 from neon.model import load_model
+from neon.runs import run_folder
 from tests.demo_driver import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -131,6 +133,19 @@ def test_another_plan_in_the_same_folder_is_refused_and_changes_nothing(finished
     assert (finished / "scores.json").read_bytes() == before
 
 
+def test_a_run_of_another_version_is_refused_until_fresh(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    record = tmp_path / "run" / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "neon": "0.0.9"}))
+    with pytest.raises(RequestError, match=r"neon is '0.0.9', now .*--fresh"):
+        run_demo(SMALL, tmp_path / "run", Processes())
+    record.write_text("half a rec")
+    with pytest.raises(RequestError, match=r"not readable as the record of a run.*--fresh"):
+        run_demo(SMALL, tmp_path / "run", Processes())
+    with run_folder(tmp_path / "run", SMALL.identity(), fresh=True) as folder:
+        assert [file.name for file in folder.iterdir() if file.name != ".lock"] == ["run.json"]
+
+
 def test_a_folder_that_is_no_run_is_never_emptied(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RequestError, match=r"no run of ours"):
@@ -171,8 +186,6 @@ def test_a_run_killed_at_every_stage_ends_like_one_that_was_not(finished: Path, 
 
 
 def test_two_processes_do_not_work_on_one_run(finished: Path) -> None:
-    from neon.runs import run_folder
-
     with (
         run_folder(finished, SMALL.identity()),
         pytest.raises(RequestError, match="another process"),

@@ -21,11 +21,12 @@ SERIAL_CHUNK = 1 << 15
 _BAD_ERROR = 0.1
 _BAD_LOSS = 0.1
 
-# The statistics look at every element of a small piece and at one in 127 of a large one: a prime, so that the sample
-# walks over all columns whatever the width of a matrix. Of 1e8 elements that leaves 8e5, enough for two digits.
+# The statistics look at every element of a small piece and at one in 1021 of a large one: a prime, so that the sample
+# walks over all columns whatever the width of a matrix. Of 1e8 elements that leaves 1e5, enough for two digits; each
+# sampled element is a cache miss (one in 127 cost as much as the merge itself).
 _SAMPLE_ALL = 1 << 16
-_SAMPLE_STRIDE = 127
-_SAMPLE_PIECE = 1 << 20  # leaves samples that torch works on in the calling thread
+_SAMPLE_STRIDE = 1021
+_SAMPLE_PIECE = 1 << 24  # leaves samples that torch works on in the calling thread
 
 _WORK_DTYPES = {
     torch.float64: torch.float64,

@@ -1,0 +1,97 @@
+"""What the README says works as it is written, and the pins agree with each other."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from neon.checkpoint import load_state
+from neon.model import save_model
+from tests.tiny import tiny_edm
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The files that the README's examples name."""
+    base, tuned = tiny_edm(0), tiny_edm(1)
+    for name, model in (("base", base), ("tuned", tuned)):
+        save_model(tmp_path / f"{name}.safetensors", model)
+        torch.save({"model_ema": model.network.state_dict(), "epoch": 3}, tmp_path / f"{name}.pth")
+    (tmp_path / "neon_merge.py").write_text((ROOT / "neon_merge.py").read_text())
+    return tmp_path
+
+
+def test_the_merge_commands_run_as_printed(folder: Path) -> None:
+    [commands] = [block for block in blocks("sh") if "neon merge" in block]
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", commands], cwd=folder, env=environment, check=True, capture_output=True)
+    for made in ("neon_w0.5.pth", "neon_w1.pth", "neon_w1.5.pth", "neon.safetensors", "converted.safetensors"):
+        assert (folder / made).exists(), made
+
+
+def test_the_sweep_runs_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    scope: dict = {}
+    [code] = blocks("python")
+    exec(code, scope)
+    base, tuned = load_state("base.safetensors"), load_state("tuned.safetensors")
+    for name, parameter in scope["model"].network.named_parameters():
+        torch.testing.assert_close(parameter, 2 * base[name] - tuned[name], rtol=1e-5, atol=1e-6)
+
+
+def test_every_other_command_names_a_program_that_exists() -> None:
+    scripts = Path(sys.executable).parent
+    commands = [line for block in blocks("sh") if "neon demo" in block for line in block.splitlines() if line]
+    assert len(commands) == 4
+    for command in commands:
+        words = command.split("#")[0].split()
+        program = [str(scripts / "python"), *words[words.index("-m") :]] if "-m" in words else [str(scripts / words[0])]
+        if "-m" not in words:
+            program += words[1:]
+        done = subprocess.run([*program, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_picture_and_file_it_names_is_there() -> None:
+    for name in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:tests|benchmarks|docs)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def pins() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if match := re.match(r"([\w.-]+)==([\w.]+)", line):
+            found.setdefault(match[1].lower().replace("_", "-"), set()).add(match[2])
+    return found
+
+
+def test_conda_users_get_the_same_versions_as_pip_users() -> None:
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    [by_pip] = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    assert by_pip[-1] == "-e ."
+    pinned = [line.split("==") for line in by_pip if "==" in line]
+    for name, version in pinned:
+        assert version in pins()[name.lower().replace("_", "-")], name
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[>=\[]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    assert {name.lower().replace("_", "-") for name, _ in pinned} == wanted
+    developers = {re.split(r"[>=]", line)[0] for line in project["optional-dependencies"]["dev"]}
+    assert wanted | developers <= pins().keys()
