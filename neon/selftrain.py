@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neon.checkpoint import open_checkpoint
 from neon.dataset import TrainingImages, visit_order
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
@@ -56,9 +57,10 @@ def train(
     state_every_seconds: float = 60.0,
     title: str = "training",
 ) -> list[Snapshot]:
-    """Train `model.network` in place for `num_steps` optimiser steps; write a snapshot after each of `snapshot_steps`.
+    """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
-    Snapshots hold the averaged weights if the recipe averages, else the raw ones. The state of the run is saved
+    Results are the snapshots: the averaged weights if the recipe averages, else the raw ones; `model.network` is
+    worked on in place, and of no use afterwards if the run was finished before. The state of the run is saved
     every `state_every_seconds` and at each snapshot; a second call with the same folder goes on from there.
 
     Args:
@@ -76,9 +78,9 @@ def train(
     snapshots = [
         Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
     ]
-    if processes.from_main(all(snapshot.path.exists() for snapshot in snapshots)):
-        return snapshots
     run = _Run(model, dataset, folder, recipe, seed, processes, micro_batch)
+    if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots)):
+        return snapshots
     run.resume()
     lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
     if processes.from_main(lost):
@@ -189,7 +191,10 @@ class _Run:
         return total
 
     def _add_in_order(self, before: list[Tensor | None], count: int) -> None:
-        """Gradients = `before` + those of ranks 0 .. count - 1, one after the other: as one process would add them."""
+        """Gradients = `before` + those of ranks 0 .. count - 1, one after the other: as one process would add them.
+
+        Holds the gradients of all ranks at once: world size times the size of the network.
+        """
         mine = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
         gathered = self.processes.gather(mine)[:count]
         total = gathered[0] if before[0] is None else torch.cat([g.flatten() for g in before if g is not None])
@@ -210,17 +215,28 @@ class _Run:
             torch.manual_seed(noise_seeds[0])
             return self.model.training_loss(examples, labels, noise).mean()
 
+    def has_written(self, path: Path) -> bool:
+        """Whether the snapshot `path` is there; a RequestError if it is there and of another run."""
+        if not path.exists():
+            return False
+        with open_checkpoint(path) as snapshot:
+            self._check_identity(path, snapshot.metadata.get("training", "unknown"))
+        return True
+
+    def _check_identity(self, path: Path, found: str) -> None:
+        if found != self.identity:
+            raise RequestError(
+                f"{path}: a run with other settings lies here ({found} instead of {self.identity}); "
+                "continue with those, or start in another folder"
+            )
+
     def resume(self) -> None:
         """Take up the saved state of this folder, if there is one."""
         path = self.folder / STATE_FILE
         if not self.processes.from_main(path.exists()):
             return
         state = torch.load(path, map_location=self.processes.device, weights_only=True)
-        if state["identity"] != self.identity:
-            raise RequestError(
-                f"{path}: an unfinished run with other settings lies here ({state['identity']} instead of "
-                f"{self.identity}); continue with those, or start in another folder"
-            )
+        self._check_identity(path, state["identity"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
@@ -250,7 +266,7 @@ class _Run:
         images_seen = self.step * self.recipe.batch_size
         metadata = {
             "images_seen": str(images_seen),
-            "seed": str(self.seed),
+            "training": self.identity,
             "weights": "averaged" if self.average else "raw",
         }
         save_model(snapshot_path(self.folder, images_seen), self.model, state, metadata)

@@ -110,6 +110,12 @@ def test_settings_of_an_unfinished_run_are_not_mixed(tmp_path: Path, monkeypatch
         run(tmp_path, seed=2)
 
 
+def test_snapshots_of_another_run_are_not_taken_for_ours(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(RequestError, match=r"snapshot-.*other settings.*another folder"):
+        run(tmp_path, recipe=dataclasses.replace(RECIPE, lr=1e-4))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
