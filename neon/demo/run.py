@@ -100,6 +100,8 @@ class _Demo:
     def run(self) -> None:
         """Every step that is not done yet."""
         started = time.monotonic()
+        if self.processes.is_main:
+            print(f"Neon on Fashion-MNIST: {self.processes.world_size} processes, into {self.out}", file=sys.stderr)
         self.log = ScoreLog(self.out / LOG_FILE, self.processes)
         self.sample()
         self.self_train()

@@ -1,0 +1,73 @@
+"""Several processes of one machine: they join, the worst exit code wins, and none outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from neon.distributed import processes
+from neon.errors import RequestError
+from neon.launch import run_in_processes
+
+ROOT = Path(__file__).parent.parent
+
+
+def join_and_fail_in_the_last(arguments: list[str]) -> int:
+    with processes("cpu") as group:
+        everybody = group.gather(torch.tensor([group.rank]))
+        assert [int(rank) for rank in everybody] == [0, 1]
+        assert group.from_main(f"from {group.rank}") == "from 0"
+        try:
+            group.on_main(refuse)
+        except RequestError as error:
+            Path(arguments[0], f"refused-{group.rank}").write_text(str(error))
+        group.barrier()
+    return 3 if group.rank == 1 else 0
+
+
+def refuse() -> None:
+    raise RequestError("no")
+
+
+def sleep(arguments: list[str]) -> int:
+    Path(arguments[0], f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(60)
+    return 0
+
+
+def test_processes_join_and_a_refusal_in_the_main_one_reaches_all(tmp_path: Path) -> None:
+    assert run_in_processes(join_and_fail_in_the_last, [str(tmp_path)], 2) == 3
+    assert [(tmp_path / f"refused-{rank}").read_text() for rank in (0, 1)] == ["no", "no"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent into death on Linux only")
+def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from neon.launch import run_in_processes\nfrom tests.test_launch import sleep\n"
+        f"if __name__ == '__main__':\n    run_in_processes(sleep, [{str(tmp_path)!r}], 2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() and path.read_text() for path in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    while any(alive(int(path.read_text())) for path in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(int(path.read_text())) for path in pids)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
