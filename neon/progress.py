@@ -1,11 +1,15 @@
 """Progress bars with time left, on stderr, in the main process only."""
 
 import sys
+import threading
 from types import TracebackType
 
 from tqdm import tqdm
 
 from neon.distributed import Processes
+
+# tqdm's own lock works across processes; left behind by a killed process it makes Python complain at exit.
+_LOCK = threading.RLock()
 
 
 class Progress:
@@ -13,6 +17,7 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str, processes: Processes, done: int = 0) -> None:
         self.done = done
+        tqdm.set_lock(_LOCK)
         self._bar = tqdm(
             total=total,
             initial=done,

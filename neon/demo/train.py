@@ -1,7 +1,7 @@
 """Make what the demo embeds: the base model and the feature network, from Fashion-MNIST's training images.
 
     python -m neon.demo.train features              # 1 minute
-    python -m neon.demo.train base --seed 0         # 30 minutes on one core
+    python -m neon.demo.train base --seed 0         # 20 minutes on one core
 
 Both read the Debian package dataset-fashion-mnist, or --data FOLDER with the four original files.
 Each is seeded and runs on one thread, so that one machine makes the same weights again.
