@@ -91,27 +91,16 @@ class SongUNet(nn.Module):
                     self.enc[f"{res}_aux_residual"] = residual
                     aux_channels = channels
             skips.append(channels)
-            for i in range(num_blocks):
-                attention = img_resolution >> level in attn_resolutions
-                out = model_channels * mult
-                self.enc[f"{res}_block{i}"] = UNetBlock(channels, out, attention=attention, **block)
-                channels = out
-                skips.append(channels)
+            attention = [img_resolution >> level in attn_resolutions] * num_blocks
+            channels = add_encoder_blocks(self.enc, res, channels, model_channels * mult, skips, attention, block)
 
         self.dec = nn.ModuleDict()
         deepest = len(channel_mult) - 1
         for level in range(deepest, -1, -1):
             res = f"{img_resolution >> level}x{img_resolution >> level}"
-            if level == deepest:
-                self.dec[f"{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
-                self.dec[f"{res}_in1"] = UNetBlock(channels, channels, **block)
-            else:
-                self.dec[f"{res}_up"] = UNetBlock(channels, channels, up=True, **block)
-            for i in range(num_blocks + 1):
-                attention = i == num_blocks and img_resolution >> level in attn_resolutions
-                out = model_channels * channel_mult[level]
-                self.dec[f"{res}_block{i}"] = UNetBlock(channels + skips.pop(), out, attention=attention, **block)
-                channels = out
+            attention = [False] * num_blocks + [img_resolution >> level in attn_resolutions]
+            out = model_channels * channel_mult[level]
+            channels = add_decoder_blocks(self.dec, res, channels, out, skips, attention, level == deepest, block)
             if decoder_type == "skip" and level < deepest:
                 up: dict[str, Any] = {"up": True, "resample_filter": resample_filter}
                 self.dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, kernel=0, **up)
@@ -211,26 +200,16 @@ class DhariwalUNet(nn.Module):
             else:
                 self.enc[f"{res}_down"] = UNetBlock(channels, channels, down=True, **block)
             skips.append(channels)
-            for i in range(num_blocks):
-                attention = img_resolution >> level in attn_resolutions
-                self.enc[f"{res}_block{i}"] = UNetBlock(channels, out, attention=attention, **block)
-                channels = out
-                skips.append(channels)
+            attention = [img_resolution >> level in attn_resolutions] * num_blocks
+            channels = add_encoder_blocks(self.enc, res, channels, out, skips, attention, block)
 
         self.dec = nn.ModuleDict()
         deepest = len(channel_mult) - 1
         for level in range(deepest, -1, -1):
             res = f"{img_resolution >> level}x{img_resolution >> level}"
-            if level == deepest:
-                self.dec[f"{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
-                self.dec[f"{res}_in1"] = UNetBlock(channels, channels, **block)
-            else:
-                self.dec[f"{res}_up"] = UNetBlock(channels, channels, up=True, **block)
-            for i in range(num_blocks + 1):
-                attention = img_resolution >> level in attn_resolutions
-                out = model_channels * channel_mult[level]
-                self.dec[f"{res}_block{i}"] = UNetBlock(channels + skips.pop(), out, attention=attention, **block)
-                channels = out
+            attention = [img_resolution >> level in attn_resolutions] * (num_blocks + 1)
+            out = model_channels * channel_mult[level]
+            channels = add_decoder_blocks(self.dec, res, channels, out, skips, attention, level == deepest, block)
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, out_channels, kernel=3, **init_zero)
 
@@ -252,6 +231,45 @@ class DhariwalUNet(nn.Module):
         for entry in self.dec.values():
             x = entry(join_skip(x, skips, entry), emb)
         return self.out_conv(F.silu(self.out_norm(x)))
+
+
+def add_encoder_blocks(
+    enc: nn.ModuleDict,
+    res: str,
+    channels: int,
+    out: int,
+    skips: list[int],
+    attention: Sequence[bool],
+    block: dict[str, Any],
+) -> int:
+    """Append the blocks of one resolution on the way down, one per entry of `attention`; returns their channels."""
+    for i, attend in enumerate(attention):
+        enc[f"{res}_block{i}"] = UNetBlock(channels, out, attention=attend, **block)
+        channels = out
+        skips.append(channels)
+    return channels
+
+
+def add_decoder_blocks(
+    dec: nn.ModuleDict,
+    res: str,
+    channels: int,
+    out: int,
+    skips: list[int],
+    attention: Sequence[bool],
+    deepest: bool,
+    block: dict[str, Any],
+) -> int:
+    """Append the blocks of one resolution on the way up, each taking a connection from `skips`; their channels."""
+    if deepest:
+        dec[f"{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
+        dec[f"{res}_in1"] = UNetBlock(channels, channels, **block)
+    else:
+        dec[f"{res}_up"] = UNetBlock(channels, channels, up=True, **block)
+    for i, attend in enumerate(attention):
+        dec[f"{res}_block{i}"] = UNetBlock(channels + skips.pop(), out, attention=attend, **block)
+        channels = out
+    return channels
 
 
 def drop_labels(labels: Tensor, probability: float) -> Tensor:

@@ -1,5 +1,6 @@
-"""Small models and image sets, built in the test, that behave like large ones."""
+"""Small models, weights and image sets, built in the test, that behave like large ones."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -34,3 +35,21 @@ def tiny_images(count: int = 40, seed: int = 0) -> ArrayDataset:
     bright[0, :, :, :4] = bright[1, :, :, 4:] = bright[2, :, :4] = 200
     noise = torch.randint(0, 40, (count, 1, 8, 8), generator=generator)
     return ArrayDataset((bright[labels] + noise).to(torch.uint8), labels, Path("tiny images"))
+
+
+def pair(dtype: torch.dtype, shape: tuple[int, ...] = (100,), step: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Base weights and self-trained ones a `step` away."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator)
+    return base.to(dtype), (base + step * torch.randn(shape, generator=generator)).to(dtype)
+
+
+def toy_state(step: float = 0.0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """A state dict with weights, a mask of -inf and a counter; `step` leads from the base (0) to self-trained (1)."""
+    base, self_trained = pair(torch.float32, (40, 30))
+    return {
+        "net.weight": (base + step * (self_trained - base)).to(dtype),
+        "net.bias": torch.full((30,), 1 + step).to(dtype),
+        "mask": torch.full((4, 4), -math.inf).triu(1).to(dtype),
+        "steps": torch.tensor(5 + int(10 * step)),
+    }
