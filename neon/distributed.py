@@ -8,6 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the process group of import time as a default. Imported later (torch.optim does), they would keep
+# gloo's threads alive after the group is destroyed, and one exit in seven ended in "terminate called" (torch 2.11).
+import torch.distributed.nn
 from torch import Tensor
 
 from neon.errors import RequestError, WorkError

@@ -157,7 +157,9 @@ def test_a_folder_that_is_no_run_is_never_emptied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_the_number_of_processes_changes_no_image_and_no_score(finished: Path, tmp_path: Path, world_size: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    subprocess.run([*command, str(DRIVER), str(tmp_path / "run")], check=True, env=ENVIRONMENT, capture_output=True)
+    run = [*command, str(DRIVER), str(tmp_path / "run")]
+    done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     same(finished, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "scores.json").read_text())["provenance"]
     assert provenance["processes"] == world_size

@@ -30,6 +30,19 @@ def join_and_fail_in_the_last(arguments: list[str]) -> int:
     return 3 if group.rank == 1 else 0
 
 
+def join_and_leave(arguments: list[str]) -> int:
+    with processes("cpu") as group:
+        torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports what would hold on to the process group
+        group.gather(torch.zeros(1))
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in threads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc on Linux only")
+def test_a_process_that_left_the_group_has_no_thread_of_it_that_could_crash_its_exit() -> None:
+    assert run_in_processes(join_and_leave, [], 2) == 0
+
+
 def refuse() -> None:
     raise RequestError("no")
 
