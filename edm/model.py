@@ -97,9 +97,9 @@ class EDM(GenerativeModel):
         """
         if self.num_classes == 0 or labels is None:
             return None
-        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+        lowest, highest = (int(label) for label in labels.aminmax())
+        if lowest < 0 or highest >= self.num_classes:
             raise RequestError(
-                f"labels run from {int(labels.min())} to {int(labels.max())}; "
-                f"the model knows classes 0 to {self.num_classes - 1}"
+                f"labels run from {lowest} to {highest}; the model knows classes 0 to {self.num_classes - 1}"
             )
         return F.one_hot(labels, self.num_classes).to(torch.float32)

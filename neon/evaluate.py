@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neon.distributed import Processes
-from neon.files import write_failure
+from neon.files import append_json
 from neon.metrics import FrechetReference, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
@@ -134,19 +134,6 @@ class ScoreLog:
         known = self.processes.from_main(self.entries.get(name))
         if known is None:
             made = known = compute()
-            self.processes.on_main(lambda: self._append(name, made))
+            self.processes.on_main(lambda: append_json(self.path, {"name": name, **asdict(made)}))
         self.entries[name] = known
         return known
-
-    def _append(self, name: str, scores: Scores) -> None:
-        line = json.dumps({"name": name, **asdict(scores)})
-        try:
-            with open(self.path, "a") as file:
-                file.write(f"\n{line}\n" if self._torn() else f"{line}\n")
-        except OSError as error:
-            raise write_failure(error, self.path) from error
-
-    def _torn(self) -> bool:
-        """Whether the file ends in half a line."""
-        text = self.path.read_bytes() if self.path.exists() else b""
-        return bool(text) and not text.endswith(b"\n")

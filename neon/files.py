@@ -32,10 +32,13 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
         WorkError: the disk is full or fails while writing.
     """
     path = Path(path)
-    check_writable(path, overwrite=overwrite)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(partial, "wb") as file:
+        partial = _partial(path, overwrite=overwrite)
+        file = open(partial, "wb")  # noqa: SIM115 - closed below; only a file that was opened is removed
+    except OSError as error:
+        raise write_failure(error, path) from error
+    try:
+        with file:
             yield file
             file.flush()
             if flush:
@@ -49,18 +52,22 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
 
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end."""
-    path = Path(path)
     try:
-        if path.is_dir():
-            raise RequestError(f"{path}: cannot write a file here, this is a folder; name a file inside it")
-        if path.exists() and not overwrite:
-            raise RequestError(f"{path}: already exists; choose another name or pass --overwrite to replace it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        probe = _partial(Path(path), overwrite=overwrite)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise write_failure(error, path) from error
+
+
+def _partial(path: Path, *, overwrite: bool) -> Path:
+    """A temporary name beside `path`, whose folder exists then; a RequestError if `path` may not be written."""
+    if path.is_dir():
+        raise RequestError(f"{path}: cannot write a file here, this is a folder; name a file inside it")
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path}: already exists; choose another name or pass --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
@@ -84,6 +91,20 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
+    """Append `entry` as one line; half a line that a killed run left at the end stays a line of its own."""
+    line = json.dumps(entry).encode() + b"\n"
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+    except OSError as error:
+        raise write_failure(error, path) from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neon.checkpoint import open_checkpoint
+from neon.checkpoint import open_checkpoint, save_torch
 from neon.dataset import TrainingImages, visit_order
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
-from neon.files import atomic_write
+from neon.files import append_json, atomic_write
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.progress import Progress
@@ -254,8 +254,7 @@ class _Run:
             "step": self.step,
             "identity": self.identity,
         }
-        with atomic_write(self.folder / STATE_FILE) as file:
-            torch.save(state, file)
+        save_torch(self.folder / STATE_FILE, state)
 
     def write_snapshot(self) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
@@ -279,7 +278,5 @@ class _Run:
 
     def _log(self, loss: float, lr: float) -> None:
         if self.processes.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             entry = {"step": self.step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self.started, 3)}
-            with open(self.folder / LOG_FILE, "a") as file:
-                file.write(json.dumps(entry) + "\n")
+            append_json(self.folder / LOG_FILE, entry)

@@ -1,8 +1,10 @@
 """Training: what it learns, what it writes, and that a killed run ends like one that was not."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.model import load_model
 from neon.recipe import Recipe
-from neon.selftrain import LOG_FILE, train
+from neon.selftrain import LOG_FILE, STATE_FILE, train
 from tests.tiny import tiny_edm, tiny_images
 
 RECIPE = Recipe(batch_size=8, lr=1e-3)
@@ -163,3 +165,24 @@ def test_broken_gradients_are_repaired() -> None:
     parameter.grad = torch.tensor([torch.nan, torch.inf, -torch.inf])
     Recipe().repair_gradients([parameter])
     assert parameter.grad.tolist() == [0, 1e5, -1e5]
+
+
+def test_a_full_disk_while_saving_the_state_is_told_and_keeps_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(content: object, file: IO[bytes]) -> None:
+        file.write(b"half a state")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 - as torch's writer hides the cause
+
+    run(tmp_path, num_steps=2, snapshots=())
+    before = (tmp_path / STATE_FILE).read_bytes()
+    for snapshot in tmp_path.glob("*.safetensors"):
+        snapshot.unlink()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WorkError, match=r"training-state.pt: the disk is full"):
+        run(tmp_path, num_steps=3, snapshots=())
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*.partial"))

@@ -11,6 +11,7 @@ from neon.checkpoint.common import Checkpoint, TensorSpec
 from neon.checkpoint.convert import convert_checkpoint
 from neon.checkpoint.formats import open_checkpoint
 from neon.checkpoint.safetensors_format import SafetensorsWriter, save_safetensors, stream_safetensors
+from neon.checkpoint.torch_format import save_torch
 
 __all__ = [
     "Checkpoint",
@@ -20,6 +21,7 @@ __all__ = [
     "load_state",
     "open_checkpoint",
     "save_safetensors",
+    "save_torch",
     "stream_safetensors",
 ]
 

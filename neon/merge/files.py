@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 
 import neon
-from neon.checkpoint import Checkpoint, TensorSpec, open_checkpoint, stream_safetensors
+from neon.checkpoint import Checkpoint, TensorSpec, open_checkpoint, save_torch, stream_safetensors
 from neon.checkpoint.safetensors_format import aligned, check_storable
-from neon.checkpoint.torch_format import TorchCheckpoint, save_torch
+from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.files import check_not_input, check_writable, sha256_file, write_json
 from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
