@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.checkpoint import Checkpoint, Constructor, open_checkpoint, save_safetensors
 from neon.errors import RequestError
 from neon.noise import Noise
 from neon.recipe import Recipe
@@ -44,6 +44,13 @@ class GenerativeModel(nn.Module, ABC):
     """how the published model was trained, in what self-training needs of it"""
     batch_multiple: int = 1
     """training batches must divide by this"""
+    protocol: ClassVar[dict[str, str]] = {}
+    """rules of sampling that scores depend on, by name; recorded with every score"""
+
+    @classmethod
+    def config_of(cls, constructor: Constructor) -> dict[str, Any] | None:
+        """The config of a network that a published pickle describes by class and keywords; None: not one of ours."""
+        return None
 
     @abstractmethod
     def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
@@ -96,23 +103,49 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     return found
 
 
-def load_model(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> GenerativeModel:
-    """The model of a checkpoint whose metadata name its `architecture` and `config`, in eval mode, float32 on `device`.
+def described(checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of a checkpoint, with `architecture` and `config` filled in where a pickle describes its network."""
+    metadata = checkpoint.metadata
+    if "architecture" in metadata or checkpoint.constructor is None:
+        return metadata
+    for entry in entry_points(group=GROUP):
+        config = entry.load().config_of(checkpoint.constructor)
+        if config is not None:
+            return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
+    return metadata
+
+
+def load_model(
+    path: str | os.PathLike[str], key: str | None = None, *, device: torch.device | str = "cpu"
+) -> GenerativeModel:
+    """The model of a checkpoint that says of what `architecture` and `config` it is, in eval mode on `device`.
+
+    Files written by neon say so in their metadata, published pickles by class and constructor keywords.
+    `key` as in `open_checkpoint`.
 
     Raises:
         RequestError: the file is no checkpoint, says nothing of its architecture, or holds other
             tensors than its architecture has.
     """
-    with open_checkpoint(path) as checkpoint:
-        metadata = checkpoint.metadata
+    with open_checkpoint(path, key) as checkpoint:
+        metadata = described(checkpoint)
         if "architecture" not in metadata or "config" not in metadata:
             raise RequestError(
-                f"{path}: the checkpoint does not say which architecture it is of; expected the metadata "
-                "`architecture` and `config` that files written by neon carry"
+                f"{path}: the checkpoint does not say which architecture it is of; expected a published pickle or "
+                "the metadata `architecture` and `config` that files written by neon carry"
             )
-        model = architecture(metadata["architecture"])(json.loads(metadata["config"]))
+        model = _built(path, architecture(metadata["architecture"]), json.loads(metadata["config"]))
         load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _built(path: str | os.PathLike[str], kind: type[GenerativeModel], config: dict[str, Any]) -> GenerativeModel:
+    try:
+        return kind(config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"{path}: no {kind.architecture} network can be built as the file describes it ({error})"
+        ) from error
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from neon.checkpoint import TensorSpec, convert_checkpoint, load_state, open_checkpoint, save_safetensors
+from neon.checkpoint import TensorSpec, load_state, open_checkpoint, save_safetensors
 from neon.checkpoint.safetensors_format import aligned, stream_safetensors
+from neon.convert import convert_checkpoint
 from neon.errors import RequestError, WorkError
 from neon.files import sha256_file
 

@@ -7,17 +7,19 @@ import os
 
 import torch
 
-from neon.checkpoint.common import Checkpoint, TensorSpec
-from neon.checkpoint.convert import convert_checkpoint
+from neon.checkpoint.common import Checkpoint, Constructor, TensorSpec
 from neon.checkpoint.formats import open_checkpoint
+from neon.checkpoint.pickle_format import PickleCheckpoint, PickleWriter
 from neon.checkpoint.safetensors_format import SafetensorsWriter, save_safetensors, stream_safetensors
 from neon.checkpoint.torch_format import save_torch
 
 __all__ = [
     "Checkpoint",
+    "Constructor",
+    "PickleCheckpoint",
+    "PickleWriter",
     "SafetensorsWriter",
     "TensorSpec",
-    "convert_checkpoint",
     "load_state",
     "open_checkpoint",
     "save_safetensors",

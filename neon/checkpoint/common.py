@@ -2,15 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
 
-from neon.errors import RequestError
+from neon.errors import RequestError, WorkError
+
+# Where published checkpoints keep the weights that are to be used, the averaged ones first.
+STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
+
+_MAX_DEPTH = 3  # published nestings are at most two deep
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,20 @@ class TensorSpec:
         return cls(tuple(tensor.shape), tensor.dtype)
 
 
+@dataclass(frozen=True)
+class Constructor:
+    """How a file says its network is built: the publisher's name of the class, and the keywords as JSON values."""
+
+    class_name: str
+    keywords: dict[str, Any]
+
+
 class Checkpoint(ABC):
     """An open checkpoint: names, shapes and dtypes are known, values are read when asked for.
 
     Attributes:
         path: the file.
-        format: "safetensors" or "torch".
+        format: "safetensors", "torch" or "pickle".
         key: dotted name of the nesting the state dict was found in; "" is the file itself.
         candidates: every nesting of the file that holds tensors, `key` included.
         metadata: the file's own text entries (safetensors `__metadata__`), else empty.
@@ -61,6 +74,15 @@ class Checkpoint(ABC):
         self.candidates = candidates
         self.metadata = dict(metadata or {})
         self.specs = dict(specs)
+
+    @property
+    def constructor(self) -> Constructor | None:
+        """What the file says of how its network is built; None where the format says nothing.
+
+        Raises:
+            RequestError: it says something that no keywords can express.
+        """
+        return None
 
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""
@@ -105,8 +127,53 @@ class Checkpoint(ABC):
         self.close()
 
 
+def bytes_of(values: torch.Tensor) -> memoryview:
+    """The memory of a contiguous 1-D CPU tensor, writable."""
+    return values.view(torch.uint8).numpy().data
+
+
+def read_values(file: IO[bytes], offset: int, out: torch.Tensor, path: Path, name: str) -> None:
+    """Fill `out` with the raw values of tensor `name` that lie at `offset`; a WorkError if the disk fails."""
+    view = bytes_of(out)
+    try:
+        file.seek(offset)
+        while view:
+            count = file.readinto(view)  # type: ignore[attr-defined]  # of every file opened in binary mode
+            if not count:
+                break
+            view = view[count:]
+    except OSError as error:
+        raise WorkError(f"{path}: reading {name} failed ({error.strerror})") from error
+    if view:
+        raise WorkError(f"{path}: the file ended while {name} was being read; was it replaced meanwhile?")
+
+
 def listing(names: Mapping[str, object] | list[str] | tuple[str, ...], first: int = 4) -> str:
     """The first few names and how many follow: `a, b, c, d (+12 more)`."""
     shown = list(names)
     more = f" (+{len(shown) - first} more)" if len(shown) > first else ""
     return (", ".join(shown[:first]) or "nothing") + more
+
+
+def find_nestings(
+    content: Any, holds_tensors: Callable[[Any], bool], prefix: str = "", depth: int = 0
+) -> dict[str, Any]:
+    """Every object in nested dictionaries that holds tensors by name, by dotted key; "" is `content` itself."""
+    found: dict[str, Any] = {prefix: content} if holds_tensors(content) else {}
+    if isinstance(content, Mapping) and depth < _MAX_DEPTH:
+        for name, value in content.items():
+            if isinstance(name, str):
+                found.update(find_nestings(value, holds_tensors, f"{prefix}.{name}" if prefix else name, depth + 1))
+    return found
+
+
+def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
+    """The nesting asked for, or the usual one; a RequestError that lists what is present if there is none."""
+    present = listing([name or '"" (the file itself)' for name in nestings], first=8)
+    if key is None:
+        key = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
+        if key is None:
+            raise RequestError(f"{path}: no state dict in a usual place; present: {present}; choose with --key")
+    elif key not in nestings:
+        raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
+    return key

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from neon.checkpoint.common import Checkpoint
+from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle, is_training_state
 from neon.checkpoint.safetensors_format import SafetensorsCheckpoint, is_safetensors
 from neon.checkpoint.torch_format import TorchCheckpoint, is_torch
 from neon.errors import RequestError
@@ -18,9 +19,14 @@ class _Format(NamedTuple):
     open: Callable[[Path, str | None], Checkpoint]
 
 
+def _open_torch(path: Path, key: str | None) -> Checkpoint:
+    return (PickleCheckpoint.open_training_state if is_training_state(path) else TorchCheckpoint.open)(path, key)
+
+
 # A new format is one row: what its first bytes look like and what opens it.
 _FORMATS = (
-    _Format(is_torch, TorchCheckpoint.open),
+    _Format(is_torch, _open_torch),
+    _Format(is_pickle, PickleCheckpoint.open),  # after torch, whose old files are pickles of their own kind
     _Format(is_safetensors, SafetensorsCheckpoint.open),
 )
 
@@ -31,12 +37,12 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     Args:
         key: dotted name of the nesting that holds the state dict ("model_ema", "trainer.var_wo_ddp"; "" is the
             file itself). By default the first present of model_ema, ema, trainer.var_wo_ddp, var_wo_ddp,
-            state_dict and model, else the file itself.
+            state_dict, model and net, else the file itself.
 
     Raises:
         RequestError: no such file, a folder, an empty or truncated file, something other than weights (HTML page,
-            Git LFS pointer), an unknown format, an unknown key, a pickle that needs more than tensors and plain
-            containers, or no tensors in it.
+            Git LFS pointer), an unknown format, an unknown key, a pickle that needs more than tensors, plain
+            containers and networks of NVIDIA's layout, or no tensors in it.
     """
     path = Path(path)
     head = _read_head(path)
@@ -69,6 +75,6 @@ def _name_accident(head: bytes) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         return "an HTML page, not the weights; the download was answered by a web page, download the file itself"
     return (
-        f"unknown format (begins with {head[:12]!r}); expected safetensors or a torch .pth/.pt/.ckpt file, "
-        "download it again or convert it first"
+        f"unknown format (begins with {head[:12]!r}); expected safetensors, a torch .pth/.pt/.ckpt file or a "
+        "NVIDIA-style .pkl, download it again or convert it first"
     )

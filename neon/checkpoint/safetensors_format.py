@@ -13,8 +13,8 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from neon.checkpoint.common import Checkpoint, TensorSpec
-from neon.errors import RequestError, WorkError
+from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values
+from neon.errors import RequestError
 from neon.files import atomic_write
 
 _DTYPES = {
@@ -70,18 +70,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return cls(path, header, data_start)
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
-        view = _bytes_of(out)
-        try:
-            self._file.seek(self._offsets[name] + start * out.element_size())
-            while view:
-                count = self._file.readinto(view)
-                if not count:
-                    break
-                view = view[count:]
-        except OSError as error:
-            raise WorkError(f"{self.path}: reading {name} failed ({error.strerror})") from error
-        if view:
-            raise WorkError(f"{self.path}: the file ended while {name} was being read; was it replaced meanwhile?")
+        read_values(self._file, self._offsets[name] + start * out.element_size(), out, self.path, name)
 
     def close(self) -> None:
         self._file.close()
@@ -99,7 +88,7 @@ class SafetensorsWriter:
 
     def write(self, values: torch.Tensor) -> None:
         """Append `values` (1-D, contiguous, CPU) of the tensor whose turn it is."""
-        view = _bytes_of(values)
+        view = bytes_of(values)
         self._left -= len(view)
         self._file.write(view)
 
@@ -202,8 +191,3 @@ def _dtype(path: Path, name: str, code: str) -> torch.dtype:
         return _DTYPES[code]
     except KeyError:
         raise RequestError(f"{path}: tensor {name} has dtype {code}, which torch cannot merge or convert") from None
-
-
-def _bytes_of(values: torch.Tensor) -> memoryview:
-    """The memory of a contiguous 1-D CPU tensor, writable."""
-    return values.view(torch.uint8).numpy().data

@@ -11,17 +11,13 @@ from typing import Any
 
 import torch
 
-from neon.checkpoint.common import Checkpoint, TensorSpec, listing
+from neon.checkpoint.common import Checkpoint, TensorSpec, choose_key, find_nestings
 from neon.errors import RequestError, WorkError
 from neon.files import atomic_write
-
-# Where published checkpoints keep the weights that are to be used, the averaged ones first.
-STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model")
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the pickled magic number before torch 1.6
 _EXPECTED = "expected a state dict or a dictionary that holds one"
-_MAX_DEPTH = 3  # published nestings are at most two deep
 
 
 def is_torch(head: bytes) -> bool:
@@ -47,17 +43,10 @@ class TorchCheckpoint(Checkpoint):
     @classmethod
     def open(cls, path: Path, key: str | None) -> "TorchCheckpoint":
         content = _load(path)
-        nestings = _nestings(content)
+        nestings = find_nestings(content, lambda value: isinstance(value, Mapping) and bool(_tensors_in(value)))
         if not nestings:
             raise RequestError(f"{path}: no tensors by name in it (it holds a {type(content).__name__}); {_EXPECTED}")
-        present = listing([name or '"" (the file itself)' for name in nestings], first=8)
-        if key is None:
-            key = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
-            if key is None:
-                raise RequestError(f"{path}: no state dict in a usual place; present: {present}; choose with --key")
-        elif key not in nestings:
-            raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
-        return cls(path, content, nestings, key)
+        return cls(path, content, nestings, choose_key(path, nestings, key))
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         if self._flat is None or self._flat[0] != name:
@@ -117,21 +106,11 @@ def _is_mappable(path: Path) -> bool:
             entries = archive.infolist()
     except zipfile.BadZipFile:
         raise RequestError(f"{path}: truncated torch archive (its end is missing); download it again") from None
+    except (ValueError, NotImplementedError) as error:  # names or versions in its directory that nothing writes
+        raise RequestError(f"{path}: not a readable torch archive ({_first_line(error)}); download it again") from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise RequestError(f"{path}: a zip archive without data.pkl, not a torch file; {_EXPECTED}")
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-
-
-def _nestings(content: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    """Every dictionary in `content` that holds tensors by name, by dotted key; "" is `content` itself."""
-    if not isinstance(content, Mapping):
-        return {}
-    found: dict[str, Any] = {prefix: content} if _tensors_in(content) else {}
-    if depth < _MAX_DEPTH:
-        for name, value in content.items():
-            if isinstance(name, str):
-                found.update(_nestings(value, f"{prefix}.{name}" if prefix else name, depth + 1))
-    return found
 
 
 def _tensors_in(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,16 @@ w = 0 is the base, w = -1 the self-trained model, w > 0 Neon.
 """
 
 from neon.merge.extrapolate import MergeWarning, UpdateStats, merge_tensor
-from neon.merge.files import MergeReport, merge_files
+from neon.merge.files import MergeReport, check_same_network, merge_files
 from neon.merge.states import LiveMerge, merge_state
 
-__all__ = ["LiveMerge", "MergeReport", "MergeWarning", "UpdateStats", "merge_files", "merge_state", "merge_tensor"]
+__all__ = [
+    "LiveMerge",
+    "MergeReport",
+    "MergeWarning",
+    "UpdateStats",
+    "check_same_network",
+    "merge_files",
+    "merge_state",
+    "merge_tensor",
+]

@@ -1,7 +1,7 @@
 """Merging checkpoint files: every w in one read of the inputs, tensor by tensor, nothing half-written.
 
-Memory is a few buffers for safetensors outputs; a torch output (.pth, .pt, .ckpt) needs one copy of the weights,
-because torch writes objects and not streams.
+Memory is a few buffers for safetensors and pickle outputs; a torch output (.pth, .pt, .ckpt) needs one copy of the
+weights, because torch writes objects and not streams.
 """
 
 import contextlib
@@ -9,25 +9,36 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import neon
-from neon.checkpoint import Checkpoint, TensorSpec, open_checkpoint, save_torch, stream_safetensors
+from neon.checkpoint import (
+    Checkpoint,
+    PickleCheckpoint,
+    PickleWriter,
+    SafetensorsWriter,
+    TensorSpec,
+    open_checkpoint,
+    save_torch,
+    stream_safetensors,
+)
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.files import check_not_input, check_writable, sha256_file, write_json
 from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
 from neon.merge.states import check_pair
+from neon.model import described
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
-_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+_PICKLE_SUFFIX = ".pkl"
+_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES, _PICKLE_SUFFIX)
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
 _UNKNOWN_HASH = "0" * 64
 
@@ -63,6 +74,7 @@ class _Job:
     w: float
     output: Path
     stats: UpdateStats
+    warnings: list[str] = field(default_factory=list)  # of what its format implies
 
 
 def merge_files(
@@ -80,7 +92,8 @@ def merge_files(
 
     An output named .safetensors holds flat tensors with the base's metadata and the merge's provenance. One named
     .pth, .pt or .ckpt is the base's whole object with the chosen state dict replaced (flat, if the base is
-    safetensors), and its provenance lies beside it in `<output>.json`.
+    safetensors or a pickle), and its provenance lies beside it in `<output>.json`. So does that of one named .pkl,
+    which is a copy of the base, a pickle too, with other values in the chosen network.
 
     Args:
         output: file name; `{w}` in it stands for the weight and is needed when there are several.
@@ -90,21 +103,20 @@ def merge_files(
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other, a w is not finite, an output exists,
-            is an input, has an unknown suffix, or cannot be written where it is asked for.
+            is an input, has an unknown suffix or one that the base cannot have, or cannot be written where it is
+            asked for.
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
     jobs = [_Job(w, path, UpdateStats()) for w, path in _outputs(ws, output)]
     with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
-        check_pair(b.specs, s.specs)
-        _check_metadata(b, s)
+        _check_pair(b, s)
         _check_outputs(jobs, b, s, overwrite=overwrite)
         pair = _Pair(b, s, progress)
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
             base_hash = pool.submit(sha256_file, b.path)
             self_trained_hash = base_hash if s.path.samefile(b.path) else pool.submit(sha256_file, s.path)
-            write = _write_torch if jobs[0].output.suffix in _TORCH_SUFFIXES else _write_safetensors
-            write(pair, jobs, lambda: (base_hash.result(), self_trained_hash.result()))
+            _WRITERS[jobs[0].output.suffix](pair, jobs, lambda: (base_hash.result(), self_trained_hash.result()))
         return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
 
 
@@ -143,26 +155,52 @@ def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpo
     for job in jobs:
         for source in (base, self_trained):
             check_not_input(job.output, source.path)
-        if job.output.suffix not in _TORCH_SUFFIXES:
+        if job.output.suffix == _PICKLE_SUFFIX:
+            _pickle(base, job.output).check_copyable()
+        if job.output.suffix == ".safetensors":
             check_storable(job.output, base.specs)
     for job in jobs:
         check_writable(job.output, overwrite=overwrite)
-        if job.output.suffix in _TORCH_SUFFIXES:
+        if job.output.suffix != ".safetensors":
             check_writable(_sidecar(job.output), overwrite=overwrite)
 
 
-def _check_metadata(base: Checkpoint, self_trained: Checkpoint) -> None:
-    """Refuse weights of two networks that happen to have the same shapes."""
+def _pickle(base: Checkpoint, output: Path) -> PickleCheckpoint:
+    if not isinstance(base, PickleCheckpoint):
+        raise RequestError(
+            f"{output}: a .pkl is written only as a copy of a base .pkl, and {base.path} is a {base.format} file; "
+            "end the name in .safetensors or .pth"
+        )
+    return base
+
+
+def check_same_network(
+    base: str | os.PathLike[str], self_trained: str | os.PathLike[str], key: str | None = None
+) -> None:
+    """Raise a RequestError, naming both files, unless their weights are of one network and can be merged."""
+    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, None) as s:
+        _check_pair(b, s)
+
+
+def _check_pair(base: Checkpoint, self_trained: Checkpoint) -> None:
+    """Refuse weights that do not fit each other, and those of two networks that happen to have the same shapes."""
+    try:
+        check_pair(base.specs, self_trained.specs)
+    except RequestError as error:
+        raise RequestError(f"{base.path} and {self_trained.path}: {error}") from None
+    ours, theirs = described(base), described(self_trained)
     for entry in ("architecture", "config"):
-        ours, theirs = base.metadata.get(entry), self_trained.metadata.get(entry)
-        if ours is not None and theirs is not None and _parsed(ours) != _parsed(theirs):
+        a, b = _parsed(ours.get(entry)), _parsed(theirs.get(entry))
+        if a is not None and b is not None and a != b:
             raise RequestError(
-                f"base and self-trained differ in {entry}: {base.path} has {ours[:200]}, "
-                f"{self_trained.path} has {theirs[:200]}; both must come from the same network"
+                f"base and self-trained differ in {entry}: {base.path} has {str(a)[:200]}, "
+                f"{self_trained.path} has {str(b)[:200]}; both must come from the same network"
             )
 
 
-def _parsed(text: str) -> object:
+def _parsed(text: str | None) -> object:
+    if text is None:
+        return None
     try:
         return json.loads(text)
     except ValueError:
@@ -232,11 +270,33 @@ def _write_safetensors(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], t
             )
             for job in jobs
         ]
-        for piece in pair.pieces(layout):
-            for job, writer in zip(jobs, writers, strict=True):
-                writer.write(piece.merge(job))
+        _stream(pair, layout, jobs, writers)
         for job, writer in zip(jobs, writers, strict=True):
             writer.replace_metadata(_metadata(pair, job, hashes()))
+
+
+def _write_pickles(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+    base = _pickle(pair.base, jobs[0].output)
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(base.stream_copy(job.output)) for job in jobs]
+        _stream(pair, base.layout, jobs, writers)
+    for job in jobs:
+        job.warnings.append(
+            f"{job.output.name} is a copy of {base.path.name} with other weights in {base.key or 'it'}: whatever else "
+            "that file embeds (source text, augmentation, loss) is copied too"
+        )
+        write_json(_sidecar(job.output), _provenance(pair, job, hashes()))
+
+
+def _stream(
+    pair: _Pair,
+    layout: Mapping[str, TensorSpec],
+    jobs: Sequence[_Job],
+    writers: Sequence[SafetensorsWriter | PickleWriter],
+) -> None:
+    for piece in pair.pieces(layout):
+        for job, writer in zip(jobs, writers, strict=True):
+            writer.write(piece.merge(job))
 
 
 def _write_torch(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
@@ -253,12 +313,19 @@ def _write_torch(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[s
         write_json(_sidecar(job.output), _provenance(pair, job, hashes()))
 
 
+_WRITERS = {
+    ".safetensors": _write_safetensors,
+    _PICKLE_SUFFIX: _write_pickles,
+    **dict.fromkeys(_TORCH_SUFFIXES, _write_torch),
+}
+
+
 def _sidecar(output: Path) -> Path:
     return output.with_name(output.name + ".json")
 
 
 def _metadata(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
-    return {**pair.base.metadata, **_provenance(pair, job, hashes)}
+    return {**described(pair.base), **_provenance(pair, job, hashes)}
 
 
 def _provenance(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
@@ -294,5 +361,5 @@ def _report(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> MergeReport:
         copied_tensors=len(pair.base.specs) - merged,
         share_lost=job.stats.share_lost,
         relative_error=job.stats.relative_error,
-        warnings=(*job.stats.warnings(job.w), *(() if pair.any_differ else (EQUAL_WARNING,))),
+        warnings=(*job.stats.warnings(job.w), *(() if pair.any_differ else (EQUAL_WARNING,)), *job.warnings),
     )

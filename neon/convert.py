@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from neon.checkpoint.common import Checkpoint
-from neon.checkpoint.formats import open_checkpoint
-from neon.checkpoint.safetensors_format import aligned, check_storable, stream_safetensors
+from neon.checkpoint import Checkpoint, open_checkpoint, stream_safetensors
+from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.errors import RequestError
 from neon.files import check_not_input, check_writable, sha256_file
+from neon.model import described
 
 CHUNK_ELEMENTS = 1 << 20
 
@@ -19,7 +19,8 @@ def convert_checkpoint(
 ) -> Checkpoint:
     """Write the state dict of `path` to `output` as safetensors, tied tensors in full; returns the (closed) input.
 
-    Metadata is carried over, and the source's name, key and sha256 are added to it.
+    Metadata is carried over; the architecture and config of a published pickle, and the source's name, key and
+    sha256 are added to it.
 
     Raises:
         RequestError: as `open_checkpoint`, or `output` is not a .safetensors name, is the input, or exists.
@@ -33,7 +34,7 @@ def convert_checkpoint(
         check_storable(output, source.specs)
         check_writable(output, overwrite=overwrite)
         metadata = {
-            **source.metadata,
+            **described(source),
             "source": source.path.name,
             "source_key": source.key,
             "source_sha256": sha256_file(source.path),
