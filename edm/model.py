@@ -7,36 +7,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm.loss import EDMLoss
-from edm.precond import EDMPrecond
-from edm.sampler import EDMSettings, integrate
+from edm.loss import Augment, loss_of
+from edm.precond import PRECONDS, Precond
+from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
+from neon.checkpoint import Constructor
 from neon.dataset import to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.recipe import Recipe
 
+LARGE = 10_000_000
+"""weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 8% and train 13% faster so
+on a CPU (`benchmarks/sampler.py`), the demo's 0.3 million 25% slower"""
+
 
 class EDM(GenerativeModel):
     """A preconditioned U-Net with EDM's sampler and loss.
 
-    config: {"network": keywords of EDMPrecond, "label_dropout": share of training images shown without
-    their class (0 if absent)}. Guidance needs a network trained with label dropout.
+    config: {"precond": class name (EDMPrecond if absent), "network": its keywords, "label_dropout": share of
+    training images shown without their class (0 if absent)}. Guidance needs a network trained with label dropout.
     """
 
     architecture = "edm"
-    network: EDMPrecond
+    network: Precond
+    protocol = {  # noqa: RUF012 - a constant
+        "uint8_rule": "truncate(clip(127.5 x + 128, 0, 255))",
+        "label_rule": "a uniform class per image from its own generator, after its latents",
+    }
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.config = config
-        self.network = EDMPrecond(**config["network"])
+        self.network = PRECONDS[config.get("precond", "EDMPrecond")](**config["network"])
+        if sum(parameter.numel() for parameter in self.network.parameters()) >= LARGE:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
         self.label_dropout = float(config.get("label_dropout", 0))
         self.image_shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
         self.num_classes = self.network.label_dim
         self.default_settings = EDMSettings()
         self.recipe = Recipe(lr_rampup_kimg=10_000, ema_halflife_kimg=500)
-        self.loss = EDMLoss(sigma_data=self.network.sigma_data)
+        self.loss = loss_of(self.network)
+        self.augment: Augment | None = None
+        """changes training images and tells the network how; it needs as many augmentation labels"""
+        self.second: tuple[Precond, float] | None = None
+        """(network, g): sample from (1 + g) D - g D_second, in float32, as the published two-network sampler"""
+
+    @classmethod
+    def config_of(cls, constructor: Constructor) -> dict[str, Any] | None:
+        if constructor.class_name not in PRECONDS:
+            return None
+        return {"precond": constructor.class_name, "network": constructor.keywords}
 
     def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
         """A uniform class per image, drawn from its own stream after its latents."""
@@ -47,8 +68,11 @@ class EDM(GenerativeModel):
         return stream.integers(self.num_classes)
 
     @torch.no_grad()
-    def sample(self, noise: Noise, labels: Tensor | None, settings: EDMSettings) -> Tensor:
-        """Draws per image: latents float32, a class (conditional networks), float64 noise per step under churn."""
+    def sample(self, noise: Noise, labels: Tensor | None, settings: SamplerSettings) -> Tensor:
+        """Draws per image: latents float32, a class (conditional networks), noise per step under churn.
+
+        That noise is float64, and float32 in the sampler of two networks.
+        """
         if settings.guidance and self.num_classes == 0:
             raise RequestError(
                 f"guidance is {settings.guidance} but the model is unconditional; expected guidance 0, "
@@ -60,19 +84,32 @@ class EDM(GenerativeModel):
         one_hot = self.one_hot(labels)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            denoised = self.network(x, sigma, one_hot)
-            if settings.guidance:
-                denoised = denoised + settings.guidance * (denoised - self.network(x, sigma, None))
-            return denoised
+            return self.network(x, sigma, one_hot)
 
-        images = integrate(
-            denoise,
-            latents,
-            settings,
-            sigma_limits=(self.network.sigma_min, self.network.sigma_max),
-            round_sigma=self.network.round_sigma,
-            draw_noise=lambda: noise.normal(*self.image_shape, dtype=torch.float64),
-        )
+        def without_class(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.network(x, sigma, None)
+
+        denoiser = denoise if settings.guidance == 0 else guided(denoise, without_class, settings.guidance)
+
+        dtype = torch.float64 if self.second is None else torch.float32
+
+        def draw_noise() -> Tensor:
+            return noise.normal(*self.image_shape, dtype=dtype)
+
+        if self.second is None:
+            limits = (self.network.sigma_min, self.network.sigma_max)
+            images = integrate(
+                denoiser,
+                latents,
+                settings,
+                sigma_limits=limits,
+                round_sigma=self.network.round_sigma,
+                draw_noise=draw_noise,
+            )
+        else:
+            second, scale = self.second
+            denoiser = guided(denoiser, lambda x, sigma: second(x, sigma, one_hot), scale)
+            images = integrate(denoiser, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
@@ -87,7 +124,7 @@ class EDM(GenerativeModel):
         one_hot = self.one_hot(labels)
         if one_hot is not None and self.label_dropout:
             one_hot = one_hot * (noise.uniform(1) >= self.label_dropout)
-        return self.loss(self.network, examples, one_hot, noise).sum(dim=(1, 2, 3))
+        return self.loss(self.network, examples, one_hot, noise, self.augment).sum(dim=(1, 2, 3))
 
     def one_hot(self, labels: Tensor | None) -> Tensor | None:
         """int64 [B] -> float32 [B, num_classes]; None for an unconditional network or no labels.

@@ -51,6 +51,14 @@ def write_labels(folder: str | os.PathLike[str], labels: Sequence[int] | None, n
     write_json(Path(folder) / LABELS_FILE, {"labels": named})
 
 
+def pack_set(folder: str | os.PathLike[str], archive: str | os.PathLike[str]) -> None:
+    """Write the images and labels of `folder` as a stored zip, atomically; equal sets give equal bytes."""
+    files = [*sorted(Path(folder).glob("*.png")), Path(folder) / LABELS_FILE]
+    with atomic_write(archive) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for path in files:
+            packed.writestr(zipfile.ZipInfo(path.name), path.read_bytes())  # its date is 1980, always
+
+
 class TrainingImages(Protocol):
     """What training reads: a finite set of images of one shape, with or without classes."""
 
@@ -163,6 +171,29 @@ class ImageDataset:
             return None
         classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
         return torch.tensor([classes[folder] for folder in folders])
+
+
+def subset_indices(num_images: int, max_size: int, seed: int) -> list[int]:
+    """The images, in ascending order, that are kept of a set cut down to `max_size` (EDM's rule); all if fewer."""
+    order = np.arange(num_images)
+    np.random.RandomState(seed).shuffle(order)
+    return sorted(order[:max_size].tolist())
+
+
+class Subset:
+    """A random part of a set, in the order of the set."""
+
+    def __init__(self, whole: TrainingImages, max_size: int, seed: int) -> None:
+        self._whole, self._indices = whole, subset_indices(len(whole), max_size, seed)
+        self.path, self.image_shape = whole.path, whole.image_shape
+        self.labels = None if whole.labels is None else whole.labels[torch.as_tensor(self._indices)]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices` of this part."""
+        return self._whole.load([self._indices[i] for i in indices])
 
 
 def visit_order(num_images: int, seed: int) -> Iterator[int]:

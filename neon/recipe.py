@@ -26,6 +26,8 @@ class Recipe:
     eps: float = 1e-8
     lr_rampup_kimg: float = 0.0
     """thousand images over which the learning rate rises linearly from 0; 0: no ramp"""
+    loss_scaling: float = 1.0
+    """factor on the loss and its gradients, for half precision; Adam undoes it"""
     max_gradient: float = 1e5
     """infinite gradient entries become +- this; NaN becomes 0"""
     ema_halflife_kimg: float | None = None

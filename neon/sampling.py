@@ -4,23 +4,41 @@ The images of a set are cut into blocks of consecutive indices; a block is one b
 one process. So batches, hence images, are the same for any number of processes and after any restart.
 """
 
+import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from neon.dataset import LABELS_FILE, image_name, write_images, write_labels
+from neon.dataset import LABELS_FILE, image_name, pack_set, write_images, write_labels
 from neon.distributed import Processes
+from neon.errors import RequestError
+from neon.files import check_writable
 from neon.model import GenerativeModel
-from neon.noise import ImageNoise
+from neon.noise import ImageNoise, Noise
 from neon.progress import Progress
+from neon.runs import run_folder
 
 
 def blocks(num_images: int, batch_size: int) -> list[range]:
     """Indices 0 .. num_images - 1 in consecutive blocks; only the last may be shorter than `batch_size`."""
     return [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
+
+
+def published_batches(num_seeds: int, max_batch: int, world_size: int, rank: int) -> list[range]:
+    """Positions in the seed list of each batch that EDM's published sampling script gives process `rank`.
+
+    As many parts as every process needs rounds, of near-equal size and possibly empty, dealt out in turn.
+    Only for reproducing published images whose rounding depends on their batch.
+    """
+    parts = -(-num_seeds // (max_batch * world_size)) * world_size
+    size, longer = divmod(num_seeds, parts)
+    starts = [part * size + min(part, longer) for part in range(parts + 1)]
+    return [range(starts[part], starts[part + 1]) for part in range(rank, parts, world_size)]
 
 
 def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range | None]:
@@ -30,21 +48,86 @@ def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range 
         yield all_blocks[mine] if mine < len(all_blocks) else None
 
 
+def check_label(model: GenerativeModel, label: int | None) -> None:
+    """Raise a RequestError unless the model can sample images of class `label` (None: its own rule)."""
+    if label is None:
+        return
+    if model.num_classes == 0:
+        raise RequestError(f"--class {label}: the network is unconditional, it knows no classes; leave the flag out")
+    if not 0 <= label < model.num_classes:
+        raise RequestError(f"--class {label}: out of range; the network knows classes 0 to {model.num_classes - 1}")
+
+
+def check_enough(num_images: int, processes: Processes) -> None:
+    """Raise a RequestError if there are more processes than images."""
+    if num_images < processes.world_size:
+        raise RequestError(
+            f"{processes.world_size} processes for {num_images} images; expected at least one image for each, "
+            "start fewer processes (--nproc_per_node) or ask for more images (--seeds)"
+        )
+
+
+def block_labels(model: GenerativeModel, block: range, noise: Noise, label: int | None = None) -> Tensor | None:
+    """int64 [B] or None: the classes of the images of `block`: all `label` if given, else by the model's rule."""
+    drawn = model.labels(block, noise)
+    return drawn if label is None or drawn is None else torch.full_like(drawn, label)
+
+
 def sample_block(
-    model: GenerativeModel, block: range, seeds: Sequence[int], settings: Any, processes: Processes
+    model: GenerativeModel,
+    block: range,
+    seeds: Sequence[int],
+    settings: Any,
+    processes: Processes,
+    label: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(uint8 [B, C, H, W], int64 [B] or None): the images of `block` and their classes.
 
-    `seeds[i]` is the seed of image i of the whole set.
+    `seeds[i]` is the seed of image i of the whole set; `label` as in `block_labels`.
     """
     noise = ImageNoise([seeds[i] for i in block], processes.device)
-    labels = model.labels(block, noise)
+    labels = block_labels(model, block, noise, label)
     return model.sample(noise, labels, settings), labels
 
 
-def block_labels(model: GenerativeModel, block: range, seeds: Sequence[int], processes: Processes) -> Tensor | None:
-    """The classes of the images of `block`, without sampling them."""
-    return model.labels(block, ImageNoise([seeds[i] for i in block], processes.device))
+def sample_set(
+    model: GenerativeModel,
+    seeds: Sequence[int],
+    settings: Any,
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    processes: Processes,
+    identity: dict[str, Any],
+    label: int | None = None,
+    fresh: bool = False,
+) -> None:
+    """Sample one image per seed into a folder, or into a zip if `output` ends in .zip; a killed run goes on.
+
+    `identity` is what the images are determined by: a folder with other images is refused, or emptied if `fresh`.
+
+    Raises:
+        RequestError: `output` holds something else, or cannot be written.
+        WorkError: the disk is full; the images written so far are whole, and stay for the next run.
+    """
+    output = Path(output)
+    is_zip = output.suffix == ".zip"
+    folder = output.with_name(f"{output.name}.unfinished") if is_zip else output
+
+    def open_folder() -> None:
+        if is_zip:
+            check_writable(output, overwrite=fresh)
+        stack.enter_context(run_folder(folder, identity, fresh=fresh))
+
+    def pack() -> None:
+        pack_set(folder, output)
+        shutil.rmtree(folder)
+
+    with contextlib.ExitStack() as stack:
+        processes.on_main(open_folder)
+        write_samples(model, seeds, settings, folder, batch_size=batch_size, processes=processes, label=label)
+        if is_zip:
+            processes.on_main(pack)
 
 
 def write_samples(
@@ -55,23 +138,30 @@ def write_samples(
     *,
     batch_size: int,
     processes: Processes,
+    label: int | None = None,
 ) -> Path:
     """Sample one image per seed into `folder` as PNG files with `dataset.json`, over all processes.
 
     Blocks that are on the disk already are not sampled again, so a killed run goes on where it was.
+    `label` as in `block_labels`.
     """
     folder = Path(folder)
     if processes.from_main((folder / LABELS_FILE).exists()):
         return folder
     every = blocks(len(seeds), batch_size)
-    with Progress("sampling S", len(seeds), "img", processes) as progress:
+    with Progress("sampling", len(seeds), "img", processes) as progress:
         for block in rounds(every, processes):
             if block is not None and not all((folder / image_name(i)).exists() for i in block):
-                images, _ = sample_block(model, block, seeds, settings, processes)
+                images, _ = sample_block(model, block, seeds, settings, processes, label)
                 write_images(folder, block, images)
             progress.advance(min(batch_size * processes.world_size, len(seeds) - progress.done))
     processes.barrier()
-    found = [block_labels(model, block, seeds, processes) for block in every]
-    labels = [int(label) for part in found if part is not None for label in part]
-    processes.on_main(lambda: write_labels(folder, labels or None, len(seeds)))
+
+    def finish() -> None:
+        noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
+        found = [block_labels(model, block, source, label) for block, source in noise]
+        labels = [int(value) for part in found if part is not None for value in part]
+        write_labels(folder, labels or None, len(seeds))
+
+    processes.on_main(finish)
     return folder

@@ -1,17 +1,19 @@
 """Training a generative model: briefly on its own samples (Neon), or from scratch on real images.
 
-The noise of a training image belongs to its visit (the n-th image that training looks at), and gradients
-are added up in a fixed order of micro-batches; so on a CPU the weights do not depend on the number of
-processes, and a killed run that continues ends with the weights of one that was never killed.
+The noise of a training image belongs to its visit (the n-th image that training looks at), and on a CPU
+gradients are added up in a fixed order of micro-batches; so there the weights do not depend on the number
+of processes, and a killed run that continues ends with the weights of one that was never killed. On GPUs
+gradients are reduced by NCCL, in the order that is fastest.
 """
 
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,9 @@ def train(
     micro_batch: int | None = None,
     state_every_seconds: float = 60.0,
     title: str = "training",
+    identity: Mapping[str, Any] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    ordered: bool | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
@@ -66,6 +71,10 @@ def train(
     Args:
         micro_batch: images per forward pass; the recipe's batch is cut into micro-batches which processes
             take in turn. Results depend on it (by rounding) but not on the number of processes.
+        identity: what else determines the result (starting weights, augmentation), as JSON.
+        on_snapshot: called in the main process when a snapshot is there; again in a run that continues.
+        ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
+            instead of summing them in any order. By default on a CPU.
 
     Raises:
         RequestError: the images do not fit the model, or batch sizes do not divide.
@@ -78,8 +87,23 @@ def train(
     snapshots = [
         Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
     ]
-    run = _Run(model, dataset, folder, recipe, seed, processes, micro_batch)
+    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
+    facts |= identity or {}
+    run = _Run(model, dataset, folder, recipe, seed, processes, micro_batch, json.dumps(facts, sort_keys=True))
+    run.ordered = processes.device.type == "cpu" if ordered is None else ordered
+
+    def tell(reached: int) -> None:
+        for step, snapshot in zip(wanted, snapshots, strict=True):
+            if step <= reached and on_snapshot is not None:
+                on_snapshot(snapshot)
+
+    def write_snapshot() -> None:
+        run.write_snapshot()
+        if on_snapshot is not None:
+            on_snapshot(snapshots[wanted.index(run.step)])
+
     if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots)):
+        processes.on_main(lambda: tell(num_steps))
         return snapshots
     run.resume()
     lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
@@ -88,14 +112,16 @@ def train(
             f"{folder}: training stands at step {run.step}, past snapshots that were not written ({', '.join(lost)}); "
             "start in another folder"
         )
+    processes.on_main(lambda: tell(run.step))
     last_saved = time.monotonic()
-    with Progress(title, num_steps, "step", processes, done=run.step) as progress:
+    batch = recipe.batch_size
+    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress:
         while run.step < num_steps:
             loss, lr = run.one_step()
-            progress.advance(1, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+            progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
             at_snapshot = run.step in wanted
             if at_snapshot:
-                processes.on_main(run.write_snapshot)
+                processes.on_main(write_snapshot)
             if processes.is_main and (at_snapshot or time.monotonic() - last_saved > state_every_seconds):
                 run.save_state()
                 last_saved = time.monotonic()
@@ -133,9 +159,11 @@ class _Run:
         seed: int,
         processes: Processes,
         micro_batch: int,
+        identity: str,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
-        self.seed, self.processes, self.micro_batch = seed, processes, micro_batch
+        self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity
+        self.ordered = True
         self.network = model.network.train().requires_grad_(True)
         self.parameters = list(self.network.parameters())
         self.optimizer = recipe.optimizer(self.network)
@@ -143,8 +171,6 @@ class _Run:
         self.step = 0
         self.started = time.monotonic()
         self.visits = visit_order(len(dataset), seed)
-        facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
-        self.identity = json.dumps(facts, sort_keys=True)
 
     def one_step(self) -> tuple[float, float]:
         """Take one optimiser step; (mean loss of the batch, learning rate)."""
@@ -171,36 +197,54 @@ class _Run:
 
     def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         """Set every parameter's gradient to that of the mean loss of the batch; returns the mean loss."""
-        world, rank = self.processes.world_size, self.processes.rank
-        micro_batches = range(0, len(indices), self.micro_batch)
+        parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
+        if self.ordered and self.processes.world_size > 1:
+            return self._gradients_in_order(indices, noise_seeds, parts)
         total = torch.zeros((), device=self.processes.device)
-        for first in range(0, len(micro_batches), world):
-            here = micro_batches[first : first + world]
+        for part in parts[self.processes.rank :: self.processes.world_size]:
+            total += self._backward(indices[part], noise_seeds[part], len(parts))
+        if self.processes.world_size > 1:
+            self._set_gradients(self.processes.sum(self._flat_gradients()))
+        return self.processes.sum(total)
+
+    def _gradients_in_order(self, indices: list[int], noise_seeds: list[int], parts: list[slice]) -> Tensor:
+        """The same with the additions of one process, in its order; gathers the gradients of every process."""
+        world, rank = self.processes.world_size, self.processes.rank
+        total = torch.zeros((), device=self.processes.device)
+        for first in range(0, len(parts), world):
+            here = parts[first : first + world]
             loss = torch.zeros((), device=self.processes.device)
             before = [p.grad for p in self.parameters]
-            if world > 1:
-                self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             if rank < len(here):
-                part = slice(here[rank], here[rank] + self.micro_batch)
-                loss = self._loss(indices[part], noise_seeds[part]) / len(micro_batches)
-                loss.backward()
-            losses = self.processes.gather(loss.detach())
-            total += sum(losses[: len(here)], torch.zeros_like(total))
-            if world > 1:
-                self._add_in_order(before, len(here))
+                loss = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
+            for other in self.processes.gather(loss)[: len(here)]:
+                total += other
+            self._add_in_order(before, len(here))
         return total
+
+    def _backward(self, indices: list[int], noise_seeds: list[int], num_parts: int) -> Tensor:
+        """Add the gradient of one of `num_parts` micro-batches to the parameters'; its share of the mean loss."""
+        loss = self._loss(indices, noise_seeds) / num_parts
+        (loss * self.recipe.loss_scaling).backward()
+        return loss.detach()
 
     def _add_in_order(self, before: list[Tensor | None], count: int) -> None:
         """Gradients = `before` + those of ranks 0 .. count - 1, one after the other: as one process would add them.
 
         Holds the gradients of all ranks at once: world size times the size of the network.
         """
-        mine = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
-        gathered = self.processes.gather(mine)[:count]
+        gathered = self.processes.gather(self._flat_gradients())[:count]
         total = gathered[0] if before[0] is None else torch.cat([g.flatten() for g in before if g is not None])
         for other in gathered if before[0] is not None else gathered[1:]:
             total += other
-        pieces = total.split([p.numel() for p in self.parameters])
+        self._set_gradients(total)
+
+    def _flat_gradients(self) -> Tensor:
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
+
+    def _set_gradients(self, flat: Tensor) -> None:
+        pieces = flat.split([p.numel() for p in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 

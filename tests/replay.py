@@ -22,5 +22,9 @@ class RecordedNoise:
     def integers(self, high: int, *shape: int) -> Tensor:
         return self.normal(*shape, dtype=torch.int64)
 
+    def used_up(self) -> bool:
+        """Whether every recorded draw was handed out."""
+        return next(self._left, None) is None
+
     def restarted(self) -> "RecordedNoise":
         return RecordedNoise(self._all)
