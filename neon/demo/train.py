@@ -2,8 +2,9 @@
 
     python -m neon.demo.train features              # 1 minute
     python -m neon.demo.train base --seed 0         # 20 minutes on one core
+    python -m neon.demo.train images --output fashion.zip   # the training images, for edm/finetune.py
 
-Both read the Debian package dataset-fashion-mnist, or --data FOLDER with the four original files.
+All read the Debian package dataset-fashion-mnist, or --data FOLDER with the four original files.
 Each is seeded and runs on one thread, so that one machine makes the same weights again.
 """
 
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,12 @@ import tyro
 from torch import nn
 
 from neon.checkpoint import load_state
+from neon.dataset import pack_set, write_images, write_labels
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
-from neon.files import atomic_write
+from neon.files import atomic_write, check_writable
 from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, features_of
 from neon.model import architecture, load_weights, save_model
@@ -108,13 +111,33 @@ class TrainFeatures:
         extractor = SmallFeatures("fashion64", training.image_shape, NUM_FEATURES, 10)
         fit_classifier(extractor, training.images, training.labels, self.epochs)
         with torch.no_grad():
-            guesses = torch.cat([extractor.logits(batch).argmax(1) for batch in test.images.split(500)])
+            guesses = torch.cat([extractor.classify(batch).argmax(1) for batch in test.images.split(500)])
         print(f"accuracy on the {len(test)} test images: {(guesses == test.labels).double().mean():.4f}")
         extractor.save(FEATURES)
         for split, path in ((training, TRAIN_STATISTICS), (test, TEST_STATISTICS)):
             Statistics.from_features(features_of(extractor, split.images)).save(path)
         with atomic_write(REAL_IMAGES) as file:
             np.savez_compressed(file, images=test.images[:NUM_REAL_IMAGES].numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportImages:
+    """Write the training images, at the demo's resolution and with their classes, as a zip of PNG files."""
+
+    data: Path = DEBIAN_FOLDER
+    """folder with the four Fashion-MNIST files"""
+    output: Path = Path("fashion.zip")
+    """zip to write"""
+
+    def __call__(self) -> None:
+        training = load_fashion(self.data, "train")
+        assert training.labels is not None
+        check_writable(self.output, overwrite=False)
+        with TemporaryDirectory() as folder:
+            write_images(folder, range(len(training)), training.images)
+            write_labels(folder, training.labels.tolist(), len(training))
+            pack_set(folder, self.output)
+        print(f"{self.output}: {len(training)} images")
 
 
 def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
@@ -125,7 +148,7 @@ def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch
     with Progress("feature network", steps, "step", Processes()) as progress:
         for _ in range(epochs):
             for batch in torch.randperm(len(images)).split(128)[: len(images) // 128]:
-                loss = F.cross_entropy(extractor.logits(images[batch]), labels[batch])
+                loss = F.cross_entropy(extractor.classify(images[batch]), labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -136,7 +159,11 @@ def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch
 
 def main() -> int:
     torch.set_num_threads(1)
-    commands: dict[str, Callable[..., Any]] = {"base": TrainBase, "features": TrainFeatures}
+    commands: dict[str, Callable[..., Any]] = {
+        "base": TrainBase,
+        "features": TrainFeatures,
+        "images": ExportImages,
+    }
     try:
         tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
     except (RequestError, WorkError) as error:

@@ -1,7 +1,16 @@
-"""Scores of feature sets: moments, Fréchet distance, and precision/recall by nearest-neighbour manifolds."""
+"""Scores of images by their features: moments, Fréchet distance, Inception Score, precision and recall."""
 
 from neon.metrics.frechet import FrechetReference, frechet_distance
+from neon.metrics.inception_score import InceptionScore
 from neon.metrics.manifold import Manifold, ManifoldScores
 from neon.metrics.moments import Moments, Statistics
 
-__all__ = ["FrechetReference", "Manifold", "ManifoldScores", "Moments", "Statistics", "frechet_distance"]
+__all__ = [
+    "FrechetReference",
+    "InceptionScore",
+    "Manifold",
+    "ManifoldScores",
+    "Moments",
+    "Statistics",
+    "frechet_distance",
+]

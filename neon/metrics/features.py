@@ -9,18 +9,26 @@ from torch import Tensor, nn
 
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.errors import RequestError
+from neon.metrics.inception import InceptionFeatures
 
 
 class FeatureExtractor(Protocol):
     """What a metric needs of a feature network."""
 
     name: str
-    """goes into the name of the score: `fd_<name>`"""
+    """goes into the name of the score, see `score_name`"""
     dim: int
     """F, the number of features"""
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, F]; row b depends on image b only."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """float32 [B, F] -> class logits [B, 1008] for an Inception Score; None: this network earns none.
+
+        Only where there are logits are `is_mean` and `is_std` among the scores.
+        """
         ...
 
 
@@ -58,8 +66,11 @@ class SmallFeatures(nn.Module):
             )
         return self.body(images.to(torch.float32) / 127.5 - 1)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, num_classes]."""
+    def logits(self, features: Tensor) -> None:
+        """None: an Inception Score is defined by Inception's classes."""
+
+    def classify(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> class logits float32 [B, num_classes]: what the network is trained by."""
         return self.head(self(images))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -85,8 +96,8 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
 
 
 def score_name(extractor: FeatureExtractor) -> str:
-    """`fd_<features>`: only Inception's 2048 features earn the name FID."""
-    return f"fd_{extractor.name}"
+    """`fid`, or `fd_<features>`: only Inception's 2048 features earn the name FID."""
+    return "fid" if isinstance(extractor, InceptionFeatures) else f"fd_{extractor.name}"
 
 
 @torch.no_grad()
