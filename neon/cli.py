@@ -2,17 +2,16 @@
 
 import dataclasses
 import json as json_module
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from neon.errors import RequestError, WorkError
+from neon.command_line import Weights, exit_code, number
+from neon.errors import RequestError
 
-Weights = Annotated[list[str], tyro.conf.arg(name="w", aliases=["-w"], metavar="W [W ...]")]
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 JsonFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 
@@ -35,10 +34,10 @@ def merge(
     Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
 
     Args:
-        base: Base weights: safetensors, .pth, .pt or .ckpt.
+        base: Base weights: safetensors, .pth, .pt, .ckpt or a published .pkl.
         self_trained: Weights fine-tuned on the base's own samples.
         w: Merge weights.
-        output: File to write (.safetensors, .pth, .pt, .ckpt); with several w it contains {w}.
+        output: File to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one); several w need {w} in it.
         key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
         self_trained_key: The same for the self-trained file.
         overwrite: Replace an existing output.
@@ -60,7 +59,7 @@ def merge(
         reports = merge_files(
             base,
             self_trained,
-            [_number("-w", text) for text in w],
+            [number("-w", text) for text in w],
             output,
             key=key,
             self_trained_key=self_trained_key,
@@ -93,16 +92,17 @@ def inspect(file: tyro.conf.Positional[Path], *, key: Key = None, json: bool = F
     """
     from neon.checkpoint import open_checkpoint
     from neon.files import sha256_file
+    from neon.model import described
 
     with open_checkpoint(file, key) as checkpoint:
-        specs = checkpoint.specs
+        specs, metadata = checkpoint.specs, described(checkpoint)
         facts: dict[str, Any] = {
             "file": str(file),
             "format": checkpoint.format,
             "bytes": file.stat().st_size,
             "sha256": sha256_file(file),
-            "architecture": checkpoint.metadata.get("architecture"),
-            "config": checkpoint.metadata.get("config"),
+            "architecture": metadata.get("architecture"),
+            "config": metadata.get("config"),
             "key": checkpoint.key,
             "candidates": list(checkpoint.candidates),
             "parameters": sum(spec.numel for spec in specs.values() if spec.dtype.is_floating_point),
@@ -143,7 +143,7 @@ def convert(
         key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
         overwrite: Replace an existing output.
     """
-    from neon.checkpoint import convert_checkpoint
+    from neon.convert import convert_checkpoint
 
     source = convert_checkpoint(file, output, key, overwrite=overwrite)
     print(f"{file}{_key_text(source.key, source.candidates)} -> {output} ({len(source.specs)} tensors)")
@@ -193,6 +193,106 @@ def demo(
     return 0
 
 
+Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+InceptionWeights = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Device = Literal["cpu", "cuda"] | None
+
+
+def stats(
+    images: tyro.conf.Positional[Path],
+    output: tyro.conf.Positional[Path],
+    *,
+    features: Features = "inception",
+    inception_weights: InceptionWeights = None,
+    batch_size: int = 64,
+    device: Device = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the mean and covariance of the features of images: the reference that scores are computed against.
+
+    Runs on several processes under `torchrun -m neon.cli stats ...`; the result is the same.
+
+    Example: neon stats real_images/ real.npz
+
+    Args:
+        images: Folder or zip of images of one size.
+        output: File to write; ends in .npz.
+        features: Feature network: inception, or a file made by `python -m neon.demo.train features`.
+        inception_weights: Weights of the Inception network; by default those in torch-fidelity's cache.
+        batch_size: Images per forward pass.
+        device: By default a GPU where there is one.
+        overwrite: Replace an existing output.
+    """
+    from neon.dataset import ImageDataset
+    from neon.distributed import processes
+    from neon.evaluate import tally_images
+    from neon.files import check_writable
+    from neon.metrics import Statistics
+    from neon.scoring import load_extractor
+
+    if output.suffix != ".npz":
+        raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
+    with processes(device) as group:
+        dataset = ImageDataset(images)
+        extractor = load_extractor(features, inception_weights, group.device)
+        group.on_main(lambda: check_writable(output, overwrite=overwrite))
+        tally = tally_images(dataset, extractor, batch_size=batch_size, processes=group)
+
+        def write() -> None:
+            Statistics.from_moments(tally.moments, name=str(images)).save(output, overwrite=overwrite)
+            print(f"{images} -> {output} ({tally.done} images, {extractor.dim} features of {extractor.name})")
+
+        group.on_main(write)
+
+
+def fid(
+    a: tyro.conf.Positional[Path],
+    b: tyro.conf.Positional[Path],
+    *,
+    features: Features = "inception",
+    inception_weights: InceptionWeights = None,
+    precision_recall: bool = False,
+    nearest_k: int = 5,
+    batch_size: int = 64,
+    device: Device = None,
+    json: JsonFile = None,
+) -> None:
+    """Score images A against images or statistics B: FID, the Inception Score of A, precision and recall.
+
+    Runs on several processes under `torchrun -m neon.cli fid ...`; the result is the same.
+
+    Example: neon fid samples.zip real.npz
+
+    Args:
+        a: Generated images (folder or zip), or statistics (.npz).
+        b: Real images (folder or zip), or statistics (.npz).
+        features: Feature network: inception, or a file made by `python -m neon.demo.train features`.
+        inception_weights: Weights of the Inception network; by default those in torch-fidelity's cache.
+        precision_recall: Also precision, recall, density and coverage; both sides must be images.
+        nearest_k: Which nearest neighbour gives the radius in precision and recall.
+        batch_size: Images per forward pass.
+        device: By default a GPU where there is one.
+        json: Also write the scores to this file.
+    """
+    from neon.distributed import processes
+    from neon.files import check_writable
+    from neon.scoring import score_images
+
+    with processes(device) as group:
+        if json is not None:
+            group.on_main(lambda: check_writable(json, overwrite=True))
+        score_images(
+            a,
+            b,
+            features=features,
+            inception_weights=inception_weights,
+            nearest_k=nearest_k if precision_recall else None,
+            batch_size=batch_size,
+            processes=group,
+            output=json,
+        )
+
+
 # A new subcommand is one row here; what it imports beyond the standard library belongs inside its function, so that
 # `neon --help` does not wait for torch.
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -200,49 +300,25 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "merge": merge,
     "inspect": inspect,
     "convert": convert,
+    "stats": stats,
+    "fid": fid,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; errors are one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
-    command = f"neon {args[0]}" if args and args[0] in COMMANDS else "neon"
-    try:
-        code = tyro.extras.subcommand_cli_from_dict(
+
+    def run() -> int | None:
+        return tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="neon",
             description="Neon improves a trained image generator by stepping away from its own self-training.",
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        sys.stdout.flush()
-        return code or 0
-    except SystemExit as stop:  # tyro: 0 after --help, 2 after a usage error
-        return stop.code if isinstance(stop.code, int) else 2
-    except (RequestError, WorkError) as error:
-        # Under torchrun a wrong request is wrong in every process: one of them says so.
-        if isinstance(error, WorkError) or os.environ.get("RANK", "0") == "0":
-            print(f"{command}: {_one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"{command}: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _number(flag: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise RequestError(f"{flag} {text}: not a number; give merge weights such as 0.5 1 1.5") from None
+    return exit_code(f"neon {args[0]}" if args and args[0] in COMMANDS else "neon", run)
 
 
 def _key_text(key: str, candidates: Sequence[str]) -> str:

@@ -60,6 +60,22 @@ class Processes:
             raise failure
         return result  # type: ignore[return-value]
 
+    def raise_first(self, failure: RequestError | WorkError | None) -> None:
+        """Raise, in every process, the failure of the lowest rank that has one; to be called by all of them."""
+        failures: list[RequestError | WorkError | None] = [failure]
+        if self.world_size > 1:
+            failures = [None] * self.world_size
+            dist.all_gather_object(failures, failure)
+        for found in failures:
+            if found is not None:
+                raise found
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the `tensor` of every process, in place, in every process; rounding depends on their number."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The `tensor` of every process, equally shaped, in order of rank, in every process."""
         if self.world_size == 1:
@@ -81,6 +97,9 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         torch.cuda.set_device(local)
     if "RANK" not in os.environ:
         yield Processes(device=local)
+        return
+    if dist.is_initialized():  # by a caller, who ends it too
+        yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
         return
     dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
     try:

@@ -1,7 +1,7 @@
-"""From a model to scores: sample, extract features, compare with real statistics.
+"""From a model, or from images, to scores: features block by block, compared with real statistics.
 
-Features reach every process in the order of image indices, block by block, whatever the number of
-processes; so the moments, the scores and every decision taken on them are the same to the last bit.
+Features reach the main process in the order of image indices, whatever the number of processes; so the
+moments, the scores and every decision taken on them are the same to the last bit.
 """
 
 import json
@@ -15,13 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.dataset import TrainingImages
 from neon.distributed import Processes
+from neon.errors import RequestError, WorkError
 from neon.files import append_json
-from neon.metrics import FrechetReference, Manifold, Moments, Statistics
+from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.progress import Progress
 from neon.sampling import blocks, rounds, sample_block
+
+SAVE_EVERY_SECONDS = 60.0
+INCEPTION_SCORE_SPLITS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +36,20 @@ class Scores:
 
     distance: float
     """Frechet distance between features of generated and real images; lower is better"""
+    is_mean: float | None = None
+    """Inception Score, mean over splits; higher is better; None: not scored"""
+    is_std: float | None = None
+    """its standard deviation over splits"""
     precision: float | None = None
     """share of generated images that lie within the real ones"""
     recall: float | None = None
     """share of real images that lie within the generated ones"""
     density: float | None = None
     coverage: float | None = None
-    num_images: int
-    seconds: float
-    """wall time"""
+    num_images: int | None
+    """None: the statistics scored do not say"""
+    seconds: float | None = None
+    """wall time, without what was lost when a run was killed; None: not timed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +61,161 @@ class Reference:
     """for precision and recall; None: not scored"""
 
 
+class Tally:
+    """What scores are made of, gathered image by image: moments, Inception Score sums and, if asked for, features.
+
+    Memory does not grow with the number of images unless `keep_features` is set (precision and recall
+    need all of them).
+    """
+
+    def __init__(self, extractor: FeatureExtractor, num_images: int, *, keep_features: bool, device: torch.device):
+        self._extractor, self._num_images, self._device = extractor, num_images, device
+        self.moments = Moments(extractor.dim, device=device)
+        self.inception_score: InceptionScore | None = None
+        self._kept: list[Tensor] | None = [] if keep_features else None
+        self.seconds: float | None = None
+        scored = extractor.logits(torch.zeros(1, extractor.dim, device=device)) is not None
+        if scored and num_images >= INCEPTION_SCORE_SPLITS:
+            self.inception_score = InceptionScore(num_images, INCEPTION_SCORE_SPLITS, device=device)
+
+    @property
+    def done(self) -> int:
+        """Images seen."""
+        return self.moments.count
+
+    def update(self, features: Tensor) -> None:
+        """Add the features [B, F] of the next B images."""
+        self.moments.update(features)
+        if self._kept is not None:
+            self._kept.append(features)
+        if self.inception_score is not None:
+            logits = self._extractor.logits(features)
+            assert logits is not None
+            self.inception_score.update(logits)
+
+    @property
+    def features(self) -> Tensor:
+        """The features kept, float32 [N, F]."""
+        assert self._kept is not None, "features were not kept"
+        return torch.cat(self._kept)
+
+    def scores(self, reference: Reference, name: str) -> Scores:
+        """Scores against `reference`; raises WorkError if features are not finite (weights or images are broken)."""
+        distance = reference.frechet.distance(Statistics.from_moments(self.moments, name=name))
+        found: dict[str, Any] = {}
+        if self.inception_score is not None:
+            found["is_mean"], found["is_std"] = self.inception_score.score()
+        if reference.manifold is not None:
+            shares = reference.manifold.compare(self.features)
+            found |= {key: getattr(shares, key) for key in ("precision", "recall", "density", "coverage")}
+        return Scores(distance=distance, num_images=self.done, seconds=self.seconds, **found)
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write all it takes to go on, atomically; `identity` says what the images are."""
+        state = {f"moments.{key}": value for key, value in self.moments.state().items()}
+        if self.inception_score is not None:
+            state |= {f"inception_score.{key}": value for key, value in self.inception_score.state().items()}
+        if self._kept:
+            self._kept = [self.features]
+            state["features"] = self._kept[0]
+        cpu = {name: value.cpu() for name, value in state.items()}
+        save_safetensors(path, cpu, {"identity": identity, "seconds": repr(self.seconds)})
+
+    def resume(self, path: Path, identity: str) -> None:
+        """Go on from the file `path` if there is one, to the same bits as never having stopped.
+
+        Raises:
+            RequestError: the file belongs to other images.
+        """
+        if not path.exists():
+            return
+        with open_checkpoint(path) as saved:
+            if saved.metadata.get("identity") != identity:
+                raise RequestError(f"{path}: a half-finished evaluation of other images; remove it or pass --fresh")
+            state = {name: saved.tensor(name) for name in saved.names()}
+            self.seconds = float(saved.metadata["seconds"])
+        self.moments = Moments.from_state(_below("moments", state), self._device)
+        if self.inception_score is not None:
+            self.inception_score = InceptionScore.from_state(_below("inception_score", state), self._device)
+        if self._kept is not None:
+            self._kept = [state["features"].to(self._device)]
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
+
+
 def features_in_order(
-    model: GenerativeModel,
-    seeds: Sequence[int],
-    settings: Any,
+    compute: Callable[[range], Tensor],
+    num_images: int,
     extractor: FeatureExtractor,
     *,
     batch_size: int,
     processes: Processes,
     title: str,
+    done: int = 0,
 ) -> Iterator[Tensor]:
-    """Features float32 [B, F] of one sampled image per seed, in blocks in order of index, in every process."""
-    every = blocks(len(seeds), batch_size)
-    with Progress(title, len(seeds), "img", processes) as progress:
+    """Features float32 [B, F] of images `done` .. num_images - 1, block by block in order, in every process.
+
+    `compute` gives the images of a block, uint8 [B, C, H, W]; each process calls it for its own blocks. `done` is
+    a multiple of `batch_size`. A RequestError or WorkError of one process is raised in all.
+    """
+    every = blocks(num_images, batch_size)[-(-done // batch_size) :]
+    with Progress(title, num_images, "img", processes, done=done) as progress:
         for first, block in zip(range(0, len(every), processes.world_size), rounds(every, processes), strict=True):
-            mine = torch.zeros(batch_size, extractor.dim, device=processes.device)
-            if block is not None:
-                images, _ = sample_block(model, block, seeds, settings, processes)
-                mine[: len(block)] = extractor(images)
-            for done, features in zip(
-                every[first : first + processes.world_size], processes.gather(mine), strict=False
-            ):
-                yield features[: len(done)]
-                progress.advance(len(done))
+            # The last row tells the other processes that this one failed.
+            mine = torch.zeros(batch_size + 1, extractor.dim, device=processes.device)
+            failure = None
+            try:
+                if block is not None:
+                    mine[: len(block)] = extractor(compute(block))
+            except (RequestError, WorkError) as error:
+                failure = error
+                mine[-1] = 1
+            gathered = processes.gather(mine)
+            if any(bool(rows[-1, 0]) for rows in gathered):
+                processes.raise_first(failure)
+            for now, rows in zip(every[first : first + processes.world_size], gathered, strict=False):
+                yield rows[: len(now)]
+                progress.advance(len(now))
+
+
+def sampled_images(
+    model: GenerativeModel, seeds: Sequence[int], settings: Any, processes: Processes, label: int | None = None
+) -> Callable[[range], Tensor]:
+    """The images of a block, sampled: what `features_in_order` computes from for a model."""
+    return lambda block: sample_block(model, block, seeds, settings, processes, label)[0]
+
+
+def stored_images(dataset: TrainingImages, processes: Processes) -> Callable[[range], Tensor]:
+    """The images of a block, read: what `features_in_order` computes from for a set of images."""
+    return lambda block: dataset.load(block)[0].to(processes.device)
+
+
+def tally_images(
+    dataset: TrainingImages,
+    extractor: FeatureExtractor,
+    *,
+    batch_size: int,
+    processes: Processes,
+    keep_features: bool = False,
+) -> Tally:
+    """The tally of all images of `dataset`, in every process.
+
+    Raises:
+        RequestError: an image cannot be read or has another size than the first.
+    """
+    tally = Tally(extractor, len(dataset), keep_features=keep_features, device=processes.device)
+    for features in features_in_order(
+        stored_images(dataset, processes),
+        len(dataset),
+        extractor,
+        batch_size=batch_size,
+        processes=processes,
+        title=f"reading {dataset.path.name}",
+    ):
+        tally.update(features)
+    return tally
 
 
 def evaluate(
@@ -84,34 +227,47 @@ def evaluate(
     *,
     batch_size: int,
     processes: Processes,
+    label: int | None = None,
     title: str = "evaluating",
+    state: Path | None = None,
+    identity: str = "",
 ) -> Scores:
-    """Scores of `len(seeds)` sampled images against `reference`.
+    """Scores of `len(seeds)` sampled images against `reference`, in every process.
+
+    Args:
+        label: the class of every image; by default the model's rule.
+        state: file in which the evaluation keeps what it has, so that a killed one goes on; removed at the end.
+        identity: what the images are; a `state` of another identity is refused.
 
     Raises:
         WorkError: features are not finite (the weights, or the images, are broken).
     """
-    started = time.monotonic()
-    moments = Moments(extractor.dim, device=processes.device)
-    kept: list[Tensor] = []
+    tally = Tally(extractor, len(seeds), keep_features=reference.manifold is not None, device=processes.device)
+    if state is not None:
+        processes.on_main(lambda: tally.resume(state, identity))
+    started = saved = time.monotonic()
+    before = tally.seconds or 0.0
     for features in features_in_order(
-        model, seeds, settings, extractor, batch_size=batch_size, processes=processes, title=title
+        sampled_images(model, seeds, settings, processes, label),
+        len(seeds),
+        extractor,
+        batch_size=batch_size,
+        processes=processes,
+        title=title,
+        done=processes.from_main(tally.done),
     ):
-        moments.update(features)
-        if reference.manifold is not None:
-            kept.append(features)
-    distance = reference.frechet.distance(Statistics.from_moments(moments, name=title))
-    shares: dict[str, Any] = {}
-    if reference.manifold is not None:
-        manifold = reference.manifold.compare(torch.cat(kept))
-        shares = {name: getattr(manifold, name) for name in ("precision", "recall", "density", "coverage")}
-    scores = Scores(
-        distance=distance,
-        num_images=len(seeds),
-        seconds=time.monotonic() - started,
-        **shares,
-    )
-    return processes.from_main(scores)
+        if not processes.is_main:
+            continue
+        tally.update(features)
+        now = time.monotonic()
+        tally.seconds = before + now - started
+        if state is not None and now - saved > SAVE_EVERY_SECONDS:
+            tally.save(state, identity)
+            saved = time.monotonic()
+    scores = processes.on_main(lambda: tally.scores(reference, title))
+    if state is not None:
+        processes.on_main(lambda: state.unlink(missing_ok=True))
+    return scores
 
 
 class ScoreLog:

@@ -10,7 +10,7 @@ from torch import Tensor
 from neon.dataset import ImageDataset
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
-from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order
+from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
 from neon.sampling import blocks, write_samples
@@ -35,11 +35,9 @@ def test_scores_equal_those_of_the_images_sampled_one_by_one() -> None:
     model, features, seeds = tiny_edm(), extractor(), range(20)
     scores = score(model, seeds, batch_size=7)
     settings = dataclasses.replace(model.default_settings, num_steps=2)
-    one_by_one = torch.cat(
-        list(
-            features_in_order(model, seeds, settings, features, batch_size=1, processes=Processes(), title="one by one")
-        )
-    )
+    compute = sampled_images(model, seeds, settings, Processes())
+    alone = features_in_order(compute, len(seeds), features, batch_size=1, processes=Processes(), title="one by one")
+    one_by_one = torch.cat(list(alone))
     real = Statistics.from_features(features_of(features, tiny_images(60).images))
     expected = FrechetReference(real).distance(Statistics.from_features(one_by_one))
     assert scores.distance == pytest.approx(expected, rel=1e-3), "another batch size may flip a rounding, no more"

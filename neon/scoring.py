@@ -1,0 +1,351 @@
+"""The part of every architecture's calculate_fid.py that is the same: scores of one network, or of merges of two.
+
+Both sets of weights stay in memory and are merged into the live network for each w: one process, no file per w.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from neon import __version__
+from neon.checkpoint import load_state
+from neon.command_line import Weights, number, warn
+from neon.dataset import ImageDataset
+from neon.distributed import Processes
+from neon.download import is_url, local_file
+from neon.errors import RequestError
+from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, tally_images
+from neon.files import check_writable, sha256_file, write_json
+from neon.merge import LiveMerge, check_same_network
+from neon.metrics import FrechetReference, Manifold, Statistics
+from neon.metrics.features import FeatureExtractor, load_features, score_name
+from neon.metrics.inception import load_inception
+from neon.model import GenerativeModel, load_model
+from neon.runs import run_folder
+from neon.sampling import check_enough, check_label
+
+LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
+INCEPTION, INCEPTION_DIM = "inception", 2048
+
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringFlags:
+    """Flags of every calculate_fid.py."""
+
+    ref: str
+    """statistics of the real images: .npz with mu and sigma, a file or a URL"""
+    self_trained: OptionalPath = None
+    """weights fine-tuned on the base's own samples; scores (1 + w) base - w self_trained for each --w"""
+    w: Weights = field(default_factory=list)
+    """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """nesting of the state dict in the checkpoints, such as ema; chosen if not given"""
+    precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="REAL_IMAGES")] = None
+    """folder or zip of real images: also scores precision, recall, density and coverage"""
+    nearest_k: int = 5
+    """which nearest neighbour gives the radius in precision and recall"""
+    features: str = INCEPTION
+    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
+    inception_weights: OptionalPath = None
+    """weights of the Inception network; by default those in torch-fidelity's cache"""
+    json: OptionalPath = None
+    """also write scores and protocol to this file"""
+    compile: bool = False
+    """compile the network: a minute at the start, faster afterwards, other roundings"""
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder for the state of the evaluation, from which a killed one continues; by default one below runs/"""
+    fresh: bool = False
+    """forget what a killed evaluation of the same kind has done"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def merge_weights(self) -> list[float]:
+        """The values of w; a RequestError if they and `self_trained` do not go together."""
+        if self.self_trained is None and self.w:
+            raise RequestError("--w: merging needs the second network; name it with --self_trained")
+        if self.self_trained is not None and not self.w:
+            raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
+        ws = [number("--w", text) + 0.0 for text in self.w]
+        if len(set(ws)) < len(ws):
+            raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
+        return ws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which images of a network are scored."""
+
+    seeds: Sequence[int]
+    seeds_text: str
+    """as the user wrote them"""
+    settings: Any
+    """of the sampler: a frozen dataclass of the architecture"""
+    label: int | None
+    """class of every image; None: the model's rule"""
+    batch_size: int
+
+
+def load_extractor(features: str, inception_weights: Path | None, device: torch.device) -> FeatureExtractor:
+    """The feature network that the flags `--features` and `--inception_weights` name."""
+    if features == INCEPTION:
+        return load_inception(inception_weights, device)
+    return load_features(features, device)
+
+
+def shared_file(name: str, processes: Processes) -> Path:
+    """The local file behind a path or URL; downloaded by one process, and once more on every other node."""
+    if is_url(name):
+        processes.on_main(lambda: local_file(name))
+    return local_file(name)
+
+
+def load_base(network: str, flags: ScoringFlags, processes: Processes) -> tuple[Path, GenerativeModel]:
+    """The network to score, on its device."""
+    path = shared_file(network, processes)
+    model = load_model(path, flags.key, device=processes.device)
+    if flags.compile:
+        model.network.compile()
+    return path, model
+
+
+def score_network(
+    path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoringFlags, processes: Processes
+) -> None:
+    """Score the network of checkpoint `path`, loaded as `model`, or its merges; the scores go to stdout and `--json`.
+
+    Everything that can be wrong with the request is found before the first image is sampled.
+    """
+    ws = flags.merge_weights()
+    check_enough(len(sampling.seeds), processes)
+    check_label(model, sampling.label)
+    if flags.json is not None:
+        processes.on_main(lambda: check_writable(flags.json, overwrite=True))  # type: ignore[arg-type]
+    ref = shared_file(flags.ref, processes)
+    statistics = Statistics.load(ref)
+    extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
+    if statistics.dim != extractor.dim:
+        raise RequestError(
+            f"{ref}: statistics of {statistics.dim} features, but {extractor.name} has {extractor.dim}; "
+            "use statistics made with the same features (`neon stats`)"
+        )
+    if len(sampling.seeds) <= extractor.dim:
+        warn(
+            f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
+            "biased; compare it with scores of as many images only"
+        )
+    live = None
+    if flags.self_trained is not None:
+        check_same_network(path, flags.self_trained, flags.key)
+        base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        live = LiveMerge(model.network, base, load_state(flags.self_trained, flags.key))
+    protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
+    manifold: Manifold | None = None
+    if flags.precision_recall is not None:
+        real = tally_images(
+            ImageDataset(flags.precision_recall),
+            extractor,
+            batch_size=sampling.batch_size,
+            processes=processes,
+            keep_features=True,
+        )
+
+        def build() -> None:
+            nonlocal manifold
+            manifold = Manifold(real.features, k=flags.nearest_k)
+
+        processes.on_main(build)  # only there features are compared
+    reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
+    scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
+    record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
+    processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+
+
+def _protocol(
+    path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoringFlags, ref: Path, extractor: FeatureExtractor
+) -> dict[str, Any]:
+    """All that determines the scores, as JSON."""
+    weights = flags.inception_weights if flags.features == INCEPTION else Path(flags.features)
+    return {
+        "neon": __version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "architecture": model.architecture,
+        "network": str(path),
+        "network_sha256": sha256_file(path),
+        "self_trained": None if flags.self_trained is None else str(flags.self_trained),
+        "self_trained_sha256": None if flags.self_trained is None else sha256_file(flags.self_trained),
+        "conditional": model.num_classes > 0,
+        "seeds": sampling.seeds_text,
+        "class": sampling.label,
+        "batch_size": sampling.batch_size,
+        "settings": asdict(sampling.settings),
+        "compile": flags.compile,
+        **model.protocol,
+        "features": extractor.name,
+        "feature_weights_sha256": None if weights is None else sha256_file(weights),
+        "ref": flags.ref,
+        "ref_sha256": sha256_file(ref),
+        "real_images": None if flags.precision_recall is None else str(flags.precision_recall),
+        "nearest_k": None if flags.precision_recall is None else flags.nearest_k,
+    }
+
+
+def _evaluate_all(
+    model: GenerativeModel,
+    live: LiveMerge | None,
+    ws: Sequence[float],
+    sampling: Sampling,
+    flags: ScoringFlags,
+    processes: Processes,
+    extractor: FeatureExtractor,
+    reference: Reference,
+    protocol: dict[str, Any],
+) -> dict[float | None, Scores]:
+    """The scores for each w (None: the network as it is); what a killed evaluation finished is not computed again."""
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    folder = flags.run_dir or Path("runs") / f"{model.architecture}-fid-{digest[:12]}"
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
+        log = ScoreLog(folder / LOG_FILE, processes)
+
+        def one(w: float | None) -> Scores:
+            if live is not None and w is not None:
+                live.set(w)
+            return evaluate(
+                model,
+                sampling.seeds,
+                sampling.settings,
+                extractor,
+                reference,
+                batch_size=sampling.batch_size,
+                processes=processes,
+                label=sampling.label,
+                title="evaluating" if w is None else f"evaluating w = {w:g}",
+                state=folder / STATE_FILE,
+                identity=json.dumps(w),
+            )
+
+        found: dict[float | None, Scores] = {}
+        for w in ws or (None,):
+            found[w] = log.get_or(f"w = {w!r}", lambda w=w: one(w))  # type: ignore[misc]
+        # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
+        processes.on_main(lambda: _close(folder, found, keep=flags.run_dir is not None))
+    return found
+
+
+def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> None:
+    if keep:
+        write_json(folder / SCORES_FILE, {str(w): asdict(entry) for w, entry in scores.items()})
+        (folder / LOG_FILE).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder)
+
+
+def _report(
+    scores: dict[float | None, Scores], metric: str, protocol: dict[str, Any], output: str | os.PathLike[str] | None
+) -> None:
+    """Print one line per w and last the one of the lowest distance; write the same as JSON."""
+    entries = [_entry(w, found, metric) for w, found in scores.items()]
+    best = min(entries, key=lambda entry: entry[metric])
+    about = "conditional" if protocol["conditional"] else "unconditional"
+    steps = protocol["settings"].get("num_steps")
+    about += "" if steps is None else f", {steps} steps"
+    if len(entries) > 1:
+        for entry in entries:
+            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric)}")
+        about += f"; the lowest of {len(entries)} on these seeds, report it on others"
+    print(f"{_text(best, metric)}  ({about})", flush=True)
+    if output is not None:
+        sweep = {"sweep": entries} if len(entries) > 1 else {}
+        write_json(output, {"metric": metric, **best, **protocol, **sweep})
+
+
+def _entry(w: float | None, scores: Scores, metric: str) -> dict[str, Any]:
+    entry = asdict(scores)
+    entry[metric] = entry.pop("distance")
+    rate = scores.num_images / scores.seconds if scores.num_images and scores.seconds else None
+    return {"w": w, **entry, "images_per_second": rate}
+
+
+def _text(entry: dict[str, Any], metric: str) -> str:
+    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={entry[metric]:.6f}"]
+    if entry["is_mean"] is not None:
+        parts.append(f"IS={entry['is_mean']:.4f}+-{entry['is_std']:.4f}")
+    parts += [
+        f"{name}={entry[name]:.4f}"
+        for name in ("precision", "recall", "density", "coverage")
+        if entry[name] is not None
+    ]
+    if entry["w"] is not None:
+        parts.append(f"w={entry['w']:g}")
+    if entry["num_images"] is not None:
+        parts.append(f"{entry['num_images']} images")
+    return "  ".join(parts)
+
+
+def score_images(
+    a: Path,
+    b: Path,
+    *,
+    features: str,
+    inception_weights: Path | None,
+    nearest_k: int | None,
+    batch_size: int,
+    processes: Processes,
+    output: Path | None,
+) -> None:
+    """Score images or statistics `a` against images or statistics `b`; to stdout and, as JSON, to `output`.
+
+    `nearest_k`: also precision, recall, density and coverage, by the k-th nearest neighbour.
+    """
+    sides = [Statistics.load(path) if path.suffix == ".npz" else ImageDataset(path) for path in (a, b)]
+    if nearest_k is not None and any(isinstance(side, Statistics) for side in sides):
+        raise RequestError("--precision_recall: needs images on both sides; statistics hold no single image")
+    extractor = None
+    if any(isinstance(side, ImageDataset) for side in sides):
+        extractor = load_extractor(features, inception_weights, processes.device)
+    statistics: list[Statistics] = []
+    tallies: list[Tally] = []
+    for path, side in zip((a, b), sides, strict=True):
+        if isinstance(side, Statistics):
+            statistics.append(side)
+            continue
+        assert extractor is not None
+        tally = tally_images(
+            side, extractor, batch_size=batch_size, processes=processes, keep_features=nearest_k is not None
+        )
+        tallies.append(tally)
+        statistics.append(Statistics.from_moments(tally.moments, name=str(path)))
+
+    def report() -> None:
+        manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
+        reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)
+        if isinstance(sides[0], Statistics):
+            found = Scores(distance=reference.frechet.distance(statistics[0]), num_images=statistics[0].count)
+        else:
+            found = tallies[0].scores(reference, str(a))
+        name = _statistics_name(statistics[0]) if extractor is None else score_name(extractor)
+        entry = _entry(None, found, name)
+        print(_text(entry, name), flush=True)
+        if output is not None:
+            facts = {"a": str(a), "b": str(b), "features": name, "nearest_k": nearest_k, "neon": __version__}
+            write_json(output, {"metric": name, **entry, **facts})
+
+    processes.on_main(report)
+
+
+def _statistics_name(statistics: Statistics) -> str:
+    """The name of a score of bare statistics: only their size says which features they are of."""
+    return "fid" if statistics.dim == INCEPTION_DIM else f"fd_{statistics.dim}"
