@@ -155,7 +155,7 @@ class Finetune:
             torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
             torch.backends.cudnn.benchmark = True
             base = None if self.transfer is None else shared_file(self.transfer, group)
-            model = self.from_scratch(dataset) if base is None else self.started_from(base, group)
+            model = self.from_scratch(dataset, group) if base is None else self.started_from(base, group)
             if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
                 kind = "conditional" if plan.conditional else "unconditional"
                 raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.transfer} is not one")
@@ -207,7 +207,7 @@ class Finetune:
                     module.dropout = self.dropout
         return model
 
-    def from_scratch(self, dataset: TrainingImages) -> EDM:
+    def from_scratch(self, dataset: TrainingImages, group: Processes) -> EDM:
         """A network with random weights for the images of `dataset`."""
         channels, height, width = dataset.image_shape
         if height != width:
@@ -236,9 +236,10 @@ class Finetune:
         precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.precond]
         torch.manual_seed(self.seed)
         try:
-            return EDM({"precond": precond, "network": network, "label_dropout": self.label_dropout})
+            model = EDM({"precond": precond, "network": network, "label_dropout": self.label_dropout})
         except ValueError as error:
             raise RequestError(f"no such network can be built ({error}); change --cbase or --cres") from error
+        return model.to(group.device)
 
     def add_augmentation(self, model: EDM, probability: float) -> None:
         """Let the model change its training images; a RequestError if its network cannot be told how."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -87,10 +88,21 @@ def write_failure(error: OSError, path: str | os.PathLike[str]) -> RequestError 
     return WorkError(f"{path}: writing failed ({reason}); nothing was written")
 
 
+def as_json(value: Any) -> Any:
+    """`value` as JSON can hold it: tuples become lists, numbers that are not finite their names, such as "inf"."""
+    if isinstance(value, dict):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write((json.dumps(as_json(value), indent=2, allow_nan=False) + "\n").encode())
 
 
 def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:

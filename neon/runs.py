@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neon.errors import RequestError
-from neon.files import check_writable, write_json
+from neon.files import as_json, check_writable, write_json
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -66,7 +66,7 @@ def _check_identity(record: Path, identity: dict[str, Any]) -> None:
         raise RequestError(
             f"{record}: not readable as the record of a run ({error}); add --fresh to start anew"
         ) from error
-    expected = json.loads(json.dumps(identity))
+    expected = json.loads(json.dumps(as_json(identity)))
     different = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
     if different:
         key = different[0]

@@ -2,12 +2,17 @@
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
 from edm import calculate_fid, finetune, sample
 from neon.command_line import run_program
-from neon.distributed import processes
+from neon.dataset import ImageDataset
+from neon.distributed import Processes, processes
+from neon.model import load_model
+from neon.recipe import Recipe
+from neon.selftrain import train
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
@@ -27,12 +32,36 @@ COMMANDS = (
     ),
 )
 
+# A request that turns out wrong in one process only: the image that cannot be read is in the second block.
+WRONG = COMMANDS[1][2].replace("--precision_recall real", "--precision_recall corrupt")
+
+
+def train_summed(folder: Path, group: Processes) -> None:
+    """Train as on GPUs, where gradients are summed in any order."""
+    train(
+        load_model("base.pkl"),
+        ImageDataset("real"),
+        folder,
+        num_steps=2,
+        snapshot_steps=[],
+        recipe=Recipe(batch_size=16, lr=1e-4),
+        seed=0,
+        processes=group,
+        micro_batch=4,
+        ordered=False,
+    )
+
+
 if __name__ == "__main__":
     folder, out = sys.argv[1:]
     os.chdir(folder)
     torch.set_num_threads(1)
-    with processes("cpu"):
+    with processes("cpu") as group:
         for program, aliases, flags in COMMANDS:
             code = run_program(program, aliases, [*flags.format(out=out).split(), "--device", "cpu"])
             if code:
                 sys.exit(code)
+        train_summed(Path(out, "summed"), group)
+        program, aliases, _ = COMMANDS[1]
+        if run_program(program, aliases, [*WRONG.format(out=f"{out}/wrong").split(), "--device", "cpu"]) != 2:
+            sys.exit("the corrupt image was not refused in every process")

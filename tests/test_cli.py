@@ -14,6 +14,9 @@ import neon.cli
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.cli import main
 from neon.files import sha256_file
+from neon.model import load_model
+from tests import pickles
+from tests.tiny import tiny_edm
 
 ROOT = Path(__file__).parents[1]
 BASE = {"net.weight": torch.linspace(-1, 1, 600).reshape(20, 30), "steps": torch.tensor(3)}
@@ -238,6 +241,23 @@ def test_convert_writes_safetensors(folder: Path, capsys: pytest.CaptureFixture[
         assert checkpoint.metadata["source_key"] == "model"
     assert main(["convert", "base.pth", "a.pth"]) == 2
     assert main(["convert", "a.safetensors", "a.safetensors", "--overwrite"]) == 2
+
+
+def test_a_published_pickle_is_described_converted_and_sampled_from(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_edm()
+    Path("base.pkl").write_bytes(pickles.dumps(pickles.snapshot(model.network, model.config["network"])))
+    assert main(["inspect", "base.pkl", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["format"], facts["architecture"], facts["key"]) == ("pickle", "edm", "ema")
+    assert list(facts["tensors"]) == list(model.network.state_dict())
+    assert main(["convert", "base.pkl", "converted.safetensors"]) == 0
+    for name in ("base.pkl", "converted.safetensors"):
+        loaded = load_model(name)
+        assert loaded.config == {"precond": "EDMPrecond", "network": model.config["network"]}
+        for ours, theirs in zip(loaded.network.parameters(), model.network.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("command", ["merge", "inspect", "convert"])

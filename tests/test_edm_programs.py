@@ -12,15 +12,17 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, snapshot_steps
 from neon import cli, evaluate
 from neon.checkpoint import load_state, open_checkpoint
 from neon.command_line import run_program, seed_list
-from neon.dataset import ImageDataset
+from neon.dataset import ImageDataset, write_images, write_labels
 from neon.errors import RequestError
 from neon.merge import merge_files
 from neon.metrics import Statistics
@@ -50,11 +52,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features.save(folder / "features.safetensors")
     real = tiny_images(60)
     Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
-    from neon.dataset import write_images, write_labels
-
     assert real.labels is not None
     write_images(folder / "real", range(60), real.images)
     write_labels(folder / "real", real.labels.tolist(), 60)
+    for name, size in (("mixed", 9), ("corrupt", 8)):
+        write_images(folder / name, range(6), real.images[:6])
+        write_images(folder / name, [4], torch.zeros(1, 1, 8, size, dtype=torch.uint8))
+    broken = folder / "corrupt" / "00000004.png"
+    broken.write_bytes(broken.read_bytes()[:40])
     return folder
 
 
@@ -183,8 +188,6 @@ def test_the_ablation_sampler_with_its_own_choices_is_another_sampler(here: Path
 def test_a_full_disk_keeps_the_finished_part_for_the_next_run(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from PIL import Image
-
     save, written = Image.Image.save, []
 
     def fills_up(self: Image.Image, file: object, **keywords: object) -> None:
@@ -434,7 +437,7 @@ TRAIN = f"--outdir out {TINY_RUN}"
         (run_fid, f"{SCORE} --self_trained tuned.pkl --w one", "--w one: not a number"),
         (run_fid, f"{SCORE} --self_trained wide.safetensors --w 1", "wide.safetensors"),
         (run_fid, f"{SCORE} --precision_recall mixed", "expected images of one size"),
-        (run_fid, f"{SCORE} --precision_recall corrupt", "00000001.png cannot be read as an image"),
+        (run_fid, f"{SCORE} --precision_recall corrupt", "00000004.png cannot be read as an image"),
         (run_fid, f"{SCORE} --precision_recall real --nearest_k 60", "k must be in 1..N-1"),
         (run_fid, f"{SCORE} --features base.pkl", "not a feature network"),
         (run_fid, f"{SCORE} --class -1", "out of range"),
@@ -451,18 +454,8 @@ TRAIN = f"--outdir out {TINY_RUN}"
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], run: Callable[[str], int], flags: str, message: str
 ) -> None:
-    from PIL import Image
-
     Statistics.from_features(torch.rand(20, 7)).save("wide.npz")
-    import numpy as np
-
     np.savez("keys.npz", mean=np.zeros(3))
-    for folder in ("mixed", "corrupt"):
-        Path(folder).mkdir()
-        for i in range(3):
-            Image.new("L", (8, 8)).save(f"{folder}/{i:08d}.png")
-    Image.new("L", (9, 8)).save("mixed/00000002.png")
-    Path("corrupt/00000001.png").write_bytes(Path("corrupt/00000001.png").read_bytes()[:40])
     assert run(flags) == 2
     error = capsys.readouterr().err
     assert message in " ".join(error.replace("│", " ").split())
@@ -494,7 +487,7 @@ def test_the_published_command_runs_as_typed_under_torchrun(here: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
+    """What the programs leave behind with 1, 2 and 3 processes of one thread each, and what they say."""
     outputs = {}
     for world_size in (1, 2, 3):
         out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
@@ -503,6 +496,7 @@ def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pat
         command = [*launcher, "-m", "tests.edm_driver", str(files), str(out)]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
+        (out / "stderr").write_text(done.stderr)
     return outputs
 
 
@@ -523,6 +517,23 @@ def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
     assert len(snapshots) == 4
     for name in snapshots:
         assert (one / "training" / name).read_bytes() == (many / "training" / name).read_bytes()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gradients_summed_in_any_order_differ_by_rounding(runs: dict[int, Path], world_size: int) -> None:
+    one, many = (load_state(next((runs[n] / "summed").glob("snapshot*"))) for n in (1, world_size))
+    moved = load_state(next((runs[1] / "training").glob("snapshot*")))
+    for name in one:
+        if "qkv.bias" not in name:  # the gradient of a key's bias is zero but for rounding
+            torch.testing.assert_close(one[name], many[name], rtol=0, atol=2e-6)
+    assert any(not torch.equal(one[name], moved[name]) for name in one)
+
+
+def test_what_one_process_finds_wrong_is_said_once_and_ends_all(runs: dict[int, Path]) -> None:
+    for out in runs.values():
+        lines = [line for line in (out / "stderr").read_text().splitlines() if "cannot be read as an image" in line]
+        assert len(lines) == 1 and "00000004.png" in lines[0]
+        assert not [path for path in (out / "wrong").rglob("*") if path.is_file()]
 
 
 def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_path: Path) -> None:
