@@ -56,6 +56,8 @@ class CalculateFID(ScoringFlags):
             raise RequestError(f"--max_batch_size {self.max_batch_size}: expected at least 1")
         if self.seeds == DEFAULT_SEEDS:
             warn("scoring the default of 10,000 images; published FIDs are of 50,000, and lower: add --seeds 0-49999")
+            if self.self_trained is not None:
+                warn("synthetic sets are usually drawn from these seeds: choose w on others, such as 50000-59999")
         with processes(self.device) as group:
             path, model = load_base(self.network_pkl, self, group)
             warn_if_unusual(model, self.settings)

@@ -339,6 +339,14 @@ def test_published_settings_that_do_not_fit_are_warned_of(
     assert "warning: toy sampled with num_steps 3 and not 40" in capsys.readouterr().err
 
 
+def test_defaults_that_do_not_reproduce_published_scores_are_warned_of(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_fid("--network_pkl missing.pkl --self_trained tuned.pkl --w 1") == 2
+    error = capsys.readouterr().err
+    assert "published FIDs are of 50,000" in error and "choose w on others" in error
+
+
 # Training
 
 

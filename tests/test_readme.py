@@ -57,6 +57,26 @@ def test_the_sweep_runs_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(parameter, 2 * base[name] - tuned[name], rtol=1e-5, atol=1e-6)
 
 
+def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
+    """With fewer images and steps; the order and the names of files are those of the README."""
+    [commands] = [block for block in blocks("sh") if "edm/sample.py" in block and "neon/demo/base" in block]
+    for printed, fewer in (
+        ("--seeds 0-999", "--seeds 0-15"),
+        ("--duration 0.0064", "--duration 0.000256"),
+        ("snapshot-000006.400-kimg", "snapshot-000000.256-kimg"),
+        ("--seeds 50000-51999", "--seeds 50000-50069"),
+    ):
+        assert printed in commands
+        commands = commands.replace(printed, fewer)
+    for package in ("edm", "neon"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1].startswith("FD_fashion64=")
+
+
 def test_every_other_command_names_a_program_that_exists() -> None:
     scripts = Path(sys.executable).parent
     commands = [line for block in blocks("sh") if "neon demo" in block for line in block.splitlines() if line]
