@@ -28,11 +28,11 @@ from neon.checkpoint.pickle_format import PickleCheckpoint
 from neon.command_line import run_program, warn
 from neon.dataset import ImageDataset, Subset, TrainingImages
 from neon.distributed import Processes, processes
+from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.model import load_model
 from neon.runs import run_folder
-from neon.scoring import shared_file
 from neon.selftrain import Snapshot, train
 
 ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}

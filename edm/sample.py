@@ -16,50 +16,33 @@ from typing import Annotated, Literal
 import tyro
 
 from edm.ablation import AblationSettings
+from edm.flags import ALIASES, ImageFlags
 from edm.model import EDM
 from edm.published import warn_if_unusual
 from edm.sampler import EDMSettings, SamplerSettings
 from neon import __version__
-from neon.command_line import run_program, seed_list
+from neon.command_line import run_program
 from neon.distributed import Processes, processes
+from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.model import GenerativeModel, load_model
 from neon.sampling import check_enough, check_label, sample_set
-from neon.scoring import shared_file
 
-ALIASES = {
-    "--network": "--network_pkl",
-    "--steps": "--num_steps",
-    "--batch": "--max_batch_size",
-    "--batch_size": "--max_batch_size",
-    "--batch-size": "--max_batch_size",
-    "--s_churn": "--S_churn",
-    "--s_min": "--S_min",
-    "--s_max": "--S_max",
-    "--s_noise": "--S_noise",
-    "--disc": "--discretization",
-}
+ABLATION_ALIASES = {"--disc": "--discretization"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(ImageFlags):
     """Sample images of an EDM network into a PNG folder or a zip, with their labels.
 
     --steps is --num_steps, --batch and --batch_size are --max_batch_size, --disc is --discretization.
     """
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the network: a published .pkl, or safetensors written by neon"""
     outdir: Path
     """folder of the images, or a name that ends in .zip"""
     seeds: str = "0-63"
     """one image per seed, such as 0-5999 or 1,2,5-10"""
-    max_batch_size: int = 64
-    """images per forward pass of one process"""
-    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """class of every image; by default drawn for each image from its own seed"""
-    settings: Annotated[EDMSettings, tyro.conf.arg(name="")] = EDMSettings()  # noqa: RUF009 - frozen
     discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
     """noise levels of another sampler; this, schedule or scaling choose the sampler of EDM's ablations"""
     schedule: Literal["vp", "ve", "linear"] | None = None
@@ -80,9 +63,7 @@ class Sample:
     """by default a GPU where there is one"""
 
     def __call__(self) -> None:
-        seeds = seed_list(self.seeds)
-        if self.max_batch_size < 1:
-            raise RequestError(f"--max_batch_size {self.max_batch_size}: expected at least 1")
+        seeds = self.checked_seeds()
         if (self.gnet is None) != (self.gnet_scale is None):
             raise RequestError("--gnet and --gnet_scale go together: the second network and its weight g")
         settings = self.sampler()
@@ -151,4 +132,4 @@ class Sample:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Sample, ALIASES))
+    sys.exit(run_program(Sample, ALIASES | ABLATION_ALIASES))

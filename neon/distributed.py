@@ -90,10 +90,19 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     """Join the process group that torchrun announces in the environment, or work alone without one.
 
     `device`: "cpu" or "cuda"; by default CUDA where there is one. Each process takes the GPU of its LOCAL_RANK.
+
+    Raises:
+        RequestError: there is no GPU, or none for this process.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
     if local.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local.index >= found:
+            raise RequestError(
+                f"process {local.index} of this machine needs a GPU of its own and there are {found}; "
+                "start fewer processes (--nproc_per_node), or compute with --device cpu"
+            )
         torch.cuda.set_device(local)
     if "RANK" not in os.environ:
         yield Processes(device=local)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.files import atomic_write
 
@@ -56,6 +57,13 @@ def local_file(name: str | os.PathLike[str]) -> Path:
         print(f"downloading {name} to {path}", file=sys.stderr)
         _download(name, path)
     return path
+
+
+def shared_file(name: str, processes: Processes) -> Path:
+    """`local_file` for several processes: one of them downloads, and on every other node another one."""
+    if is_url(name):
+        processes.on_main(lambda: local_file(name))
+    return local_file(name)
 
 
 def _download(url: str, path: Path) -> None:

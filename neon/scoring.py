@@ -22,7 +22,7 @@ from neon.checkpoint import load_state
 from neon.command_line import Weights, number, warn
 from neon.dataset import ImageDataset
 from neon.distributed import Processes
-from neon.download import is_url, local_file
+from neon.download import shared_file
 from neon.errors import RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, tally_images
 from neon.files import check_writable, sha256_file, write_json
@@ -102,13 +102,6 @@ def load_extractor(features: str, inception_weights: Path | None, device: torch.
     if features == INCEPTION:
         return load_inception(inception_weights, device)
     return load_features(features, device)
-
-
-def shared_file(name: str, processes: Processes) -> Path:
-    """The local file behind a path or URL; downloaded by one process, and once more on every other node."""
-    if is_url(name):
-        processes.on_main(lambda: local_file(name))
-    return local_file(name)
 
 
 def load_base(network: str, flags: ScoringFlags, processes: Processes) -> tuple[Path, GenerativeModel]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from edm import calculate_fid, finetune, sample
+from edm.flags import ALIASES
 from neon.command_line import run_program
 from neon.dataset import ImageDataset
 from neon.distributed import Processes, processes
@@ -16,10 +17,10 @@ from neon.selftrain import train
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (sample.Sample, sample.ALIASES, "--network_pkl base.pkl --outdir {out}/set --seeds 0-12 --batch 3 --num_steps 3"),
+    (sample.Sample, ALIASES, "--network_pkl base.pkl --outdir {out}/set --seeds 0-12 --batch 3 --num_steps 3"),
     (
         calculate_fid.CalculateFID,
-        calculate_fid.ALIASES,
+        ALIASES,
         "--network_pkl base.pkl --self_trained tuned.pkl --w 0.5 --ref real.npz --features features.safetensors "
         "--precision_recall real --seeds 0-19 --batch_size 3 --num_steps 3 --json {out}/scores.json "
         "--run_dir {out}/run",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, snapshot_steps
+from edm.flags import ALIASES
 from neon import cli, evaluate
 from neon.checkpoint import load_state, open_checkpoint
 from neon.command_line import run_program, seed_list
@@ -73,12 +74,12 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_sample(flags: str) -> int:
-    return run_program(sample.Sample, sample.ALIASES, flags.split())
+    return run_program(sample.Sample, ALIASES | sample.ABLATION_ALIASES, flags.split())
 
 
 def run_fid(flags: str) -> int:
     usual = f"--ref real.npz --features features.safetensors {SAMPLER} --device cpu"
-    return run_program(calculate_fid.CalculateFID, calculate_fid.ALIASES, [*usual.split(), *flags.split()])
+    return run_program(calculate_fid.CalculateFID, ALIASES, [*usual.split(), *flags.split()])
 
 
 def run_finetune(flags: str) -> int:
@@ -313,7 +314,7 @@ def test_network_and_statistics_may_be_addresses(here: Path, server: str, capsys
     capsys.readouterr()
     flags = f"--network_pkl {server}/base.pkl --ref {server}/real.npz --seeds 0-9 --features features.safetensors"
     arguments = [*flags.split(), *SAMPLER.split(), "--json", "remote.json"]
-    assert run_program(calculate_fid.CalculateFID, calculate_fid.ALIASES, arguments) == 0
+    assert run_program(calculate_fid.CalculateFID, ALIASES, arguments) == 0
     assert f"downloading {server}/base.pkl" in capsys.readouterr().err
     assert json.loads(Path("remote.json").read_text())["fd_tiny6"] == local["fd_tiny6"]
 
@@ -434,6 +435,7 @@ TRAIN = f"--outdir out {TINY_RUN}"
         (run_sample, "--network_pkl unconditional.safetensors --outdir out --class 0", "the network is unconditional"),
         (run_sample, "--network_pkl missing.pkl --outdir out", "missing.pkl: no such file"),
         (run_sample, f"{SAMPLE} --batch 0", "expected at least 1"),
+        (run_sample, f"{SAMPLE} --device cuda", "needs a GPU of its own and there are 0"),
         (run_sample, f"{SAMPLE} --gnet tuned.pkl", "--gnet and --gnet_scale go together"),
         (run_sample, f"{SAMPLE} --gnet unconditional.safetensors --gnet_scale 1", "expected networks of the same data"),
         (run_sample, "--network_pkl base.pkl --outdir real", "no run of ours"),
@@ -462,6 +464,8 @@ TRAIN = f"--outdir out {TINY_RUN}"
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], run: Callable[[str], int], flags: str, message: str
 ) -> None:
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     Statistics.from_features(torch.rand(20, 7)).save("wide.npz")
     np.savez("keys.npz", mean=np.zeros(3))
     assert run(flags) == 2
