@@ -58,6 +58,16 @@ def test_a_safetensors_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert_same({name: checkpoint.tensor(name) for name in checkpoint.names()}, STATE)
 
 
+@pytest.mark.parametrize("header_bytes", [0x280, 0x380, 0x480, 0x580])
+def test_a_safetensors_file_that_begins_like_a_pickle_is_read(tmp_path: Path, header_bytes: int) -> None:
+    path, padding = tmp_path / "a.safetensors", 0
+    while not path.exists() or int.from_bytes(path.read_bytes()[:8], "little") < header_bytes:
+        save_safetensors(path, STATE, {"padding": "x" * padding})
+        padding += 1
+    assert path.read_bytes()[:2] == bytes([0x80, header_bytes >> 8])
+    assert_same(load_state(path), STATE)
+
+
 def test_the_safetensors_library_and_neon_read_each_other(tmp_path: Path) -> None:
     save_safetensors(tmp_path / "ours.safetensors", STATE, {})
     assert_same(load_file(tmp_path / "ours.safetensors"), STATE)

@@ -54,7 +54,8 @@ _EXPECTED = "expected a network, a state dict or a dictionary that holds one"
 
 
 def is_pickle(head: bytes) -> bool:
-    return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5
+    # Safetensors with a header of 640 bytes, for one, begin alike: four bytes of its length, four zeros, its bracket.
+    return len(head) > 1 and head[0] == 0x80 and 2 <= head[1] <= 5 and head[4:9] != b"\0\0\0\0{"
 
 
 def is_training_state(path: Path) -> bool:
