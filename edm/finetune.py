@@ -33,7 +33,7 @@ from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.model import load_model
 from neon.runs import run_folder
-from neon.selftrain import Snapshot, train
+from neon.selftrain import Snapshot, largest_divisor, train
 
 ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}
 LARGEST_MICRO_BATCH = 64
@@ -321,11 +321,6 @@ def write_copy(snapshot: Snapshot, base: Path, key: str | None) -> None:
     with open_checkpoint(base, key) as checkpoint:
         assert isinstance(checkpoint, PickleCheckpoint)
         checkpoint.save_with(copy, load_state(snapshot.path))
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
-from neon.checkpoint import Constructor
+from neon.checkpoint import Checkpoint
 from neon.dataset import to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
@@ -54,8 +54,9 @@ class EDM(GenerativeModel):
         """(network, g): sample from (1 + g) D - g D_second, in float32, as the published two-network sampler"""
 
     @classmethod
-    def config_of(cls, constructor: Constructor) -> dict[str, Any] | None:
-        if constructor.class_name not in PRECONDS:
+    def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        constructor = checkpoint.constructor
+        if constructor is None or constructor.class_name not in PRECONDS:
             return None
         return {"precond": constructor.class_name, "network": constructor.keywords}
 

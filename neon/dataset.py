@@ -60,23 +60,27 @@ def pack_set(folder: str | os.PathLike[str], archive: str | os.PathLike[str]) ->
 
 
 class TrainingImages(Protocol):
-    """What training reads: a finite set of images of one shape, with or without classes."""
+    """What training reads: a finite set of images of one shape, with or without classes, as pixels or encoded."""
 
     path: Path
     """where it came from, for messages"""
     image_shape: tuple[int, int, int]
     labels: Tensor | None
     """int64 [N], or None"""
+    encoded: bool
+    """whether `load` gives what a model's `encode` makes of the images (tokens, latents) and not their pixels"""
 
     def __len__(self) -> int: ...
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices`."""
+        """(uint8 [B, C, H, W] or encoded [B, ...], int64 [B] or None) of the images at `indices`."""
         ...
 
 
 class ArrayDataset:
     """Images that are in memory: uint8 [N, C, H, W], with int64 [N] classes or None."""
+
+    encoded = False
 
     def __init__(self, images: Tensor, labels: Tensor | None, path: str | os.PathLike[str]) -> None:
         self.images, self.labels, self.path = images, labels, Path(path)
@@ -98,6 +102,8 @@ class ImageDataset:
         RequestError: the path holds no images, `dataset.json` does not fit them, or an image cannot be
             read or has another size than the first.
     """
+
+    encoded = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -185,14 +191,14 @@ class Subset:
 
     def __init__(self, whole: TrainingImages, max_size: int, seed: int) -> None:
         self._whole, self._indices = whole, subset_indices(len(whole), max_size, seed)
-        self.path, self.image_shape = whole.path, whole.image_shape
+        self.path, self.image_shape, self.encoded = whole.path, whole.image_shape, whole.encoded
         self.labels = None if whole.labels is None else whole.labels[torch.as_tensor(self._indices)]
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices` of this part."""
+        """(uint8 [B, C, H, W] or encoded, int64 [B] or None) of the images at `indices` of this part."""
         return self._whole.load([self._indices[i] for i in indices])
 
 

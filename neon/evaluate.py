@@ -24,7 +24,7 @@ from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, St
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.progress import Progress
-from neon.sampling import blocks, rounds, sample_block
+from neon.sampling import Label, blocks, rounds, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
 INCEPTION_SCORE_SPLITS = 10
@@ -181,7 +181,7 @@ def features_in_order(
 
 
 def sampled_images(
-    model: GenerativeModel, seeds: Sequence[int], settings: Any, processes: Processes, label: int | None = None
+    model: GenerativeModel, seeds: Sequence[int], settings: Any, processes: Processes, label: Label = None
 ) -> Callable[[range], Tensor]:
     """The images of a block, sampled: what `features_in_order` computes from for a model."""
     return lambda block: sample_block(model, block, seeds, settings, processes, label)[0]
@@ -227,7 +227,7 @@ def evaluate(
     *,
     batch_size: int,
     processes: Processes,
-    label: int | None = None,
+    label: Label = None,
     title: str = "evaluating",
     state: Path | None = None,
     identity: str = "",
@@ -235,7 +235,7 @@ def evaluate(
     """Scores of `len(seeds)` sampled images against `reference`, in every process.
 
     Args:
-        label: the class of every image; by default the model's rule.
+        label: which classes to sample.
         state: file in which the evaluation keeps what it has, so that a killed one goes on; removed at the end.
         identity: what the images are; a `state` of another identity is refused.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from neon.checkpoint import Checkpoint, Constructor, open_checkpoint, save_safetensors
+from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.errors import RequestError
 from neon.noise import Noise
 from neon.recipe import Recipe
@@ -48,8 +48,8 @@ class GenerativeModel(nn.Module, ABC):
     """rules of sampling that scores depend on, by name; recorded with every score"""
 
     @classmethod
-    def config_of(cls, constructor: Constructor) -> dict[str, Any] | None:
-        """The config of a network that a published pickle describes by class and keywords; None: not one of ours."""
+    def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """The config of a published network, from what its file says or from its shapes; None: not one of ours."""
         return None
 
     @abstractmethod
@@ -83,7 +83,7 @@ def architecture(name: str) -> type[GenerativeModel]:
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {', '.join(sorted(found)) or '(none installed)'}, "
+            f"architecture {name!r} is unknown; expected one of {', '.join(sorted(found, key=str.lower)) or '(none installed)'}, "
             "or path/to/file.py:NAME of your own"
         )
     return found[name].load()
@@ -104,12 +104,12 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:
-    """The metadata of a checkpoint, with `architecture` and `config` filled in where a pickle describes its network."""
+    """The metadata of a checkpoint, with `architecture` and `config` filled in if an architecture recognises it."""
     metadata = checkpoint.metadata
-    if "architecture" in metadata or checkpoint.constructor is None:
+    if "architecture" in metadata:
         return metadata
     for entry in entry_points(group=GROUP):
-        config = entry.load().config_of(checkpoint.constructor)
+        config = entry.load().config_of(checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
@@ -118,9 +118,9 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
 def load_model(
     path: str | os.PathLike[str], key: str | None = None, *, device: torch.device | str = "cpu"
 ) -> GenerativeModel:
-    """The model of a checkpoint that says of what `architecture` and `config` it is, in eval mode on `device`.
+    """The model of a checkpoint, in eval mode on `device`.
 
-    Files written by neon say so in their metadata, published pickles by class and constructor keywords.
+    Files written by neon say of what `architecture` and `config` they are; published ones are recognised.
     `key` as in `open_checkpoint`.
 
     Raises:
@@ -131,8 +131,8 @@ def load_model(
         metadata = described(checkpoint)
         if "architecture" not in metadata or "config" not in metadata:
             raise RequestError(
-                f"{path}: the checkpoint does not say which architecture it is of; expected a published pickle or "
-                "the metadata `architecture` and `config` that files written by neon carry"
+                f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
+                "published network, or the metadata `architecture` and `config` that files written by neon carry"
             )
         model = _built(path, architecture(metadata["architecture"]), json.loads(metadata["config"]))
         load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)

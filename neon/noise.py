@@ -59,6 +59,10 @@ class Noise(Protocol):
         """Uniform in [0, 1), [B, *shape]."""
         ...
 
+    def exponential(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Exponential of rate 1, above 0, [B, *shape]."""
+        ...
+
     def integers(self, high: int, *shape: int) -> Tensor:
         """int64 in [0, high), [B, *shape]."""
         ...
@@ -86,6 +90,12 @@ class ImageNoise:
         out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
         for row, generator in zip(out, self._generators, strict=True):
             row.uniform_(generator=generator)
+        return out
+
+    def exponential(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
+        for row, generator in zip(out, self._generators, strict=True):
+            row.exponential_(generator=generator)
         return out
 
     def integers(self, high: int, *shape: int) -> Tensor:

@@ -4,11 +4,13 @@ One recipe belongs to each architecture; `neon.selftrain` runs any of them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from neon.dataset import visit_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class Recipe:
     """thousand images over which the learning rate rises linearly from 0; 0: no ramp"""
     loss_scaling: float = 1.0
     """factor on the loss and its gradients, for half precision; Adam undoes it"""
+    scale_losses: bool = False
+    """scale losses by a factor that grows until a gradient overflows, for float16 on GPUs; gradients are scaled back"""
     max_gradient: float = 1e5
     """infinite gradient entries become +- this; NaN becomes 0"""
     ema_halflife_kimg: float | None = None
@@ -40,6 +44,10 @@ class Recipe:
             raise ValueError(f"batch_size is {self.batch_size}; expected at least 1")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; expected a positive number")
+
+    def visits(self, num_images: int, seed: int) -> Iterator[int]:
+        """The endless order in which training visits the images of a set."""
+        return visit_order(num_images, seed)
 
     @property
     def averages(self) -> bool:

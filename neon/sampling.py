@@ -23,6 +23,9 @@ from neon.noise import ImageNoise, Noise
 from neon.progress import Progress
 from neon.runs import run_folder
 
+Label = int | Tensor | None
+"""which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""
+
 
 def blocks(num_images: int, batch_size: int) -> list[range]:
     """Indices 0 .. num_images - 1 in consecutive blocks; only the last may be shorter than `batch_size`."""
@@ -48,14 +51,25 @@ def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range 
         yield all_blocks[mine] if mine < len(all_blocks) else None
 
 
-def check_label(model: GenerativeModel, label: int | None) -> None:
-    """Raise a RequestError unless the model can sample images of class `label` (None: its own rule)."""
-    if label is None:
+def check_label(model: GenerativeModel, label: Label) -> None:
+    """Raise a RequestError unless the model can sample images of class `label`."""
+    if not isinstance(label, int):
         return
     if model.num_classes == 0:
         raise RequestError(f"--class {label}: the network is unconditional, it knows no classes; leave the flag out")
     if not 0 <= label < model.num_classes:
         raise RequestError(f"--class {label}: out of range; the network knows classes 0 to {model.num_classes - 1}")
+
+
+def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:
+    """Every class equally often, int64 [N], shuffled by `seed`; classes of a remainder are drawn from it too.
+
+    The published rule of class-conditional evaluations; for a multiple of `num_classes` the same labels.
+    """
+    each, rest = divmod(num_images, num_classes)
+    drawn = torch.randint(num_classes, (rest,), generator=torch.Generator().manual_seed(seed + 1))
+    labels = torch.cat([torch.arange(num_classes).repeat_interleave(each), drawn])
+    return labels[torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))]
 
 
 def check_enough(num_images: int, processes: Processes) -> None:
@@ -67,10 +81,12 @@ def check_enough(num_images: int, processes: Processes) -> None:
         )
 
 
-def block_labels(model: GenerativeModel, block: range, noise: Noise, label: int | None = None) -> Tensor | None:
-    """int64 [B] or None: the classes of the images of `block`: all `label` if given, else by the model's rule."""
+def block_labels(model: GenerativeModel, block: range, noise: Noise, label: Label = None) -> Tensor | None:
+    """int64 [B] or None (unconditional): the classes of the images of `block`."""
     drawn = model.labels(block, noise)
-    return drawn if label is None or drawn is None else torch.full_like(drawn, label)
+    if label is None or drawn is None:
+        return drawn
+    return torch.full_like(drawn, label) if isinstance(label, int) else label[block.start : block.stop].to(drawn)
 
 
 def sample_block(
@@ -79,11 +95,11 @@ def sample_block(
     seeds: Sequence[int],
     settings: Any,
     processes: Processes,
-    label: int | None = None,
+    label: Label = None,
 ) -> tuple[Tensor, Tensor | None]:
     """(uint8 [B, C, H, W], int64 [B] or None): the images of `block` and their classes.
 
-    `seeds[i]` is the seed of image i of the whole set; `label` as in `block_labels`.
+    `seeds[i]` is the seed of image i of the whole set.
     """
     noise = ImageNoise([seeds[i] for i in block], processes.device)
     labels = block_labels(model, block, noise, label)
@@ -99,7 +115,7 @@ def sample_set(
     batch_size: int,
     processes: Processes,
     identity: dict[str, Any],
-    label: int | None = None,
+    label: Label = None,
     fresh: bool = False,
 ) -> None:
     """Sample one image per seed into a folder, or into a zip if `output` ends in .zip; a killed run goes on.
@@ -138,12 +154,11 @@ def write_samples(
     *,
     batch_size: int,
     processes: Processes,
-    label: int | None = None,
+    label: Label = None,
 ) -> Path:
     """Sample one image per seed into `folder` as PNG files with `dataset.json`, over all processes.
 
     Blocks that are on the disk already are not sampled again, so a killed run goes on where it was.
-    `label` as in `block_labels`.
     """
     folder = Path(folder)
     if processes.from_main((folder / LABELS_FILE).exists()):

@@ -32,7 +32,7 @@ from neon.metrics.features import FeatureExtractor, load_features, score_name
 from neon.metrics.inception import load_inception
 from neon.model import GenerativeModel, load_model
 from neon.runs import run_folder
-from neon.sampling import check_enough, check_label
+from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
 INCEPTION, INCEPTION_DIM = "inception", 2048
@@ -92,8 +92,7 @@ class Sampling:
     """as the user wrote them"""
     settings: Any
     """of the sampler: a frozen dataclass of the architecture"""
-    label: int | None
-    """class of every image; None: the model's rule"""
+    label: Label
     batch_size: int
 
 
@@ -181,7 +180,7 @@ def _protocol(
         "self_trained_sha256": None if flags.self_trained is None else sha256_file(flags.self_trained),
         "conditional": model.num_classes > 0,
         "seeds": sampling.seeds_text,
-        "class": sampling.label,
+        "class": sampling.label if isinstance(sampling.label, int) else None,
         "batch_size": sampling.batch_size,
         "settings": asdict(sampling.settings),
         "compile": flags.compile,

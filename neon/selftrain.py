@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_torch
-from neon.dataset import TrainingImages, visit_order
+from neon.dataset import TrainingImages
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.files import append_json, atomic_write
@@ -30,6 +30,10 @@ from neon.recipe import Recipe
 
 STATE_FILE = "training-state.pt"
 LOG_FILE = "training.jsonl"
+SCALES = (2.0**11, 2.0**15)
+"""where `Recipe.scale_losses` begins, and its limit"""
+SCALE_STEPS = 1000
+"""steps without an overflow after which the scale doubles"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,11 @@ class Snapshot:
 def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:
     """Where the snapshot after `images_seen` images lies."""
     return Path(folder) / f"snapshot-{images_seen / 1000:010.3f}-kimg.safetensors"
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`: a micro-batch where none is asked for."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 def train(
@@ -170,7 +179,10 @@ class _Run:
         self.average = [p.detach().clone() for p in self.parameters] if recipe.averages else []
         self.step = 0
         self.started = time.monotonic()
-        self.visits = visit_order(len(dataset), seed)
+        self.visits = recipe.visits(len(dataset), seed)
+        self.scaler = torch.amp.GradScaler(
+            processes.device.type, init_scale=SCALES[0], growth_interval=SCALE_STEPS, enabled=recipe.scale_losses
+        )
 
     def one_step(self) -> tuple[float, float]:
         """Take one optimiser step; (mean loss of the batch, learning rate)."""
@@ -186,8 +198,12 @@ class _Run:
         lr = recipe.lr_at(seen)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.scaler.unscale_(self.optimizer)
         recipe.repair_gradients(self.parameters)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if recipe.scale_losses and self.scaler.get_scale() > SCALES[1]:
+            self.scaler.update(SCALES[1])
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
@@ -226,7 +242,7 @@ class _Run:
     def _backward(self, indices: list[int], noise_seeds: list[int], num_parts: int) -> Tensor:
         """Add the gradient of one of `num_parts` micro-batches to the parameters'; its share of the mean loss."""
         loss = self._loss(indices, noise_seeds) / num_parts
-        (loss * self.recipe.loss_scaling).backward()
+        self.scaler.scale(loss * self.recipe.loss_scaling).backward()
         return loss.detach()
 
     def _add_in_order(self, before: list[Tensor | None], count: int) -> None:
@@ -250,9 +266,11 @@ class _Run:
 
     def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         device = self.processes.device
-        images, labels = self.dataset.load(indices)
+        examples, labels = self.dataset.load(indices)
         noise = ImageNoise(noise_seeds, device)
-        examples = self.model.encode(images.to(device), noise)
+        examples = examples.to(device)
+        if not self.dataset.encoded:
+            examples = self.model.encode(examples, noise)
         labels = None if labels is None or not self.model.num_classes else labels.to(device)
         # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -283,6 +301,7 @@ class _Run:
         self._check_identity(path, state["identity"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.average = state["average"]
         self.step = state["step"]
         if self.processes.is_main:
@@ -295,6 +314,7 @@ class _Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "identity": self.identity,
         }

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -260,6 +260,9 @@ def training_loop(golden: Golden) -> None:
         return losses[-1]
 
     class Watched(Recipe):
+        def visits(self, num_images: int, seed: int) -> Iterator[int]:
+            return iter(index.flatten().tolist())
+
         def repair_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
             parameters = list(parameters)
             norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double().norm())
@@ -280,7 +283,6 @@ def training_loop(golden: Golden) -> None:
         TemporaryDirectory() as folder,
         mock.patch.multiple(
             selftrain,
-            visit_order=lambda num_images, seed: iter(index.flatten().tolist()),
             ImageNoise=lambda seeds, device: RecordedNoise(next(rounds)),
         ),
         mock.patch.object(model, "training_loss", loss_of_round),

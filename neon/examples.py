@@ -1,0 +1,127 @@
+"""Sets of encoded images on disk (tokens, latents): what training consumes, without the encoder's work.
+
+A set is a folder of safetensors shards, each with `examples` [n, ...] and, if there are classes, `labels` [n],
+and `examples.json`, written last, which lists them. Token sets take about a hundredth of the space of PNGs.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.distributed import Processes
+from neon.errors import RequestError
+from neon.files import write_json
+from neon.progress import Progress
+from neon.sampling import blocks, rounds
+
+INDEX_FILE = "examples.json"
+
+
+def shard_name(first: int) -> str:
+    """The file of the examples from index `first` on."""
+    return f"examples-{first:08d}.safetensors"
+
+
+def write_shard(folder: str | os.PathLike[str], first: int, examples: Tensor, labels: Tensor | None) -> None:
+    """Write consecutive examples [n, ...] and their classes (int64 [n]) from index `first` on, atomically."""
+    tensors = {"examples": examples} if labels is None else {"examples": examples, "labels": labels}
+    save_safetensors(Path(folder) / shard_name(first), tensors, {})
+
+
+def write_index(
+    folder: str | os.PathLike[str], shards: Sequence[range], image_shape: tuple[int, int, int], kind: str
+) -> None:
+    """Write `examples.json`; its presence says that the set is complete. `kind` names what the examples are."""
+    entries = [{"file": shard_name(shard.start), "count": len(shard)} for shard in shards]
+    write_json(Path(folder) / INDEX_FILE, {"kind": kind, "image_shape": image_shape, "shards": entries})
+
+
+def write_examples(
+    compute: Callable[[range], tuple[Tensor, Tensor | None]],
+    num_examples: int,
+    folder: str | os.PathLike[str],
+    *,
+    kind: str,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    processes: Processes,
+    title: str,
+) -> None:
+    """Write a set, over all processes: `compute` gives (examples [B, ...], labels int64 [B] or None) of a block.
+
+    Shards that are on the disk already are not computed again, so a killed run goes on where it was.
+    """
+    folder, every = Path(folder), blocks(num_examples, batch_size)
+    with Progress(title, num_examples, "img", processes) as progress:
+        for block in rounds(every, processes):
+            if block is not None and not (folder / shard_name(block.start)).exists():
+                write_shard(folder, block.start, *compute(block))
+            progress.advance(min(batch_size * processes.world_size, num_examples - progress.done))
+    processes.barrier()
+    processes.on_main(lambda: write_index(folder, every, image_shape, kind))
+
+
+def is_example_set(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a folder of encoded images."""
+    return (Path(path) / INDEX_FILE).is_file()
+
+
+class ExampleSet:
+    """Encoded images of a folder, read from its shards as they are asked for.
+
+    Raises:
+        RequestError: the index or a shard is missing or does not fit.
+    """
+
+    encoded = True
+
+    def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
+        """Open the set; `kind` is what the model trains on."""
+        self.path = Path(path)
+        index = self._read_index()
+        if index["kind"] != kind:
+            raise RequestError(f"{self.path}: a set of {index['kind']}; this model trains on {kind}, or on images")
+        channels, height, width = index["image_shape"]
+        self.image_shape = (channels, height, width)
+        self._shards: list[Any] = []
+        self._places: list[tuple[int, int]] = []  # shard and row of each example
+        labels = []
+        for number, entry in enumerate(index["shards"]):
+            file = self.path / entry["file"]
+            with open_checkpoint(file) as shard:
+                if "examples" not in shard.specs or shard.shape("examples")[:1] != (entry["count"],):
+                    raise RequestError(f"{file}: not the {entry['count']} examples that {INDEX_FILE} promises")
+                if "labels" in shard.specs:
+                    labels.append(shard.tensor("labels"))
+            self._shards.append(safe_open(file, framework="pt"))
+            self._places += [(number, row) for row in range(entry["count"])]
+        self.labels = torch.cat(labels) if labels else None
+        if self.labels is not None and len(self.labels) != len(self._places):
+            raise RequestError(f"{self.path}: {len(self.labels)} labels for {len(self._places)} examples")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(examples [B, ...] as stored, int64 [B] or None) at `indices`."""
+        places = (self._places[i] for i in indices)
+        rows = [self._shards[shard].get_slice("examples")[row : row + 1] for shard, row in places]
+        return torch.cat(rows), None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+    def _read_index(self) -> dict[str, Any]:
+        file = self.path / INDEX_FILE
+        try:
+            index = json.loads(file.read_text())
+            assert {"kind", "image_shape", "shards"} <= index.keys()
+        except FileNotFoundError:
+            raise RequestError(f"{file}: no such file; expected a set of encoded images that was finished") from None
+        except (ValueError, AssertionError, AttributeError) as error:
+            raise RequestError(f"{file}: not the index of a set of encoded images ({error}); make it again") from None
+        return index
