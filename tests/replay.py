@@ -18,6 +18,7 @@ class RecordedNoise:
         return draw.reshape(len(draw), *shape).to(dtype)
 
     uniform = normal
+    exponential = normal
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return self.normal(*shape, dtype=torch.int64)

@@ -7,6 +7,8 @@ import torch
 
 from edm.model import EDM
 from neon.dataset import ArrayDataset
+from VAR.model import VARModel
+from VAR.vqvae import VQVAE
 
 CONFIG = {
     "network": {
@@ -53,3 +55,33 @@ def toy_state(step: float = 0.0, dtype: torch.dtype = torch.float32) -> dict[str
         "mask": torch.full((4, 4), -math.inf).triu(1).to(dtype),
         "steps": torch.tensor(5 + int(10 * step)),
     }
+
+
+def tiny_var(seed: int = 0, **transformer: object) -> VARModel:
+    """An untrained VAR of 3 x 8 x 8 images of three classes with its tokenizer, whose output depends on everything."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        keywords = {
+            "classes": 3, "depth": 2, "width": 32, "heads": 2, "patch_nums": [1, 2, 4], "vocab": 16, "code_channels": 4,
+        }  # fmt: skip
+        model = VARModel({"transformer": {**keywords, **transformer}})
+        for parameter in model.network.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.set_tokenizer(tiny_tokenizer())
+    return model.eval().requires_grad_(False)
+
+
+def tiny_tokenizer(**changes: object) -> VQVAE:
+    """An untrained tokenizer of 3 x 8 x 8 images: 21 tokens in three scales."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        keywords = {"vocab": 16, "code_channels": 4, "base_channels": 32, "channel_mult": [1, 2]}
+        tokenizer = VQVAE(**{**keywords, "patch_nums": [1, 2, 4], **changes})  # type: ignore[arg-type]
+        torch.nn.init.normal_(tokenizer.quantize.embedding.weight)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def tiny_var_images(count: int = 40) -> ArrayDataset:
+    """`tiny_images` with three channels."""
+    grey = tiny_images(count)
+    return ArrayDataset(grey.images.expand(-1, 3, -1, -1).contiguous(), grey.labels, "tiny images")

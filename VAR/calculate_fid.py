@@ -1,0 +1,51 @@
+"""FID, Inception Score, precision and recall of a VAR transformer, or of merges of two.
+
+    torchrun --standalone --nproc_per_node=8 VAR/calculate_fid.py --var_ckpt checkpoints/Neon_VARd16_imagenet256.pth \\
+        --num_images 50000 --batch_size 64 --img_size 256 --fid_stats fid_stats/adm_in256_stats.npz
+    python VAR/calculate_fid.py --var_ckpt base.safetensors --vae_ckpt tokenizer.safetensors --num_images 2000 \\
+        --self_trained tuned.safetensors --w 0 0.5 1 --ref real.npz --images_for selection
+
+The last line of the output begins with `FID=`. The score depends neither on the number of processes nor
+on restarts: a killed evaluation goes on where it was.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from neon.command_line import run_program
+from neon.distributed import processes
+from neon.noise import Purpose
+from neon.scoring import Sampling, ScoringFlags, score_network
+from VAR.flags import ALIASES, ImageFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalculateFID(ImageFlags, ScoringFlags):
+    """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two. --N is --num_images."""
+
+    images_for: Literal["report", "selection"] = "report"
+    """selection: other images than those of the report, to choose w, cfg or the budget with"""
+
+    def __call__(self) -> None:
+        self.check()
+        with processes(self.device) as group:
+            path, model = self.load(group)
+            purpose = Purpose.REPORT if self.images_for == "report" else Purpose.SELECTION
+            sampling = Sampling(
+                seeds=self.seeds(purpose),
+                seeds_text=f"{self.images_for} images of seed {self.seed}",
+                settings=self.settings(model),
+                label=self.labels(model),
+                batch_size=self.batch_size,
+            )
+            score_network(path, model, sampling, self, group)
+
+
+def main() -> int:
+    """Run the program; the folders VAR_imagenet_256 and VAR_imagenet_512 call this too."""
+    return run_program(CalculateFID, ALIASES)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Train a VAR transformer: briefly on its own samples (Neon's self-training), or from scratch.
+
+    torchrun --standalone --nproc_per_node=8 VAR/finetune.py --preset d16 --var_ckpt var_d16.pth \\
+        --data synthetic --outdir runs/self-training --precision fp16
+    python VAR/finetune.py --vae_ckpt tokenizer.safetensors --data images.zip --outdir runs/base --depth 4 --classes 10
+
+--data is a folder or zip of images, or a set of tokens made by `VAR/sample.py --tokens`. Snapshots of the weights
+appear at growing budgets. A killed run goes on where it was; on a CPU to the bits of one that was never killed,
+whatever the number of processes.
+"""
+
+import contextlib
+import math
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from neon import __version__
+from neon.command_line import run_program
+from neon.dataset import ImageDataset, TrainingImages
+from neon.distributed import Processes, processes
+from neon.errors import RequestError
+from neon.examples import ExampleSet, is_example_set
+from neon.files import sha256_file
+from neon.runs import run_folder
+from neon.selftrain import largest_divisor, train
+from VAR.flags import ALIASES, PRECISIONS, ModelFlags
+from VAR.model import TOKENS, VARModel, load_tokenizer
+from VAR.preprocess import ENLARGEMENT
+from VAR.recipe import VARRecipe, snapshot_steps
+
+LARGEST_MICRO_BATCH = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How a published network was self-trained."""
+
+    batch: int = 768
+    """images per step, over all processes"""
+    target_lr: float = 1e-5
+    """what the learning rate rises to over the whole run"""
+    total_images: int = 7_500_000
+    """budget, and the length of the rise"""
+    save_interval: int = 250_000
+    """images between snapshots"""
+
+
+PRESETS = {
+    "d16": Preset(),
+    "d36": Preset(batch=24, target_lr=1e-6, total_images=3_001_000, save_interval=200_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ModelFlags):
+    """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch."""
+
+    data: Path
+    """folder or zip of images with dataset.json, or a set of tokens"""
+    outdir: Path
+    """folder of snapshots, log and state"""
+    var_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
+    """transformer to start from; without it, training starts from random weights"""
+    preset: Literal["d16", "d36"] = "d16"
+    """values of a published self-training for what is not given below"""
+    batch: int | None = None
+    """images per step, over all processes"""
+    batch_gpu: int | None = None
+    """images per forward pass; by default at most 96. It moves results by rounding"""
+    target_lr: float | None = None
+    """what the learning rate rises to over the whole run"""
+    constant_lr: bool = False
+    """keep the learning rate at its target from the first step on"""
+    total_images: int | None = None
+    """budget, and the length of the rise"""
+    save_interval: int | None = None
+    """images between snapshots"""
+    mid_reso: float = ENLARGEMENT
+    """enlargement of training images before they are cropped; 1: none"""
+    weight_decay: float = 0.0
+    """of matrices; the published self-training has none"""
+    state_every: float = 300.0
+    """seconds between saves of the state of the run"""
+    seed: int = 0
+    """of initial weights and of label drop, drop path and crops"""
+    depth: int = 16
+    """from scratch: blocks"""
+    width: int | None = None
+    """from scratch: channels; by default 64 times the depth"""
+    heads: int | None = None
+    """from scratch: attention heads; by default one per 64 channels"""
+    classes: int = 1000
+    """from scratch: number of classes"""
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    """from scratch: side lengths of the scales"""
+    shared_adaln: bool = False
+    """from scratch: one modulation for all blocks"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+
+    def __call__(self) -> None:
+        plan = self.plan()
+        with processes(self.device) as group:
+            # As published: matrix multiplications in TF32.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+            base, model = (None, self.from_scratch(group)) if self.var_ckpt is None else self.load(group)
+            identity = {
+                "neon": __version__,
+                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
+                "config": model.config,
+                "precision": self.precision,
+                "mid_reso": self.mid_reso,
+                "data": str(self.data),
+            }
+            model.enlargement = self.mid_reso
+            self.train(model, self.examples(), plan, identity, group)
+
+    def plan(self) -> Preset:
+        """The preset, with what was given in its place; a RequestError for values that make no sense."""
+        given = {name: value for name in asdict(Preset()) if (value := getattr(self, name)) is not None}
+        plan = replace(PRESETS[self.preset], **given)
+        for name, value in {**asdict(plan), "state_every": self.state_every}.items():
+            if not value > 0:
+                raise RequestError(f"--{name} {value}: expected a positive number")
+        if not 1 <= self.mid_reso < math.inf:
+            raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
+        return plan
+
+    def examples(self) -> TrainingImages:
+        """What is trained on: images, or tokens."""
+        return ExampleSet(self.data, TOKENS) if is_example_set(self.data) else ImageDataset(self.data)
+
+    def from_scratch(self, group: Processes) -> VARModel:
+        """A transformer with random weights, and its tokenizer."""
+        path = self.tokenizer(group)
+        tokenizer = load_tokenizer(path, self.patch_nums)
+        vocab, code_channels = tokenizer.quantize.embedding.weight.shape
+        width = self.width or 64 * self.depth
+        transformer = {
+            "classes": self.classes,
+            "depth": self.depth,
+            "width": width,
+            "heads": self.heads or max(width // 64, 1),
+            "patch_nums": list(self.patch_nums),
+            "shared_adaln": self.shared_adaln,
+            "vocab": vocab,
+            "code_channels": code_channels,
+        }
+        torch.manual_seed(self.seed)
+        try:
+            model = VARModel({"transformer": transformer}).to(group.device)
+        except ValueError as error:
+            raise RequestError(f"no such transformer can be built ({error}); change --width or --heads") from error
+        model.set_tokenizer(tokenizer)
+        model.precision = PRECISIONS[self.precision]
+        return model
+
+    def train(
+        self, model: VARModel, dataset: TrainingImages, plan: Preset, identity: dict[str, Any], group: Processes
+    ) -> None:
+        """Run the training into `outdir`, or what is left of it."""
+        recipe = VARRecipe(
+            batch_size=plan.batch,
+            lr=plan.target_lr,
+            total_images=0 if self.constant_lr else plan.total_images,
+            weight_decay=self.weight_decay,
+            scale_losses=self.precision == "fp16",
+        )
+        steps = snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
+        record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
+        with contextlib.ExitStack() as stack:
+            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
+            snapshots = train(
+                model,
+                dataset,
+                self.outdir,
+                num_steps=steps[-1],
+                snapshot_steps=steps,
+                recipe=recipe,
+                seed=self.seed,
+                processes=group,
+                micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
+                state_every_seconds=self.state_every,
+                title="training" if self.var_ckpt is None else "self-training",
+                identity=identity,
+            )
+        if group.is_main:
+            last = snapshots[-1]
+            print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(Finetune, ALIASES))

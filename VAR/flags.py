@@ -1,0 +1,122 @@
+"""Flags that VAR's programs share, spelled as in the published ones, and the model they name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from neon.distributed import Processes
+from neon.download import shared_file
+from neon.errors import RequestError
+from neon.model import load_model
+from neon.noise import Purpose, image_seeds
+from neon.sampling import balanced_labels
+from VAR.model import VARModel
+from VAR.sampler import VARSettings
+
+ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--more_smooth"}
+TOKENIZER = "vae_ch160v4096z32.pth"
+FETCH = f"hf download FoundationVision/var {TOKENIZER} --local-dir ."
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """A transformer and its tokenizer."""
+
+    var_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    """the transformer: published .pth, or safetensors written by neon; depth and resolution are recognised"""
+    vae_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    """the tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or in pretrained/"""
+    img_size: int | None = None
+    """side of the images; checked against the checkpoint"""
+    model_depth: int | None = None
+    """blocks of the transformer; checked against the checkpoint"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """what networks compute in; the published evaluation used fp16"""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """nesting of the state dict in the checkpoint; chosen if not given"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def load(self, group: Processes) -> tuple[Path, VARModel]:
+        """The checkpoint's path and its model with the tokenizer; a RequestError if flags and files disagree."""
+        path = shared_file(self.var_ckpt, group)
+        model = load_model(path, self.key, device=group.device)
+        if not isinstance(model, VARModel):
+            raise RequestError(f"{path}: a network of {model.architecture}; this program is for VAR")
+        model.use_tokenizer(self.tokenizer(group))
+        depth, side = len(model.network.blocks), model.image_shape[-1]
+        if self.model_depth not in (None, depth):
+            raise RequestError(f"--model_depth {self.model_depth}: {path} has {depth} blocks; leave the flag out")
+        if self.img_size not in (None, side):
+            raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
+        model.precision = PRECISIONS[self.precision]
+        return path, model
+
+    def tokenizer(self, group: Processes) -> Path:
+        """Where the tokenizer lies."""
+        if self.vae_ckpt is not None:
+            return shared_file(self.vae_ckpt, group)
+        places = [folder / TOKENIZER for folder in (Path(), Path("checkpoints"), Path("pretrained"))]
+        for place in places:
+            if place.exists():
+                return place
+        raise RequestError(
+            f"{TOKENIZER}: the tokenizer is missing; looked for {', '.join(map(str, places))}; fetch it with "
+            f"`{FETCH}`, or name it with --vae_ckpt"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(ModelFlags):
+    """Which images of which network."""
+
+    num_images: int
+    """how many; every class equally often; also --N"""
+    batch_size: int = 64
+    """images per forward pass of one process"""
+    seed: int = 0
+    """of the images; each has its own generator"""
+    cfg: float | None = None
+    """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest, so that the usual scale
+    runs from 1 to 1 + cfg; by default the published 2.9 at 256 pixels and 4.0 at 512"""
+    top_k: int = 900
+    """draw among this many likeliest codes; 0: all"""
+    top_p: float = 0.95
+    """draw among the likeliest codes that make up this share; 0: all"""
+    more_smooth: bool = False
+    """mixtures of codes instead of codes: nicer pictures, never for scores"""
+    temperature: float = 1.0
+    """above 1 more diverse, below 1 less; the published sampler knows 1 only"""
+    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
+    """class of every image; by default every class equally often"""
+
+    def settings(self, model: VARModel) -> VARSettings:
+        """The sampler's settings for this model."""
+        try:
+            return VARSettings(
+                guidance=model.default_settings.guidance if self.cfg is None else self.cfg,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                smooth=self.more_smooth,
+                temperature=self.temperature,
+            )
+        except ValueError as error:
+            raise RequestError(f"{error}; see --help") from error
+
+    def check(self) -> None:
+        """A RequestError for numbers that make no sense."""
+        for name in ("num_images", "batch_size"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
+
+    def seeds(self, purpose: Purpose) -> list[int]:
+        """The seed of each image."""
+        return image_seeds(purpose, self.seed, self.num_images)
+
+    def labels(self, model: VARModel) -> int | torch.Tensor:
+        """The class of each image."""
+        return balanced_labels(self.num_images, model.num_classes, self.seed) if self.class_ is None else self.class_

@@ -1,0 +1,161 @@
+"""VAR as a GenerativeModel: tokens of a frozen multi-scale tokenizer, drawn scale by scale."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neon.checkpoint import Checkpoint, load_state
+from neon.errors import RequestError
+from neon.model import GenerativeModel, load_weights
+from neon.noise import Noise
+from VAR.preprocess import ENLARGEMENT, as_input, enlarge
+from VAR.published import published_settings, recognise, recognise_tokenizer
+from VAR.recipe import VARRecipe
+from VAR.sampler import VARSettings, generate, generate_tokens
+from VAR.transformer import VAR
+from VAR.vqvae import VQVAE, fit_usage_buffer
+
+TOKENS = "VAR tokens"
+"""what sets of encoded images hold"""
+
+
+class VARModel(GenerativeModel):
+    """A transformer over the tokens of all scales; `use_tokenizer` gives it the tokenizer, which is never trained.
+
+    config: {"transformer": keywords of VAR}.
+    """
+
+    architecture = "VAR"
+    network: VAR
+    protocol = {  # noqa: RUF012 - a constant
+        "uint8_rule": "truncate(255 clip(x, 0, 1))",
+        "label_rule": "every class equally often, shuffled by the seed",
+    }
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = VAR(**config["transformer"])
+        self.tokenizer: VQVAE | None = None
+        self.num_classes = self.network.classes
+        self.patch_nums: tuple[int, ...] = tuple(self.network.patch_nums)
+        side = 16 * self.patch_nums[-1]  # of the published tokenizer, until there is one
+        self.image_shape = (3, side, side)
+        self.default_settings = published_settings(config["transformer"]) or VARSettings()
+        self.recipe = VARRecipe()
+        self.enlargement = ENLARGEMENT
+        """of training images before they are cropped; 1: images of the right size stay as they are"""
+        self.precision: torch.dtype | None = None
+        """float16 or bfloat16: computed with under autocast; None: float32"""
+
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        if "lvl_1L" not in checkpoint.specs or "word_embed.weight" not in checkpoint.specs:
+            return None
+        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+        return {"transformer": recognise(shapes, checkpoint.tensor("lvl_1L"))}
+
+    def use_tokenizer(self, path: str | os.PathLike[str]) -> None:
+        """Load the tokenizer of checkpoint `path`, frozen, onto the device of the transformer.
+
+        Raises:
+            RequestError: the file holds no tokenizer, or one that speaks another language than the transformer.
+        """
+        tokenizer = load_tokenizer(path, self.patch_nums)
+        found = tuple(tokenizer.quantize.embedding.weight.shape)
+        if found != (self.network.vocab, self.network.code_channels):
+            raise RequestError(
+                f"{path}: a tokenizer of {found[0]} codes with {found[1]} channels, but the transformer draws from "
+                f"{self.network.vocab} with {self.network.code_channels}; expected the tokenizer it was trained with"
+            )
+        self.set_tokenizer(tokenizer)
+
+    def set_tokenizer(self, tokenizer: VQVAE) -> None:
+        """Use `tokenizer`, frozen."""
+        self.image_shape = (3, tokenizer.image_side, tokenizer.image_side)
+        device = next(self.network.parameters()).device
+        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+
+    def _tokenizer(self) -> VQVAE:
+        if self.tokenizer is None:
+            raise RequestError("VAR needs its tokenizer; name it with --vae_ckpt")
+        return self.tokenizer
+
+    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
+        """Class i mod num_classes for image i: every class equally often; draws nothing."""
+        return torch.tensor([index % self.num_classes for index in indices])
+
+    @torch.no_grad()
+    def sample(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:
+        """Draws per image and scale: one exponential per token and code, twice as many in the smooth mode."""
+        with self._autocast():
+            images = generate(self.network, self._tokenizer(), self._on_device(labels), noise, settings)
+        return (images.to(torch.float32).clamp(0, 1) * 255).to(torch.uint8)
+
+    @torch.no_grad()
+    def sample_tokens(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:
+        """The tokens behind `sample`, int64 [B, L]."""
+        with self._autocast():
+            return generate_tokens(self.network, self._tokenizer(), self._on_device(labels), noise, settings)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 [B, 3, H, W] -> tokens int64 [B, L] of a random crop of the enlarged image.
+
+        Draws per image: two integers, top and left of the crop.
+        """
+        side = self.image_shape[-1]
+        enlarged = [enlarge(image, round(self.enlargement * side)) for image in images.cpu()]
+        height, width = enlarged[0].shape[1:]
+        tops, lefts = noise.integers(height - side + 1), noise.integers(width - side + 1)
+        crops = [
+            image[:, top : top + side, left : left + side]
+            for image, top, left in zip(enlarged, tops.tolist(), lefts.tolist(), strict=True)
+        ]
+        return self._tokenizer().tokens(as_input(torch.stack(crops)).to(images.device))
+
+    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Per image, the mean cross entropy of its tokens [B, L] given the coarser scales: float32 [B].
+
+        Draws per image: a uniform for label drop, then one for each branch that a drop path may skip.
+        """
+        tokens = examples.to(torch.int64)
+        known = self._tokenizer().quantize.teacher_forcing_input(tokens)
+        with self._autocast():
+            logits = self.network(self._on_device(labels), known, noise)
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens).mean(1)
+
+    def _on_device(self, labels: Tensor | None) -> Tensor:
+        assert labels is not None, "VAR is class-conditional"
+        return labels.to(next(self.network.parameters()).device)
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.network.parameters()).device.type
+        return torch.autocast(device, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:
+    """The tokenizer of checkpoint `path` for scales of sides `patch_nums`, frozen.
+
+    Raises:
+        RequestError: the file holds no tokenizer, or no such tokenizer can be built.
+    """
+    state = load_state(path)
+    if "word_embed.weight" in state:
+        raise RequestError(f"{path}: a transformer, not a tokenizer; name the tokenizer with --vae_ckpt")
+    try:
+        keywords = recognise_tokenizer({name: tuple(tensor.shape) for name, tensor in state.items()})
+        tokenizer = VQVAE(**keywords, patch_nums=patch_nums)
+    except (RequestError, ValueError) as error:
+        raise RequestError(f"{path}: {error}") from error
+    load_weights(tokenizer, fit_usage_buffer(state, tokenizer), path)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def token_dtype(tokenizer: VQVAE) -> torch.dtype:
+    """What tokens are kept as: 16 bits where the codes fit."""
+    return torch.uint16 if tokenizer.quantize.embedding.num_embeddings <= 2**16 else torch.int32

@@ -1,0 +1,152 @@
+"""The sampler of VAR: one draw of all tokens per scale, from coarse to fine, with classifier-free guidance.
+
+Symbols as in `VAR.transformer`; progress r runs from 0 at the first scale to 1 at the last.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neon.noise import Noise
+from VAR.transformer import VAR
+from VAR.vqvae import VQVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class VARSettings:
+    """How to sample; the defaults are those of the published evaluation at 256 pixels."""
+
+    guidance: float = 2.9
+    """extra weight g of the class; not the usual scale, which here rises from 1 at the first scale to 1 + g"""
+    top_k: int = 900
+    """only the k likeliest tokens are drawn; 0, or more than there are: all"""
+    top_p: float = 0.95
+    """of these, only the likeliest that together have this probability; 0: all"""
+    smooth: bool = False
+    """mix codes instead of drawing one: nicer to look at, never for scores"""
+    temperature: float = 1.0
+    """divides the logits; 1: as published"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance is {self.guidance}; expected 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; expected 0 (all tokens) or more")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; expected 0 to 1")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; expected a positive number")
+
+
+class Scale(NamedTuple):
+    """What was sampled at one scale."""
+
+    logits: Tensor
+    """float32 [B, p_k^2, V], guided, neither tempered nor filtered"""
+    tokens: Tensor
+    """int64 [B, p_k^2]"""
+    feature_map: Tensor
+    """float32 [B, c, p_K, p_K], the sum over the scales so far"""
+
+
+@torch.no_grad()
+def generate(transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings) -> Tensor:
+    """Images float32 [B, 3, H, H] in [0, 1] of classes `labels` int64 [B] in [0, N]; N stands for no class.
+
+    Image b depends on row b of `labels` and `noise` only. (The published evaluation gave every process the same
+    seeds, so that as many images as there were processes shared their noise; that is not repeated here.)
+    """
+    for scale in sample_scales(transformer, vqvae, labels, noise, settings):
+        feature_map = scale.feature_map
+    return (vqvae.decode(feature_map).float() + 1) / 2
+
+
+def generate_tokens(transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings) -> Tensor:
+    """The tokens int64 [B, L] of the images that `generate` makes.
+
+    Raises:
+        ValueError: `settings.smooth`; images are then not made of tokens.
+    """
+    if settings.smooth:
+        raise ValueError("smooth is True; expected False, for codes that are mixed have no tokens")
+    return torch.cat([s.tokens for s in sample_scales(transformer, vqvae, labels, noise, settings)], dim=1)
+
+
+@torch.no_grad()
+def sample_scales(
+    transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings
+) -> Iterator[Scale]:
+    """Sample scale after scale; arguments as in `generate`.
+
+    Per scale and image, `noise` gives exponential draws [p_k^2, V] that pick the tokens and, if smooth, as many
+    again that mix the codes. The device is never waited for.
+    """
+    quantize, batch = vqvae.quantize, len(labels)
+    guided = settings.guidance > 0
+    if guided:  # the same images once more, without a class
+        labels = torch.cat([labels, torch.full_like(labels, transformer.classes)])
+    generation = transformer.start(labels)
+    feature_map, codes = quantize.empty_map(batch), None
+    for k, side in enumerate(quantize.patch_nums):
+        progress = k / (len(quantize.patch_nums) - 1)
+        logits = transformer.next_logits(generation, codes)
+        if guided:
+            extra = settings.guidance * progress
+            logits = (1 + extra) * logits[:batch] - extra * logits[batch:]
+        kept = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
+        tokens = draw_tokens(kept, noise.exponential(side**2, logits.shape[2]))
+        if settings.smooth:
+            draws = noise.exponential(side**2, logits.shape[2])
+            chosen = smooth_codes(kept, draws, quantize.embedding.weight, progress)
+        else:
+            chosen = quantize.embedding(tokens)
+        feature_map = quantize.accumulate(feature_map, chosen, k)
+        yield Scale(logits, tokens, feature_map)
+        if progress < 1:
+            codes = quantize.next_input(feature_map, k).repeat(2 if guided else 1, 1, 1)
+
+
+def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """A copy of `logits` [..., V], minus infinity where a token is not to be drawn.
+
+    First go those below the k-th largest (equals of it stay), then the least likely of the rest, as many as have
+    at most the probability 1 - top_p together; the likeliest always stays. 0 leaves a step out.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        lowest = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < lowest, -math.inf)
+    if top_p > 0:
+        # Stable, so that which of several equals goes depends on nothing else.
+        ascending, order = logits.sort(dim=-1, stable=True)
+        dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -math.inf)
+    return logits
+
+
+def draw_tokens(logits: Tensor, draws: Tensor) -> Tensor:
+    """Tokens int64 [...] with the probabilities softmax(`logits` [..., V]), by unit-rate exponential `draws`.
+
+    The race of exponential clocks: argmax of probability / draw, as torch.multinomial takes one sample.
+    """
+    return (logits.softmax(dim=-1) / draws).argmax(dim=-1)
+
+
+def smooth_codes(logits: Tensor, draws: Tensor, table: Tensor, progress: float) -> Tensor:
+    """Mixtures [..., c] of the codes in `table` [V, c], instead of one of them.
+
+    Weights are softmax(((1 + r) logits + Gumbel noise) / tau), the noise being minus the log of the unit-rate
+    exponential `draws` [..., V]; sharper with progress r.
+    """
+    sharpened = ((1 + progress) * logits - draws.log()) / smooth_temperature(progress)
+    return F.softmax(sharpened, dim=-1) @ table
+
+
+def smooth_temperature(progress: float) -> float:
+    """tau of `smooth_codes`: 0.27 at the first scale, falling linearly to 0.0135 at the last."""
+    return max(0.27 * (1 - 0.95 * progress), 0.005)

@@ -1,0 +1,128 @@
+"""Train a small tokenizer on images of your own; the published one needs no training.
+
+    python VAR/train_tokenizer.py --data images.zip --outdir runs/tokenizer --base_channels 32 --channel_mult 1 2 \\
+        --patch_nums 1 2 4 8 --vocab 128 --code_channels 8 --total_images 200000
+
+Squared error of reconstructions and the quantiser's own loss; no perceptual or adversarial loss, so this suits
+small images. The averaged weights appear as snapshots. A killed run goes on where it was.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from neon import __version__
+from neon.command_line import run_program
+from neon.dataset import ImageDataset
+from neon.distributed import processes
+from neon.errors import RequestError
+from neon.model import GenerativeModel
+from neon.noise import Noise
+from neon.recipe import Recipe
+from neon.runs import run_folder
+from neon.selftrain import largest_divisor, train
+from VAR.preprocess import as_input
+from VAR.vqvae import VQVAE
+
+
+class TokenizerModel(GenerativeModel):
+    """A tokenizer as something that the training loop trains; it samples nothing."""
+
+    architecture = "VAR tokenizer"
+    network: VQVAE
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = VQVAE(**config)
+        self.image_shape = (3, self.network.image_side, self.network.image_side)
+        self.num_classes = 0
+
+    def labels(self, indices: Sequence[int], noise: Noise) -> None:
+        """None: a tokenizer knows no classes."""
+
+    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
+        """Refused: a tokenizer alone draws no images."""
+        raise RequestError("a tokenizer alone draws no images; train a transformer on it with VAR/finetune.py")
+
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 -> float32 in [-1, 1]; draws nothing."""
+        return as_input(images)
+
+    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Per image, the squared error of its reconstruction, plus the quantiser's loss: float32 [B]; draws nothing."""
+        reconstruction, loss = self.network.training_forward(examples)
+        return (reconstruction - examples).square().mean(dim=(1, 2, 3)) + loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizer:
+    """Train a small tokenizer on images."""
+
+    data: Path
+    """folder or zip of images with three channels"""
+    outdir: Path
+    """folder of snapshots, log and state"""
+    vocab: int = 4096
+    """codes"""
+    code_channels: int = 32
+    """channels of a code"""
+    base_channels: int = 160
+    """channels of the finest level, a multiple of 32"""
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """channels of each level, in multiples of the first; each level but the last halves the resolution"""
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    """side lengths of the scales"""
+    batch: int = 64
+    """images per step"""
+    lr: float = 1e-3
+    """learning rate"""
+    total_images: int = 200_000
+    """budget"""
+    state_every: float = 60.0
+    """seconds between saves of the state of the run"""
+    seed: int = 0
+    """of initial weights and data order"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def __call__(self) -> None:
+        names = ("vocab", "code_channels", "base_channels", "channel_mult", "patch_nums")
+        config = {name: getattr(self, name) for name in names}
+        config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+        torch.manual_seed(self.seed)
+        try:
+            model = TokenizerModel(config)
+        except ValueError as error:
+            raise RequestError(f"no such tokenizer can be built ({error})") from error
+        recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
+        with processes(self.device) as group, contextlib.ExitStack() as stack:
+            record = {"neon": __version__, "config": config, "recipe": asdict(recipe), "seed": self.seed}
+            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
+            snapshots = train(
+                model.to(group.device),
+                ImageDataset(self.data),
+                self.outdir,
+                num_steps=-(-self.total_images // self.batch),
+                snapshot_steps=[],
+                recipe=recipe,
+                seed=self.seed,
+                processes=group,
+                micro_batch=largest_divisor(self.batch, 32),
+                state_every_seconds=self.state_every,
+                title="tokenizer",
+            )
+            if group.is_main:
+                print(snapshots[-1].path)
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(TrainTokenizer, {}))
