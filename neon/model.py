@@ -82,9 +82,9 @@ def architecture(name: str) -> type[GenerativeModel]:
         return _class_in_file(name)
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
+        known = ", ".join(sorted(found, key=str.lower)) or "(none installed)"
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {', '.join(sorted(found, key=str.lower)) or '(none installed)'}, "
-            "or path/to/file.py:NAME of your own"
+            f"architecture {name!r} is unknown; expected one of {known}, or path/to/file.py:NAME of your own"
         )
     return found[name].load()
 

@@ -77,7 +77,7 @@ def check_enough(num_images: int, processes: Processes) -> None:
     if num_images < processes.world_size:
         raise RequestError(
             f"{processes.world_size} processes for {num_images} images; expected at least one image for each, "
-            "start fewer processes (--nproc_per_node) or ask for more images (--seeds)"
+            "start fewer processes (--nproc_per_node) or ask for more images (--seeds, --num_images)"
         )
 
 

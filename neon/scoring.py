@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -126,6 +127,7 @@ def score_network(
         processes.on_main(lambda: check_writable(flags.json, overwrite=True))  # type: ignore[arg-type]
     ref = shared_file(flags.ref, processes)
     statistics = Statistics.load(ref)
+    _check_resolution(ref, model.image_shape[-1])
     extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
     if statistics.dim != extractor.dim:
         raise RequestError(
@@ -162,6 +164,18 @@ def score_network(
     scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
     record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
     processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+
+
+def _check_resolution(ref: Path, side: int) -> None:
+    """Refuse ImageNet's statistics of the other resolution; only their name tells it."""
+    found = re.search(r"(?:in|imagenet)[-_]?(256|512)(?!\d)", ref.name)
+    named = int(found[1]) if found else side
+    if {named, side} == {256, 512}:
+        raise RequestError(
+            f"{ref}: statistics of {named} pixels by their name, but images have {side}; use those of {side}"
+        )
+    if named != side:
+        warn(f"{ref}: statistics of {named} pixels by their name; images have {side}")
 
 
 def _protocol(

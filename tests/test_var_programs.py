@@ -24,11 +24,14 @@ from neon.noise import ImageNoise
 from tests.test_edm_programs import Killed, dies_after
 from tests.tiny import tiny_tokenizer, tiny_var, tiny_var_images
 from VAR.calculate_fid import CalculateFID
+from VAR.encode import Encode
 from VAR.finetune import PRESETS, Finetune
 from VAR.flags import ALIASES
 from VAR.model import TOKENS, VARModel
+from VAR.preprocess import as_input
 from VAR.sample import Sample
 from VAR.train_tokenizer import TrainTokenizer
+from VAR.transformer import VAR
 
 ROOT = Path(__file__).parent.parent
 COMMON = "--vae_ckpt vae.pth --top_k 0 --top_p 0"
@@ -203,6 +206,17 @@ def test_a_tokenizer_is_trained_and_recognised(here: Path) -> None:
     assert model.sample(noise, model.labels(range(2), noise), model.default_settings).shape == (2, 3, 8, 8)
 
 
+def test_a_set_is_encoded_once_and_trained_on(here: Path) -> None:
+    flags = "--vae_ckpt vae.pth --data real --outdir tokens --patch_nums 1 2 4 --batch_size 16"
+    assert run_program(Encode, {}, flags.split()) == 0
+    tokens, labels = ExampleSet("tokens", TOKENS).load(range(60))
+    real, expected = images("real")
+    assert torch.equal(tokens.to(torch.int64), tiny_tokenizer().tokens(as_input(real)))
+    assert torch.equal(labels, expected)
+    assert run_finetune(f"--var_ckpt base.pth --data tokens --outdir run {RUN}") == 0
+    assert run_program(Encode, {}, flags.replace("--data real", "--data tokens").split()) == 2
+
+
 def test_published_files_are_recognised_whatever_their_nesting(here: Path) -> None:
     for name, key in (("base.pth", ""), ("nested.pth", "trainer.var_wo_ddp")):
         with open_checkpoint(name) as checkpoint:
@@ -231,7 +245,7 @@ TRAIN = f"--var_ckpt base.pth --data real --outdir out {RUN}"
         (run_sample, f"{SAMPLE} --vae_ckpt base.pth", "a transformer, not a tokenizer"),
         (run_sample, f"{SAMPLE} --vae_ckpt missing.pth", "missing.pth: no such file"),
         (run_sample, f"{SAMPLE} --vae_ckpt other_vae.pth", "a tokenizer of 24 codes"),
-        (run_sample, "--var_ckpt vae.pth --outdir out --num_images 4", "which architecture it is of, and none recognises it"),
+        (run_sample, "--var_ckpt vae.pth --outdir out --num_images 4", "and none recognises it"),
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
         (run_sample, f"{SAMPLE} --top_k -1", "top_k"),
         (run_sample, f"{SAMPLE} --top_p 1.5", "top_p"),
@@ -254,6 +268,20 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     error = capsys.readouterr().err
     assert message in " ".join(error.replace("│", " ").split())
     assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+
+
+def test_statistics_of_another_resolution_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a network of published geometry, the tokenizer as small as can be."""
+    network = VAR(depth=1, width=32, heads=1, classes=3, vocab=16, code_channels=4)
+    torch.save(network.state_dict(), "in256.pth")
+    tokenizer = tiny_tokenizer(channel_mult=[1, 1, 1, 1, 1], patch_nums=network.patch_nums)
+    torch.save(tokenizer.state_dict(), "in256_vae.pth")
+    Path("adm_in512_stats.npz").symlink_to("real.npz")
+    flags = (
+        "--var_ckpt in256.pth --vae_ckpt in256_vae.pth --num_images 2 --img_size 256 --fid_stats adm_in512_stats.npz"
+    )
+    assert run_fid(flags) == 2
+    assert "statistics of 512 pixels by their name, but images have 256" in capsys.readouterr().err
 
 
 def test_a_missing_tokenizer_is_told_with_the_command_that_fetches_it(
