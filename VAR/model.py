@@ -89,6 +89,14 @@ class VARModel(GenerativeModel):
         """Class i mod num_classes for image i: every class equally often; draws nothing."""
         return torch.tensor([index % self.num_classes for index in indices])
 
+    def compile_parts(self) -> None:
+        """Compile the blocks of the transformer, for each size of a scale, and the decoder."""
+        # Every scale has its own size, with and without those before it in memory; the default limit is 8.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.patch_nums))
+        for block in self.network.blocks:
+            block.compile(dynamic=False)
+        self._tokenizer().decoder.compile()
+
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:
         """Draws per image and scale: one exponential per token and code, twice as many in the smooth mode."""

@@ -59,6 +59,7 @@ class Variant:
             self.tokenizer = VQVAE(**TOKENIZER, patch_nums=row.transformer["patch_nums"]).eval().requires_grad_(False)
         self.tokenizer.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if mode != "eager":
+            torch._dynamo.config.recompile_limit = 64  # every scale has its own size
             for part in (*self.transformer.blocks, self.tokenizer.decoder):
                 part.compile(mode="reduce-overhead" if mode == "graphs" else "default", dynamic=False)
         self.feature_map = torch.randn_like(self.tokenizer.quantize.empty_map(batch))

@@ -72,7 +72,7 @@ class Sample(ImageFlags):
             path = shared_file(self.network_pkl, group)
             model = load_model(path, self.key, device=group.device)
             if self.compile:
-                model.network.compile()
+                model.compile_parts()
             check_label(model, self.class_)
             identity = {
                 "neon": __version__,

@@ -67,6 +67,10 @@ class GenerativeModel(nn.Module, ABC):
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
         """uint8 [B, C, H, W] -> what training consumes (pixels, latents, tokens), one row per image."""
 
+    def compile_parts(self) -> None:
+        """Compile, in place, what sampling spends its time in; weights may still change."""
+        self.network.compile()
+
     @abstractmethod
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Loss terms [G] of a batch; the objective is their mean over the global batch."""

@@ -107,10 +107,7 @@ def load_extractor(features: str, inception_weights: Path | None, device: torch.
 def load_base(network: str, flags: ScoringFlags, processes: Processes) -> tuple[Path, GenerativeModel]:
     """The network to score, on its device."""
     path = shared_file(network, processes)
-    model = load_model(path, flags.key, device=processes.device)
-    if flags.compile:
-        model.network.compile()
-    return path, model
+    return path, load_model(path, flags.key, device=processes.device)
 
 
 def score_network(
@@ -139,6 +136,8 @@ def score_network(
             f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
             "biased; compare it with scores of as many images only"
         )
+    if flags.compile:
+        model.compile_parts()
     live = None
     if flags.self_trained is not None:
         check_same_network(path, flags.self_trained, flags.key)
