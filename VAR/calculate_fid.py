@@ -38,6 +38,7 @@ class CalculateFID(ImageFlags, ScoringFlags):
                 settings=self.settings(model),
                 label=self.labels(model),
                 batch_size=self.batch_size,
+                facts=self.facts(group),
             )
             score_network(path, model, sampling, self, group)
 

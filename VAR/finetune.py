@@ -113,7 +113,7 @@ class Finetune(ModelFlags):
                 "neon": __version__,
                 "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
                 "config": model.config,
-                "precision": self.precision,
+                **self.facts(group),
                 "mid_reso": self.mid_reso,
                 "data": str(self.data),
             }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -10,6 +10,7 @@ import tyro
 from neon.distributed import Processes
 from neon.download import shared_file
 from neon.errors import RequestError
+from neon.files import sha256_file
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.sampling import balanced_labels
@@ -55,6 +56,14 @@ class ModelFlags:
             raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
         model.precision = PRECISIONS[self.precision]
         return path, model
+
+    def facts(self, group: Processes) -> dict[str, Any]:
+        """What, besides transformer and settings, determines images and training, as JSON."""
+        tokenizer = self.tokenizer(group)
+        return {
+            "tokenizer_sha256": group.on_main(lambda: sha256_file(tokenizer)),
+            "precision": self.precision,
+        }
 
     def tokenizer(self, group: Processes) -> Path:
         """Where the tokenizer lies."""

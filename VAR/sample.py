@@ -58,7 +58,7 @@ class Sample(ImageFlags):
                 "seed": self.seed,
                 "class": self.class_,
                 "batch_size": self.batch_size,
-                "precision": self.precision,
+                **self.facts(group),
                 "settings": asdict(self.settings(model)),
                 "tokens": self.tokens,
             }

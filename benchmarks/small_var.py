@@ -59,7 +59,7 @@ class Prepare:
     """folder with the four Fashion-MNIST files"""
     tokenizer_images: int = 64_000
     """budget of the tokenizer"""
-    base_images: int = 400_000
+    base_images: int = 300_000
     """budget of the base"""
 
     def __call__(self) -> None:

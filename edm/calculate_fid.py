@@ -15,7 +15,9 @@ from edm.flags import ALIASES, ImageFlags
 from edm.published import warn_if_unusual
 from neon.command_line import run_program, warn
 from neon.distributed import processes
-from neon.scoring import Sampling, ScoringFlags, load_base, score_network
+from neon.download import shared_file
+from neon.model import load_model
+from neon.scoring import Sampling, ScoringFlags, score_network
 
 DEFAULT_SEEDS = "0-9999"
 
@@ -37,7 +39,8 @@ class CalculateFID(ImageFlags, ScoringFlags):
             if self.self_trained is not None:
                 warn("synthetic sets are usually drawn from these seeds: choose w on others, such as 50000-59999")
         with processes(self.device) as group:
-            path, model = load_base(self.network_pkl, self, group)
+            path = shared_file(self.network_pkl, group)
+            model = load_model(path, self.key, device=group.device)
             warn_if_unusual(model, self.settings)
             sampling = Sampling(
                 seeds=seeds,

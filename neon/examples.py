@@ -7,9 +7,11 @@ and `examples.json`, written last, which lists them. Token sets take about a hun
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -22,6 +24,8 @@ from neon.progress import Progress
 from neon.sampling import blocks, rounds
 
 INDEX_FILE = "examples.json"
+OPEN_SHARDS = 64
+"""shards kept open; a system allows about a thousand files"""
 
 
 def shard_name(first: int) -> str:
@@ -90,30 +94,33 @@ class ExampleSet:
             raise RequestError(f"{self.path}: a set of {index['kind']}; this model trains on {kind}, or on images")
         channels, height, width = index["image_shape"]
         self.image_shape = (channels, height, width)
-        self._shards: list[Any] = []
-        self._places: list[tuple[int, int]] = []  # shard and row of each example
-        labels = []
-        for number, entry in enumerate(index["shards"]):
+        labels, starts = [], [0]
+        for entry in index["shards"]:
             file = self.path / entry["file"]
             with open_checkpoint(file) as shard:
                 if "examples" not in shard.specs or shard.shape("examples")[:1] != (entry["count"],):
                     raise RequestError(f"{file}: not the {entry['count']} examples that {INDEX_FILE} promises")
                 if "labels" in shard.specs:
                     labels.append(shard.tensor("labels"))
-            self._shards.append(safe_open(file, framework="pt"))
-            self._places += [(number, row) for row in range(entry["count"])]
+            starts.append(starts[-1] + entry["count"])
+        self._files, self._starts = [entry["file"] for entry in index["shards"]], np.array(starts)
+        self._open = lru_cache(OPEN_SHARDS)(lambda shard: safe_open(self.path / self._files[shard], framework="pt"))
         self.labels = torch.cat(labels) if labels else None
-        if self.labels is not None and len(self.labels) != len(self._places):
-            raise RequestError(f"{self.path}: {len(self.labels)} labels for {len(self._places)} examples")
+        if self.labels is not None and len(self.labels) != len(self):
+            raise RequestError(f"{self.path}: {len(self.labels)} labels for {len(self)} examples")
 
     def __len__(self) -> int:
-        return len(self._places)
+        return int(self._starts[-1])
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """(examples [B, ...] as stored, int64 [B] or None) at `indices`."""
-        places = (self._places[i] for i in indices)
-        rows = [self._shards[shard].get_slice("examples")[row : row + 1] for shard, row in places]
-        return torch.cat(rows), None if self.labels is None else self.labels[torch.as_tensor(indices)]
+        chosen = np.asarray(indices)
+        shards = np.searchsorted(self._starts, chosen, side="right") - 1
+        rows = [
+            self._open(int(shard)).get_slice("examples")[int(row) : int(row) + 1]
+            for shard, row in zip(shards, chosen - self._starts[shards], strict=True)
+        ]
+        return torch.cat(rows), None if self.labels is None else self.labels[torch.as_tensor(chosen)]
 
     def _read_index(self) -> dict[str, Any]:
         file = self.path / INDEX_FILE

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +31,7 @@ from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, load_features, score_name
 from neon.metrics.inception import load_inception
-from neon.model import GenerativeModel, load_model
+from neon.model import GenerativeModel
 from neon.runs import run_folder
 from neon.sampling import Label, check_enough, check_label
 
@@ -95,6 +95,8 @@ class Sampling:
     """of the sampler: a frozen dataclass of the architecture"""
     label: Label
     batch_size: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """what else determines the images, as JSON"""
 
 
 def load_extractor(features: str, inception_weights: Path | None, device: torch.device) -> FeatureExtractor:
@@ -102,12 +104,6 @@ def load_extractor(features: str, inception_weights: Path | None, device: torch.
     if features == INCEPTION:
         return load_inception(inception_weights, device)
     return load_features(features, device)
-
-
-def load_base(network: str, flags: ScoringFlags, processes: Processes) -> tuple[Path, GenerativeModel]:
-    """The network to score, on its device."""
-    path = shared_file(network, processes)
-    return path, load_model(path, flags.key, device=processes.device)
 
 
 def score_network(
@@ -198,6 +194,7 @@ def _protocol(
         "settings": asdict(sampling.settings),
         "compile": flags.compile,
         **model.protocol,
+        **sampling.facts,
         "features": extractor.name,
         "feature_weights_sha256": None if weights is None else sha256_file(weights),
         "ref": flags.ref,
@@ -267,6 +264,8 @@ def _report(
     about = "conditional" if protocol["conditional"] else "unconditional"
     steps = protocol["settings"].get("num_steps")
     about += "" if steps is None else f", {steps} steps"
+    guidance = protocol["settings"].get("guidance")
+    about += f", guidance {guidance:g}" if guidance else ""
     if len(entries) > 1:
         for entry in entries:
             print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric)}")
