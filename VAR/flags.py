@@ -11,9 +11,8 @@ from neon.distributed import Processes
 from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
+from neon.flags import NumberedImages
 from neon.model import load_model
-from neon.noise import Purpose, image_seeds
-from neon.sampling import balanced_labels
 from VAR.model import VARModel
 from VAR.sampler import VARSettings
 
@@ -80,15 +79,9 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags(ModelFlags):
+class ImageFlags(ModelFlags, NumberedImages):
     """Which images of which network."""
 
-    num_images: int
-    """how many; every class equally often; also --N"""
-    batch_size: int = 64
-    """images per forward pass of one process"""
-    seed: int = 0
-    """of the images; each has its own generator"""
     cfg: float | None = None
     """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest, so that the usual scale
     runs from 1 to 1 + cfg; by default the published 2.9 at 256 pixels and 4.0 at 512"""
@@ -100,8 +93,6 @@ class ImageFlags(ModelFlags):
     """mixtures of codes instead of codes: nicer pictures, never for scores"""
     temperature: float = 1.0
     """above 1 more diverse, below 1 less; the published sampler knows 1 only"""
-    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """class of every image; by default every class equally often"""
 
     def settings(self, model: VARModel) -> VARSettings:
         """The sampler's settings for this model."""
@@ -115,17 +106,3 @@ class ImageFlags(ModelFlags):
             )
         except ValueError as error:
             raise RequestError(f"{error}; see --help") from error
-
-    def check(self) -> None:
-        """A RequestError for numbers that make no sense."""
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
-
-    def seeds(self, purpose: Purpose) -> list[int]:
-        """The seed of each image."""
-        return image_seeds(purpose, self.seed, self.num_images)
-
-    def labels(self, model: VARModel) -> int | torch.Tensor:
-        """The class of each image."""
-        return balanced_labels(self.num_images, model.num_classes, self.seed) if self.class_ is None else self.class_
