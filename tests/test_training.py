@@ -93,6 +93,12 @@ def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:
     assert (weights(one.path) - weights(two.path)).abs().mean() < 1e-5
 
 
+def test_scaled_losses_are_scaled_back(tmp_path: Path) -> None:
+    plain = weights(run(tmp_path / "plain")[-1].path)
+    scaled = weights(run(tmp_path / "scaled", recipe=dataclasses.replace(RECIPE, scale_losses=True))[-1].path)
+    torch.testing.assert_close(scaled, plain, rtol=0, atol=1e-6)  # the scale is a power of two
+
+
 def test_the_average_lags_the_weights(tmp_path: Path) -> None:
     base = torch.cat([tensor.flatten() for tensor in tiny_edm(dropout=0.1).network.state_dict().values()])
     raw = weights(run(tmp_path / "raw")[-1].path)
