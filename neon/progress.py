@@ -26,6 +26,7 @@ class Progress:
             file=sys.stderr,
             disable=not processes.is_main,
             dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # in a log file every update is a line to read
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left {postfix}",
         )
 
