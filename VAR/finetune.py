@@ -26,11 +26,11 @@ from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
 from neon.runs import run_folder
-from neon.selftrain import largest_divisor, train
+from neon.selftrain import largest_divisor, snapshot_steps, train
 from VAR.flags import ALIASES, PRECISIONS, ModelFlags
 from VAR.model import TOKENS, VARModel, load_tokenizer
 from VAR.preprocess import ENLARGEMENT
-from VAR.recipe import VARRecipe, snapshot_steps
+from VAR.recipe import VARRecipe
 
 LARGEST_MICRO_BATCH = 96
 

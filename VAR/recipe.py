@@ -66,16 +66,3 @@ def epoch_order(num_images: int, batch_size: int, epoch: int, world_size: int = 
     batches = -(-num_images // batch_size)
     filled = order.repeat(-(-batches * batch_size // num_images))[: batches * batch_size]
     return filled.view(world_size, batches, batch_size // world_size).transpose(0, 1).flatten().tolist()
-
-
-def snapshot_steps(batch_size: int, total_images: int, interval: int) -> list[int]:
-    """The steps before which the published loop saves (the first save, of the base, left out), and the last step.
-
-    It saves when at least as many images were seen as it waits for, and then waits for `interval` more.
-    """
-    steps, waiting_for, found = -(-total_images // batch_size), interval, set()
-    for step in range(1, steps):
-        if step * batch_size >= waiting_for:
-            found.add(step)
-            waiting_for += interval
-    return sorted({*found, steps})

@@ -49,6 +49,19 @@ def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:
     return Path(folder) / f"snapshot-{images_seen / 1000:010.3f}-kimg.safetensors"
 
 
+def snapshot_steps(batch_size: int, total_images: int, interval: int) -> list[int]:
+    """The steps before which the published loop saves (the first save, of the base, left out), and the last step.
+
+    It saves when at least as many images were seen as it waits for, and then waits for `interval` more.
+    """
+    steps, waiting_for, found = -(-total_images // batch_size), interval, set()
+    for step in range(1, steps):
+        if step * batch_size >= waiting_for:
+            found.add(step)
+            waiting_for += interval
+    return sorted({*found, steps})
+
+
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`: a micro-batch where none is asked for."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
@@ -70,6 +83,7 @@ def train(
     identity: Mapping[str, Any] | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     ordered: bool | None = None,
+    keep_raw: bool = False,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
@@ -84,6 +98,7 @@ def train(
         on_snapshot: called in the main process when a snapshot is there; again in a run that continues.
         ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
             instead of summing them in any order. By default on a CPU.
+        keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
 
     Raises:
         RequestError: the images do not fit the model, or batch sizes do not divide.
@@ -107,7 +122,7 @@ def train(
                 on_snapshot(snapshot)
 
     def write_snapshot() -> None:
-        run.write_snapshot()
+        run.write_snapshot(keep_raw=keep_raw)
         if on_snapshot is not None:
             on_snapshot(snapshots[wanted.index(run.step)])
 
@@ -320,9 +335,12 @@ class _Run:
         }
         save_torch(self.folder / STATE_FILE, state)
 
-    def write_snapshot(self) -> None:
+    def write_snapshot(self, *, keep_raw: bool) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
         state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
+        path = snapshot_path(self.folder, self.step * self.recipe.batch_size)
+        if self.average and keep_raw:  # first, so that a snapshot that is there is whole
+            save_model(path.with_name(f"raw-{path.name}"), self.model, state, {"weights": "raw"})
         if self.average:
             names = (name for name, _ in self.network.named_parameters())
             state.update(zip(names, self.average, strict=True))
@@ -332,7 +350,7 @@ class _Run:
             "training": self.identity,
             "weights": "averaged" if self.average else "raw",
         }
-        save_model(snapshot_path(self.folder, images_seen), self.model, state, metadata)
+        save_model(path, self.model, state, metadata)
 
     def _forget_later_steps(self) -> None:
         """Take steps out of the log that were lost with a killed run and will be taken again."""

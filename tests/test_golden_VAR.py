@@ -21,7 +21,7 @@ from neon.distributed import Processes
 from neon.examples import ExampleSet, write_index, write_shard
 from neon.merge import merge_state
 from neon.sampling import balanced_labels
-from neon.selftrain import LOG_FILE, train
+from neon.selftrain import LOG_FILE, snapshot_steps, train
 from tests.golden.recipe import fill, fill_module
 from tests.replay import RecordedNoise
 from VAR import model as model_module
@@ -29,7 +29,7 @@ from VAR.model import TOKENS, VARModel, token_dtype
 from VAR.preprocess import ENLARGEMENT, as_input, enlarge
 from VAR.published import PUBLISHED
 from VAR.quantizer import MultiScaleQuantizer
-from VAR.recipe import VARRecipe, epoch_order, snapshot_steps
+from VAR.recipe import VARRecipe, epoch_order
 from VAR.sampler import (
     VARSettings,
     draw_tokens,

@@ -110,7 +110,7 @@ def test_the_average_lags_the_weights(tmp_path: Path) -> None:
 def test_settings_of_an_unfinished_run_are_not_mixed(tmp_path: Path, monkeypatch) -> None:
     from neon import selftrain
 
-    monkeypatch.setattr(selftrain._Run, "write_snapshot", lambda self: (_ for _ in ()).throw(Killed()))
+    monkeypatch.setattr(selftrain._Run, "write_snapshot", lambda self, **_: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run(tmp_path)
     monkeypatch.undo()
