@@ -19,7 +19,7 @@ def test_a_trained_transformer_draws_images_of_the_class_it_is_asked_for() -> No
     assert isinstance(model, VARModel)
     model.use_tokenizer(ASSETS / "small_var_tokenizer.safetensors")
     noise, labels = ImageNoise(range(100)), torch.arange(100) % 10
-    classifier = load_features(ASSETS / "small_var_features.safetensors")
+    classifier = load_features(ASSETS / "fashion_rgb64.safetensors")
     right = {}
     for guidance in (0.0, 1.5):
         settings = dataclasses.replace(model.default_settings, guidance=guidance, top_k=0, top_p=0.0)

@@ -22,7 +22,7 @@ from neon.metrics.features import SmallFeatures, features_of
 from neon.model import load_model
 from neon.noise import ImageNoise
 from tests.test_edm_programs import Killed, dies_after
-from tests.tiny import tiny_tokenizer, tiny_var, tiny_var_images
+from tests.tiny import tiny_colour_images, tiny_tokenizer, tiny_var
 from VAR.calculate_fid import CalculateFID
 from VAR.encode import Encode
 from VAR.finetune import PRESETS, Finetune
@@ -51,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         features = SmallFeatures("tiny6", (3, 8, 8), dim=6, num_classes=3).eval().requires_grad_(False)
     features.save(folder / "features.safetensors")
-    real = tiny_var_images(60)
+    real = tiny_colour_images(60)
     assert real.labels is not None
     Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
     Statistics.from_features(torch.rand(20, 7)).save(folder / "wide.npz")

@@ -9,6 +9,8 @@ from edm.model import EDM
 from neon.dataset import ArrayDataset
 from VAR.model import VARModel
 from VAR.vqvae import VQVAE
+from xAR.model import XARModel
+from xAR.vae import AutoencoderKL
 
 CONFIG = {
     "network": {
@@ -81,7 +83,25 @@ def tiny_tokenizer(**changes: object) -> VQVAE:
     return tokenizer.eval().requires_grad_(False)
 
 
-def tiny_var_images(count: int = 40) -> ArrayDataset:
+def tiny_colour_images(count: int = 40) -> ArrayDataset:
     """`tiny_images` with three channels."""
     grey = tiny_images(count)
     return ArrayDataset(grey.images.expand(-1, 3, -1, -1).contiguous(), grey.labels, "tiny images")
+
+
+def tiny_xar(seed: int = 0, **transformer: object) -> XARModel:
+    """An untrained xAR of 3 x 8 x 8 images of three classes with its autoencoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        keywords = {"classes": 3, "width": 32, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "latent_channels": 4}
+        model = XARModel({"transformer": {**keywords, "grid": 4, **transformer}})
+    model.set_vae(tiny_vae())
+    return model.eval().requires_grad_(False)
+
+
+def tiny_vae() -> AutoencoderKL:
+    """An untrained autoencoder that halves images: four channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        vae = AutoencoderKL(embed_dim=4, ch_mult=(1, 1), ch=32)
+    return vae.eval().requires_grad_(False)

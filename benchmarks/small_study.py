@@ -1,0 +1,118 @@
+"""What the studies of small models share: Fashion-MNIST in colour, a feature network, and tables of scores."""
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+
+from neon.dataset import ArrayDataset, ImageDataset, pack_set, write_images, write_labels
+from neon.demo.fashion import load_fashion
+from neon.demo.train import fit_classifier
+from neon.files import write_json
+from neon.metrics import FrechetReference, Statistics
+from neon.metrics.features import SmallFeatures, features_of, load_features
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "runs" / "small_data"
+ASSETS = Path(__file__).parent / "assets"
+FEATURES = ASSETS / "fashion_rgb64.safetensors"
+METRIC = "fd_fashion_rgb64"
+BLOCKS, IMAGES = 3, 2000
+
+
+def program(architecture: str, name: str, flags: str) -> None:
+    """Run a program of an architecture on one thread."""
+    command = [sys.executable, str(ROOT / architecture / f"{name}.py"), *shlex.split(flags)]
+    print(shlex.join(command), file=sys.stderr)
+    subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
+
+
+def colour_images(split: str, source: Path) -> ArrayDataset:
+    """Fashion-MNIST at 14 x 14 with a black frame of one pixel, three equal channels: 3 x 16 x 16."""
+    grey = load_fashion(source, split)
+    return ArrayDataset(F.pad(grey.images, (1, 1, 1, 1)).expand(-1, 3, -1, -1).contiguous(), grey.labels, source)
+
+
+def write_zip(path: Path, images: torch.Tensor, labels: Sequence[int] | None) -> None:
+    """Write a set of images, unless it is there."""
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            write_images(folder, range(len(images)), images)
+            write_labels(folder, labels, len(images))
+            pack_set(folder, path)
+
+
+def prepare_data(source: Path) -> None:
+    """Write train.zip, test.zip, 2,000 test images, and statistics; train the feature network if there is none."""
+    DATA.mkdir(parents=True, exist_ok=True)
+    splits = {split: colour_images(split, source) for split in ("train", "test")}
+    for split, images in splits.items():
+        assert images.labels is not None
+        write_zip(DATA / f"{split}.zip", images.images, images.labels.tolist())
+    write_zip(DATA / "test2000.zip", splits["test"].images[:IMAGES], None)
+    if not FEATURES.exists():
+        torch.manual_seed(0)
+        extractor = SmallFeatures("fashion_rgb64", (3, 16, 16), 64, 10)
+        assert splits["train"].labels is not None
+        fit_classifier(extractor, splits["train"].images, splits["train"].labels, 3)
+        ASSETS.mkdir(exist_ok=True)
+        extractor.save(FEATURES)
+    for split, images in splits.items():
+        if not (DATA / f"{split}.npz").exists():
+            features = features_of(load_features(FEATURES), images.images)
+            Statistics.from_features(features).save(DATA / f"{split}.npz")
+
+
+def scoring_flags() -> str:
+    """Flags of a calculate_fid.py that score one block."""
+    return (
+        f"--ref {DATA}/test.npz --features {FEATURES} --num_images {IMAGES} --batch_size 100 "
+        f"--precision_recall {DATA}/test2000.zip"
+    )
+
+
+def last_snapshot(folder: Path) -> Path:
+    """The snapshot with the most training in `folder`."""
+    return max(folder.glob("snapshot-*.safetensors"))
+
+
+def record_study(results: Path, name: str, run: Path, ws: Sequence[float]) -> None:
+    """Put the sweeps `run`/block0.json ... and the losses of `run`/self into `results`, and print them."""
+    blocks = [json.loads((run / f"block{seed}.json").read_text())["sweep"] for seed in range(BLOCKS)]
+    losses = [json.loads(line)["loss"] for line in (run / "self" / "training.jsonl").read_text().splitlines()]
+    table = {
+        f"{w:g}": {
+            "distance": mean(block[i][METRIC] for block in blocks),
+            "spread": stdev(block[i][METRIC] for block in blocks),
+            "precision": mean(block[i]["precision"] for block in blocks),
+            "recall": mean(block[i]["recall"] for block in blocks),
+        }
+        for i, w in enumerate(ws)
+    }
+    record: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
+    record.setdefault("studies", {})[name] = {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "loss_of_self_training": {"first_10_steps": mean(losses[:10]), "last_10_steps": mean(losses[-10:])},
+        "w": table,
+    }
+    record |= {"machine": machine(), "metric": METRIC, "blocks": BLOCKS, "num_images": IMAGES, "floor": floor()}
+    write_json(results, record)
+    for w, row in table.items():
+        print(f"w = {w:>5}  {row['distance']:8.2f} +- {row['spread']:.2f}  {row['precision']:.2f} {row['recall']:.2f}")
+    print(f"real images  {record['floor']:8.2f}")
+
+
+def floor() -> float:
+    """The distance of 2,000 real training images to the test images."""
+    training, _ = ImageDataset(DATA / "train.zip").load(range(IMAGES))
+    real = Statistics.from_features(features_of(load_features(FEATURES), training))
+    return FrechetReference(Statistics.load(DATA / "test.npz")).distance(real)

@@ -1,0 +1,265 @@
+"""xAR's programs as users run them, on a tiny transformer and autoencoder."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neon import evaluate
+from neon.checkpoint import load_state, open_checkpoint
+from neon.command_line import run_program
+from neon.dataset import ImageDataset, write_images, write_labels
+from neon.merge import merge_files
+from neon.metrics import Statistics
+from neon.metrics.features import SmallFeatures, features_of
+from neon.model import load_model
+from tests.test_edm_programs import Killed, dies_after
+from tests.tiny import tiny_colour_images, tiny_vae, tiny_xar
+from xAR.calculate_fid import CalculateFID
+from xAR.finetune import PRESETS, Finetune
+from xAR.flags import ALIASES
+from xAR.sample import Sample
+
+ROOT = Path(__file__).parent.parent
+COMMON = "--vae_path vae.ckpt --flow_steps 3"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two transformers, an autoencoder, features, statistics of real images, and the images."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, seed in (("base", 0), ("tuned", 1)):
+        torch.save(tiny_xar(seed).network.state_dict(), folder / f"{name}.pth")
+    torch.save({"model_ema": tiny_xar(1).network.state_dict(), "epoch": 3}, folder / "averaged.pth")
+    torch.save(tiny_xar(0, encoder_depth=2).network.state_dict(), folder / "deep.pth")
+    torch.save({"model": tiny_vae().state_dict()}, folder / "vae.ckpt")
+    broken = tiny_vae().state_dict()
+    del broken["decoder.conv_out.weight"]
+    torch.save({"model": broken}, folder / "broken.ckpt")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features = SmallFeatures("tiny6", (3, 8, 8), dim=6, num_classes=3).eval().requires_grad_(False)
+    features.save(folder / "features.safetensors")
+    real = tiny_colour_images(60)
+    assert real.labels is not None
+    Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
+    write_images(folder / "real", range(60), real.images)
+    write_labels(folder / "real", real.labels.tolist(), 60)
+    return folder
+
+
+@pytest.fixture
+def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files in it."""
+    for file in files.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_sample(flags: str) -> int:
+    return run_program(Sample, ALIASES, [*COMMON.split(), *flags.split()])
+
+
+def run_fid(flags: str) -> int:
+    usual = f"{COMMON} --fid_stats real.npz --features features.safetensors --device cpu"
+    return run_program(CalculateFID, ALIASES, [*usual.split(), *flags.split()])
+
+
+def run_finetune(flags: str) -> int:
+    return run_program(Finetune, ALIASES, ["--vae_path", "vae.ckpt", *flags.split()])
+
+
+def scores(flags: str, name: str = "scores.json") -> dict:
+    assert run_fid(f"{flags} --json {name}") == 0
+    return json.loads(Path(name).read_text())
+
+
+def images(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    dataset = ImageDataset(path)
+    return dataset.load(range(len(dataset)))
+
+
+def test_exactly_as_many_images_as_asked_for_of_every_class_alike(here: Path) -> None:
+    assert run_sample("--model_ckpt base.pth --outdir out.zip --num_images 13 --batch_size 5") == 0
+    found, labels = images("out.zip")
+    assert found.shape == (13, 3, 8, 8) and labels is not None
+    assert all(labels.tolist().count(label) >= 4 for label in range(3))
+
+
+def test_an_image_depends_on_its_index_and_seed_only(here: Path) -> None:
+    for name, flags in (("one", "--batch_size 1"), ("many", "--batch_size 9"), ("other", "--batch_size 9 --seed 1")):
+        assert run_sample(f"--model_ckpt base.pth --outdir {name} --num_images 9 {flags}") == 0
+    one, many, other = (images(name)[0].int() for name in ("one", "many", "other"))
+    assert (one - many).abs().max() <= 1 and not torch.equal(other, many)
+
+
+def test_a_sweep_scores_what_merged_files_score(here: Path) -> None:
+    merge_files("base.pth", "averaged.pth", [0.5], "neon.pth")
+    flags = "--num_images 24 --batch_size 8 --cfg 1.5"
+    sweep = scores(f"--model_ckpt base.pth --self_trained averaged.pth --w 0 0.5 -1 {flags} --precision_recall real")
+    values = {entry["w"]: entry["fd_tiny6"] for entry in sweep["sweep"]}
+    for w, network in ((0, "base.pth"), (0.5, "neon.pth"), (-1, "tuned.pth")):
+        assert values[w] == pytest.approx(scores(f"--model_ckpt {network} {flags}")["fd_tiny6"], rel=1e-6)
+    merged = load_state("neon.pth")
+    assert torch.equal(merged["mask"], load_state("base.pth")["mask"]), "its minus infinities are copied"
+
+
+def test_a_killed_evaluation_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = "--model_ckpt base.pth --N 20 --batch_size 4"
+    whole = scores(flags)["fd_tiny6"]
+    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(evaluate, "sample_block", dies_after(3, evaluate.sample_block))
+        run_fid(flags)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "sample_block", dies_after(2, evaluate.sample_block))
+        assert scores(flags)["fd_tiny6"] == whole
+
+
+RUN = "--batch 8 --batch_gpu 4 --total_images 64 --save_interval 24 --lr 1e-3 --warmup_epochs 2"
+
+
+def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neon import selftrain
+
+    assert run_sample("--model_ckpt base.pth --outdir set --num_images 24 --batch_size 8") == 0
+    flags = f"--model_ckpt base.pth --data set --state_every 0.000001 --ema_rate 0.9 {RUN} --outdir"
+    assert run_finetune(f"{flags} whole") == 0
+    names = sorted(path.name for path in Path("whole").glob("snapshot*"))
+    assert [name[9:19] for name in names] == ["000000.024", "000000.048", "000000.064"]
+    rates = [json.loads(line)["lr"] for line in Path("whole/training.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3 * min(seen / 24 / 2, 1) for seen in range(0, 64, 8)])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(selftrain._Run, "one_step", dies_after(5, selftrain._Run.one_step))
+        run_finetune(f"{flags} killed")
+    assert run_finetune(f"{flags} killed") == 0
+    base = load_state("base.pth")
+    for name in names:
+        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
+        averaged, raw = load_state(Path("whole", name)), load_state(Path("whole", f"raw-{name}"))
+        moved = [
+            sum((state[n] - base[n]).norm() for n in ("pred.weight", "z_proj.weight")) for state in (averaged, raw)
+        ]
+        assert 0 < moved[0] < moved[1], "the average lags"
+    with open_checkpoint(Path("whole", names[-1])) as checkpoint:
+        assert checkpoint.metadata["weights"] == "averaged"
+
+
+def test_small_images_are_learnt_without_an_autoencoder(here: Path) -> None:
+    flags = "--data real --pixel_patch 2 --grid 4 --width 32 --heads 2 --depth 1 --classes 3 --outdir run"
+    budget = "--batch 20 --batch_gpu 20 --total_images 3000 --save_interval 100000 --lr 3e-3 --warmup_epochs 0"
+    assert run_finetune(f"{flags} {budget} --ema_rate 0.9 --attn_dropout 0 --proj_dropout 0") == 0
+    losses = [json.loads(line)["loss"] for line in Path("run/training.jsonl").read_text().splitlines()]
+    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    [last] = Path("run").glob("snapshot*")
+    assert run_sample(f"--model_ckpt {last} --outdir out --num_images 3") == 0
+    assert images("out")[0].shape == (3, 3, 8, 8)
+
+
+def test_published_files_are_recognised_whatever_their_nesting(here: Path) -> None:
+    for name, seed in (("base.pth", 0), ("averaged.pth", 1)):
+        model = load_model(name)
+        assert model.architecture == "xAR" and model.config["transformer"]["grid"] == 4
+        for ours, theirs in zip(model.network.parameters(), tiny_xar(seed).network.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_presets_are_the_published_runs() -> None:
+    rows = {name: (p.batch, p.lr, p.warmup_epochs, p.save_interval) for name, p in PRESETS.items()}
+    assert rows == {"xar_base": (256, 1e-6, 250, 250_000), "xar_large": (256, 1e-6, 10_000, 250_000)}
+
+
+def test_guidance_below_one_is_one_and_said_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, cfg in (("half", "0.5"), ("one", "1")):
+        assert run_sample(f"--model_ckpt base.pth --outdir {name} --num_images 4 --cfg {cfg}") == 0
+    assert capsys.readouterr().err.count("the same as 1") == 1
+    assert torch.equal(images("half")[0], images("one")[0])
+
+
+SAMPLE = "--model_ckpt base.pth --outdir out --num_images 4"
+
+
+@pytest.mark.parametrize(
+    ("run", "flags", "message"),
+    [
+        (run_sample, f"{SAMPLE} --model xar_large", "--model xar_large: base.pth is a network of width 32"),
+        (run_sample, f"{SAMPLE} --img_size 256", "--img_size 256: base.pth makes images of 8 pixels"),
+        (run_sample, f"{SAMPLE} --vae_path base.pth", "a transformer, not an autoencoder"),
+        (run_sample, f"{SAMPLE} --vae_path missing.ckpt", "missing.ckpt: no such file"),
+        (run_sample, f"{SAMPLE} --vae_path broken.ckpt", "decoder.conv_out.weight"),
+        (run_sample, "--model_ckpt vae.ckpt --outdir out --num_images 4", "and none recognises it"),
+        (run_sample, f"{SAMPLE} --flow_steps 2", "expected at least 3"),
+        (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
+        (run_sample, f"{SAMPLE} --num_images 0", "--num_images 0: expected at least 1"),
+        (run_fid, "--model_ckpt base.pth --num_images 12 --self_trained deep.pth --w 1", "deep.pth"),
+        (run_finetune, f"--model_ckpt base.pth --data real --outdir out {RUN} --lr 0", "--lr 0.0: expected a"),
+        (run_finetune, f"--model_ckpt base.pth --data real --outdir out {RUN} --ema_rate 1", "--ema_rate 1.0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], run: Callable[[str], int], flags: str, message: str
+) -> None:
+    assert run(flags) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.replace("│", " ").split())
+    assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+
+
+def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_program(Sample, ALIASES, SAMPLE.split()) == 2
+    error = capsys.readouterr().err
+    assert "kl16.ckpt" in error and "hf download xwen99/mar-vae-kl16" in error and "--vae_path" in error
+
+
+@pytest.fixture(scope="module")
+def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
+    outputs = {}
+    for world_size in (1, 2, 3):
+        out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [*launcher, "-m", "tests.xar_driver", str(files), str(out)]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    return outputs
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
+    runs: dict[int, Path], world_size: int
+) -> None:
+    one, many = runs[1], runs[world_size]
+    for folder, pattern in (("set", "*.png"), ("training", "*snapshot*")):
+        names = sorted(path.name for path in (one / folder).glob(pattern))
+        assert names and names == sorted(path.name for path in (many / folder).glob(pattern))
+        for name in names:
+            assert (one / folder / name).read_bytes() == (many / folder / name).read_bytes(), name
+    a, b = (json.loads((out / "scores.json").read_text()) for out in (one, many))
+    assert a["num_images"] == b["num_images"] == 20
+    np.testing.assert_allclose(a["fd_tiny6"], b["fd_tiny6"], rtol=1e-9)
+
+
+def test_the_published_command_runs_as_typed(files: Path, tmp_path: Path) -> None:
+    """Only the number of processes and images, paths, sizes of the tiny model and the feature network differ."""
+    (tmp_path / "xAR").symlink_to(ROOT / "xAR")
+    environment = {**os.environ, "PYTHONPATH": "xAR", "OMP_NUM_THREADS": "1"}
+    command = (
+        f"{Path(sys.executable).with_name('torchrun')} --standalone --nproc_per_node=1 xAR/calculate_fid.py "
+        f"--model_ckpt {files}/base.pth --cfg 2.3 --vae_path {files}/vae.ckpt --num_images 12 --batch_size 64 "
+        f"--flow_steps 4 --img_size 8 --fid_stats {files}/real.npz --features {files}/features.safetensors"
+    )
+    done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")

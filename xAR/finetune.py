@@ -1,0 +1,205 @@
+"""Train an xAR transformer: briefly on its own samples (Neon's self-training), or from scratch.
+
+    torchrun --standalone --nproc_per_node=8 xAR/finetune.py --preset xar_base --model_ckpt xAR-B.pth \\
+        --data synthetic.zip --outdir runs/self-training --precision fp16
+    python xAR/finetune.py --data images.zip --outdir runs/base --pixel_patch 2 --grid 8 --width 64 --classes 10
+
+Snapshots of the averaged weights, which are what Neon merges, appear at growing budgets; the raw weights lie beside
+them. A killed run goes on where it was; on a CPU to the bits of one that was never killed, whatever the number
+of processes.
+"""
+
+import contextlib
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from neon import __version__
+from neon.command_line import run_program
+from neon.dataset import ImageDataset, TrainingImages
+from neon.distributed import Processes, processes
+from neon.errors import RequestError
+from neon.files import sha256_file
+from neon.runs import run_folder
+from neon.selftrain import largest_divisor, snapshot_steps, train
+from xAR.flags import ALIASES, PRECISIONS, ModelFlags
+from xAR.model import XARModel
+from xAR.recipe import XARRecipe, images_in_batches
+
+LARGEST_MICRO_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """How a published network was self-trained; the two differ in the length of the rise of the learning rate."""
+
+    batch: int = 256
+    """images per step, over all processes"""
+    lr: float = 1e-6
+    """learning rate at the end of the warm-up"""
+    warmup_epochs: float = 250.0
+    """epochs over which the learning rate rises from 0"""
+    total_images: int = 7_500_000
+    """budget"""
+    save_interval: int = 250_000
+    """images between snapshots"""
+
+
+PRESETS = {"xar_base": Preset(), "xar_large": Preset(warmup_epochs=10_000.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ModelFlags):
+    """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch."""
+
+    data: Path
+    """folder or zip of images with dataset.json"""
+    outdir: Path
+    """folder of snapshots, log and state"""
+    model_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
+    """transformer to start from; without it, training starts from random weights"""
+    preset: Literal["xar_base", "xar_large"] = "xar_base"
+    """values of a published self-training for what is not given below"""
+    batch: int | None = None
+    """images per step, over all processes"""
+    batch_gpu: int | None = None
+    """images per forward pass; by default at most 32. It moves results by rounding and dropout"""
+    lr: float | None = None
+    """learning rate at the end of the warm-up"""
+    warmup_epochs: float | None = None
+    """epochs over which the learning rate rises from 0; 0: constant from the first step on"""
+    total_images: int | None = None
+    """budget"""
+    save_interval: int | None = None
+    """images between snapshots"""
+    ema_rate: float = 0.9999
+    """decay per step of the averaged weights; 0: no averaging"""
+    weight_decay: float = 0.02
+    """of matrices"""
+    grad_clip: float = 1.0
+    """gradients are shortened to this global norm"""
+    attn_dropout: float = 0.1
+    """of attention, while training"""
+    proj_dropout: float = 0.1
+    """of what follows attention, while training"""
+    no_mirror: bool = False
+    """mirror no training images, for things that have a left and a right; published: half of them"""
+    state_every: float = 300.0
+    """seconds between saves of the state of the run"""
+    seed: int = 0
+    """of initial weights, data order and noise"""
+    pixel_patch: int | None = None
+    """from scratch: squares of this many pixels in place of an autoencoder's latents, for small images"""
+    width: int = 768
+    """from scratch: channels"""
+    heads: int | None = None
+    """from scratch: attention heads; by default one per 64 channels"""
+    depth: int = 8
+    """from scratch: blocks in each half"""
+    classes: int = 1000
+    """from scratch: number of classes"""
+    grid: int = 16
+    """from scratch: side of the map of latents"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+
+    def __call__(self) -> None:
+        plan = self.plan()
+        with processes(self.device) as group:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+            base, model = (None, self.from_scratch(group)) if self.model_ckpt is None else self.load(group)
+            model.mirrors = not self.no_mirror
+            model.network.set_dropout(self.attn_dropout, self.proj_dropout)
+            identity = {
+                "neon": __version__,
+                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
+                "config": model.config,
+                "dropout": [self.attn_dropout, self.proj_dropout],
+                "mirrors": model.mirrors,
+                "data": str(self.data),
+                **self.facts(group, model),
+            }
+            self.train(model, ImageDataset(self.data), plan, identity, group)
+
+    def plan(self) -> Preset:
+        """The preset, with what was given in its place; a RequestError for values that make no sense."""
+        given = {name: value for name in asdict(Preset()) if (value := getattr(self, name)) is not None}
+        plan = replace(PRESETS[self.preset], **given)
+        for name, value in {**asdict(plan), "state_every": self.state_every}.items():
+            if not (value > 0 or (name == "warmup_epochs" and value == 0)):
+                raise RequestError(f"--{name} {value}: expected a positive number")
+        if not 0 <= self.ema_rate < 1:
+            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        return plan
+
+    def from_scratch(self, group: Processes) -> XARModel:
+        """A transformer with random weights, and its autoencoder if there is one."""
+        channels = 16 if self.pixel_patch is None else 3 * self.pixel_patch**2
+        transformer = {
+            "width": self.width,
+            "heads": self.heads or max(self.width // 64, 1),
+            "encoder_depth": self.depth,
+            "decoder_depth": self.depth,
+            "classes": self.classes,
+            "latent_channels": channels,
+            "grid": self.grid,
+        }
+        config: dict[str, Any] = {"transformer": transformer}
+        if self.pixel_patch is not None:
+            config["pixel_patch"] = self.pixel_patch
+        torch.manual_seed(self.seed)
+        try:
+            model = XARModel(config).to(group.device)
+        except ValueError as error:
+            raise RequestError(
+                f"no such transformer can be built ({error}); change --width, --heads or --grid"
+            ) from error
+        if not model.pixel_patch:
+            model.use_vae(self.autoencoder(group))
+        model.precision = PRECISIONS[self.precision]
+        return model
+
+    def train(
+        self, model: XARModel, dataset: TrainingImages, plan: Preset, identity: dict[str, Any], group: Processes
+    ) -> None:
+        """Run the training into `outdir`, or what is left of it."""
+        recipe = XARRecipe(
+            batch_size=plan.batch,
+            lr=plan.lr,
+            warmup_epochs=plan.warmup_epochs,
+            images_per_epoch=images_in_batches(len(dataset), plan.batch),
+            weight_decay=self.weight_decay,
+            max_norm=self.grad_clip,
+            ema_rate=self.ema_rate,
+            scale_losses=self.precision == "fp16",
+        )
+        steps = snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
+        record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
+        with contextlib.ExitStack() as stack:
+            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
+            snapshots = train(
+                model,
+                dataset,
+                self.outdir,
+                num_steps=steps[-1],
+                snapshot_steps=steps,
+                recipe=recipe,
+                seed=self.seed,
+                processes=group,
+                micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
+                state_every_seconds=self.state_every,
+                title="training" if self.model_ckpt is None else "self-training",
+                identity=identity,
+                keep_raw=True,
+            )
+        if group.is_main:
+            last = snapshots[-1]
+            print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(Finetune, ALIASES))

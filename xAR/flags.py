@@ -1,0 +1,116 @@
+"""Flags that xAR's programs share, spelled as in the published ones, and the model they name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from neon.command_line import warn
+from neon.distributed import Processes
+from neon.download import shared_file
+from neon.errors import RequestError
+from neon.files import sha256_file
+from neon.flags import NumberedImages
+from neon.model import load_model
+from xAR.model import XARModel
+from xAR.published import PUBLISHED
+from xAR.sampler import XARSettings
+
+ALIASES = {"--N": "--num_images", "--fid_stats": "--ref"}
+VAE = "kl16.ckpt"
+FETCH = f"hf download xwen99/mar-vae-kl16 --include {VAE} --local-dir xAR/pretrained"
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """A transformer and its autoencoder."""
+
+    model_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    """the transformer: published .pth, or safetensors written by neon; its size is recognised"""
+    model: str | None = None
+    """xar_base, xar_large or xar_huge; checked against the checkpoint"""
+    vae_path: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    """the autoencoder; by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
+    img_size: int | None = None
+    """side of the images; checked against the checkpoint"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """what networks compute in; published: fp16"""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """nesting of the state dict in the checkpoint; chosen if not given"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def load(self, group: Processes) -> tuple[Path, XARModel]:
+        """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
+        path = shared_file(self.model_ckpt, group)
+        model = load_model(path, self.key, device=group.device)
+        if not isinstance(model, XARModel):
+            raise RequestError(f"{path}: a network of {model.architecture}; this program is for xAR")
+        if not model.pixel_patch:
+            model.use_vae(self.autoencoder(group))
+        self.check_model(path, model)
+        model.precision = PRECISIONS[self.precision]
+        return path, model
+
+    def check_model(self, path: Path, model: XARModel) -> None:
+        """A RequestError if the checkpoint is not what `--model` and `--img_size` say."""
+        transformer = model.config["transformer"]
+        known = [name for name, row in PUBLISHED.items() if row.transformer["width"] == transformer["width"]]
+        if self.model is not None and self.model not in known:
+            found = known[0] if known else f"a network of width {transformer['width']}"
+            raise RequestError(f"--model {self.model}: {path} is {found}; leave the flag out, or name the other file")
+        side = model.image_shape[-1]
+        if self.img_size not in (None, side):
+            raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
+
+    def facts(self, group: Processes, model: XARModel) -> dict[str, Any]:
+        """What, besides transformer and settings, determines images and training, as JSON."""
+        vae = None if model.pixel_patch else self.autoencoder(group)
+        return {
+            "vae_sha256": None if vae is None else group.on_main(lambda: sha256_file(vae)),
+            "precision": self.precision,
+        }
+
+    def autoencoder(self, group: Processes) -> Path:
+        """Where the autoencoder lies."""
+        if self.vae_path is not None:
+            return shared_file(self.vae_path, group)
+        folders = (Path(), Path("xAR/pretrained"), Path("pretrained"), Path("checkpoints"))
+        places = [folder / VAE for folder in folders]
+        for place in places:
+            if place.exists():
+                return place
+        raise RequestError(
+            f"{VAE}: the autoencoder is missing; looked for {', '.join(map(str, places))}; fetch it with "
+            f"`{FETCH}`, or name it with --vae_path"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(ModelFlags, NumberedImages):
+    """Which images of which network."""
+
+    cfg: float | None = None
+    """guidance scale of the last cell, rising from 1 at the first; by default that of the published model"""
+    flow_steps: int | None = None
+    """network evaluations per cell, at least 3; by default those of the published model"""
+    deterministic: bool = False
+    """follow the flow without fresh noise; published: with"""
+
+    def settings(self, model: XARModel) -> XARSettings:
+        """The sampler's settings for this model."""
+        default = model.default_settings
+        guidance = default.guidance if self.cfg is None else self.cfg
+        if guidance < 1:
+            warn(f"--cfg {guidance:g} is below 1, where there is no guidance: the same as 1")
+        try:
+            return XARSettings(
+                num_steps=default.num_steps if self.flow_steps is None else self.flow_steps,
+                guidance=guidance,
+                stochastic=not self.deterministic,
+            )
+        except ValueError as error:
+            raise RequestError(f"--flow_steps or --cfg: {error}; see --help") from error

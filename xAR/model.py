@@ -1,0 +1,158 @@
+"""xAR as a GenerativeModel: latents of a frozen autoencoder, drawn cell by cell."""
+
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neon.checkpoint import Checkpoint, load_state
+from neon.errors import RequestError
+from neon.model import GenerativeModel, load_weights
+from neon.noise import Noise
+from xAR.loss import flow_loss
+from xAR.published import published_settings, recognise
+from xAR.recipe import XARRecipe
+from xAR.sampler import XARSettings, generate_latents
+from xAR.transformer import XAR
+from xAR.vae import AutoencoderKL, as_bytes, as_input
+
+
+class XARModel(GenerativeModel):
+    """A transformer over cells of latents; `use_vae` gives it the autoencoder, which is never trained.
+
+    config: {"transformer": keywords of XAR, "pixel_patch": p}. With `pixel_patch` there is no autoencoder: the
+    latents are squares of p x p pixels, for small images.
+    """
+
+    architecture = "xAR"
+    network: XAR
+    protocol = {  # noqa: RUF012 - a constant
+        "uint8_rule": "truncate(255 clip((x + 1) / 2, 0, 1))",
+        "label_rule": "every class equally often, shuffled by the seed",
+    }
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.network = XAR(**config["transformer"])
+        self.pixel_patch: int | None = config.get("pixel_patch")
+        self.vae: AutoencoderKL | None = None
+        self.num_classes = self.network.classes
+        side = self.network.grid * (self.pixel_patch or 16)  # of the published autoencoder, until there is one
+        self.image_shape = (3, side, side)
+        self.default_settings = published_settings(config["transformer"]) or XARSettings()
+        self.recipe = XARRecipe()
+        self.mirrors = True
+        """whether half of the training images are mirrored, as published"""
+        self.precision: torch.dtype | None = None
+        """float16 or bfloat16: computed with under autocast; None: float32"""
+
+    @classmethod
+    def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        if not {"z_proj_ln.weight", "mask"} <= checkpoint.specs.keys():
+            return None
+        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+        return {"transformer": recognise(shapes, checkpoint.tensor("mask"))}
+
+    def use_vae(self, path: str | os.PathLike[str]) -> None:
+        """Load the autoencoder of checkpoint `path`, frozen, onto the device of the transformer; all names must fit."""
+        state = load_state(path)
+        if "z_proj_ln.weight" in state:
+            raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with --vae_path")
+        if not {"encoder.conv_in.weight", "post_quant_conv.weight"} <= state.keys():
+            raise RequestError(f"{path}: no autoencoder of xAR; expected kl16.ckpt")
+        vae = AutoencoderKL(**vae_keywords(state))
+        if vae.embed_dim != self.network.latent_channels:
+            raise RequestError(
+                f"{path}: an autoencoder with {vae.embed_dim} channels, but the transformer makes "
+                f"{self.network.latent_channels}; expected the autoencoder it was trained with"
+            )
+        load_weights(vae, state, path)
+        self.set_vae(vae)
+
+    def set_vae(self, vae: AutoencoderKL) -> None:
+        """Use `vae`, frozen."""
+        side = 2 ** (len(vae.encoder.down) - 1) * self.network.grid
+        self.image_shape = (3, side, side)
+        self.vae = vae.to(self._device).eval().requires_grad_(False)
+
+    def _autoencoder(self) -> AutoencoderKL:
+        if self.vae is None:
+            raise RequestError("xAR needs its autoencoder; name it with --vae_path")
+        return self.vae
+
+    def compile_parts(self) -> None:
+        """Compile the blocks of the transformer and the decoder."""
+        for block in self.network.blocks():
+            block.compile()
+        if self.vae is not None:
+            self.vae.decoder.compile()
+
+    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
+        """Class i mod num_classes for image i: every class equally often; draws nothing."""
+        return torch.tensor([index % self.num_classes for index in indices])
+
+    @torch.no_grad()
+    def sample(self, noise: Noise, labels: Tensor | None, settings: XARSettings) -> Tensor:
+        """Draws per image and cell: the noise that it starts from, then that of each step but the last."""
+        with self._autocast():
+            latents = generate_latents(self.network, self._on_device(labels), noise, settings)
+            if self.pixel_patch:
+                images = F.pixel_shuffle(latents, self.pixel_patch)
+            else:
+                images = self._autoencoder().decode(latents)
+        return as_bytes(images)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 [B, 3, H, W] -> moments [B, 2c, G, G] of the autoencoder (of patches of pixels: values [B, c, G, G]).
+
+        Draws per image: a coin, by which it is mirrored (if any are).
+        """
+        if self.mirrors:
+            images = torch.where(noise.integers(2, 1, 1, 1) == 1, images.flip(3), images)
+        inputs = as_input(images)
+        if self.pixel_patch:
+            return F.pixel_unshuffle(inputs, self.pixel_patch)
+        return self._autoencoder().moments(inputs)
+
+    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """Per image, the error of the velocity: float32 [B].
+
+        Draws per image: the noise of the autoencoder's posterior (if there is one), then those of `flow_loss`.
+        """
+        latents = examples
+        if not self.pixel_patch:
+            vae = self._autoencoder()
+            channels, side = self.network.latent_channels, self.network.grid
+            latents = vae.posterior_sample(examples, noise.normal(channels, side, side))
+        with self._autocast():
+            return flow_loss(self.network, latents, self._on_device(labels), noise)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _on_device(self, labels: Tensor | None) -> Tensor:
+        assert labels is not None, "xAR is class-conditional"
+        return labels.to(self._device)
+
+    def _autocast(self) -> torch.autocast:
+        kind = self._device.type
+        return torch.autocast(kind, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+def vae_keywords(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The keywords of AutoencoderKL that the state dict of an autoencoder was built with."""
+    base = state["encoder.conv_in.weight"].shape[0]
+    levels = count()
+    names = takewhile(state.__contains__, (f"encoder.down.{level}.block.0.conv2.weight" for level in levels))
+    return {
+        "embed_dim": state["post_quant_conv.weight"].shape[0],
+        "ch_mult": [state[name].shape[0] // base for name in names],
+        "ch": base,
+    }

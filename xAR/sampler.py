@@ -1,0 +1,109 @@
+"""The sampler of xAR: cell after cell, each from noise to data along its flow, with classifier-free guidance.
+
+Symbols as in `xAR.transformer`. The path of a cell is x = (1 - t) data + t noise and the network gives its
+velocity v. Any diffusion may be added if the drift takes it back: with the one used here, of variance 2t per unit
+of time, dx = ((2 - t) v + x) dt + sqrt(2t) dW, for the score of the path is -((1 - t) v + x) / t.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neon.noise import Noise
+from xAR.transformer import XAR, Generation, from_cells, time_index
+
+LAST_TIME = 0.04
+"""where the stochastic sampler stops adding noise and goes to 0 in one step"""
+
+
+class Step(NamedTuple):
+    """One step x <- x_factor x + v_factor v + noise e, in Python numbers: on a GPU the loop never waits for it."""
+
+    time: int
+    """in thousandths, as the network takes it"""
+    x_factor: float
+    v_factor: float
+    noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class XARSettings:
+    """How to sample; the defaults are those of the published evaluation of xAR-B."""
+
+    num_steps: int = 40
+    """network evaluations per cell, at least 3"""
+    guidance: float = 2.7
+    """scale of the last cell, rising from 1 at the first; 1 or less: no guidance"""
+    stochastic: bool = True
+    """fresh noise in every step but the last; False: follow the flow itself"""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 3:
+            raise ValueError(f"num_steps is {self.num_steps}; expected at least 3")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; expected a finite number")
+
+    def times(self) -> Tensor:
+        """Times from 1 to 0, float64 [num_steps + 1]."""
+        if not self.stochastic:
+            return torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64, device="cpu")
+        noisy = torch.linspace(1, LAST_TIME, self.num_steps, dtype=torch.float64, device="cpu")
+        return torch.cat([noisy, noisy.new_zeros(1)])
+
+    def steps(self) -> list[Step]:
+        """The steps of every cell."""
+        times = self.times()
+        starts, lengths, indices = times.tolist(), times.diff().tolist(), time_index(times).tolist()
+        if not self.stochastic:
+            return [Step(index, 1.0, dt, 0.0) for index, dt in zip(indices, lengths, strict=False)]
+        noises = [math.sqrt(2 * t * -dt) for t, dt in zip(starts, lengths[:-1], strict=False)]
+        return [
+            Step(index, 1 + dt, (2 - t) * dt, noise)
+            for index, t, dt, noise in zip(indices, starts, lengths, [*noises, 0.0], strict=False)
+        ]
+
+
+@torch.no_grad()
+def generate_latents(transformer: XAR, labels: Tensor, noise: Noise, settings: XARSettings) -> Tensor:
+    """Latents float32 [B, c, G, G] of classes `labels` int64 [B] in [0, N]; N stands for no class.
+
+    Latent b depends on row b of `labels` and `noise` only. Draws per image and cell: the start, float32 [P, c];
+    then, if stochastic, the noise of all steps but the last, float64 [num_steps - 1, P, c]. The network should be
+    in eval mode. The device is never waited for.
+    """
+    guided = settings.guidance > 1
+    # The same images once more, without a class: behind those with one, so that these can be computed alone.
+    everyone = torch.cat([labels, torch.full_like(labels, transformer.classes)]) if guided else labels
+    generation = transformer.start(everyone)
+    steps, last, cells = settings.steps(), transformer.num_cells - 1, []
+    for i in range(transformer.num_cells):
+        scale = 1 + (settings.guidance - 1) * i / last if guided else 1.0
+        cells.append(_sample_cell(transformer, generation, noise, steps, scale))
+        if i < last:
+            transformer.remember(generation, cells[i].repeat(2 if guided else 1, 1, 1))
+    return from_cells(torch.stack(cells, dim=1))
+
+
+def _sample_cell(transformer: XAR, generation: Generation, noise: Noise, steps: list[Step], scale: float) -> Tensor:
+    """The next cell, float32 [B, P, c], at guidance `scale`; the state of the loop is float64."""
+    shape = transformer.cell_length, transformer.latent_channels
+    x = noise.normal(*shape).double()
+    noisy = sum(step.noise > 0 for step in steps)
+    fresh = iter(noise.normal(noisy, *shape, dtype=torch.float64).unbind(1) if noisy else ())
+    for step in steps:
+        v = _velocity(transformer, generation, x.float(), step.time, scale)
+        x = step.x_factor * x + step.v_factor * v
+        if step.noise > 0:
+            x = x + step.noise * next(fresh)
+    return x.float()
+
+
+def _velocity(transformer: XAR, generation: Generation, x: Tensor, time: int, scale: float) -> Tensor:
+    """Guided velocity, float64 [B, P, c]. At `scale` 1 the part without a class would change nothing: left out."""
+    if scale == 1:
+        return transformer.velocity(generation, x, time).double()
+    conditional, unconditional = transformer.velocity(generation, x.repeat(2, 1, 1), time).double().chunk(2)
+    return unconditional + scale * (conditional - unconditional)
