@@ -130,7 +130,7 @@ class XAR(nn.Module):
         self.initialise()
 
     def set_dropout(self, attention: float, projection: float) -> None:
-        """Drop these shares in train mode: of the weights of attention, and of what follows it and of the MLPs."""
+        """Shares dropped in train mode: of attention weights; of the outputs of both branches and the MLP's product."""
         for block in self.blocks():
             block.attn.weight_dropout = attention
             block.attn.dropout = block.mlp.dropout = projection

@@ -1,0 +1,37 @@
+"""The small trained models of Fashion-MNIST in benchmarks/assets, and what they must be able to do."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from neon.metrics.features import load_features
+from neon.model import GenerativeModel, load_model
+from neon.noise import ImageNoise
+from VAR.model import VARModel
+from xAR.model import XARModel
+
+ASSETS = Path(__file__).parent.parent / "benchmarks" / "assets"
+LABELS = torch.arange(100) % 10
+
+
+def right(model: GenerativeModel, **settings: object) -> float:
+    """The share of 100 images that a classifier of the real ones puts into the class asked for; by chance 0.1."""
+    images = model.sample(ImageNoise(range(100)), LABELS, dataclasses.replace(model.default_settings, **settings))
+    classifier = load_features(ASSETS / "fashion_rgb64.safetensors")
+    return (classifier.classify(images).argmax(1) == LABELS).double().mean().item()
+
+
+def test_var_draws_images_of_the_class_it_is_asked_for() -> None:
+    model = load_model(ASSETS / "small_var_base.safetensors")
+    assert isinstance(model, VARModel)
+    model.use_tokenizer(ASSETS / "small_var_tokenizer.safetensors")
+    plain = right(model, guidance=0.0, top_k=0, top_p=0.0)
+    assert plain > 0.6
+    assert right(model, guidance=1.5, top_k=0, top_p=0.0) > plain, "guidance makes the class plainer"
+
+
+def test_xar_draws_images_of_the_class_it_is_asked_for() -> None:
+    model = load_model(ASSETS / "small_xar_base.safetensors")
+    assert isinstance(model, XARModel)
+    assert right(model, guidance=1.0, num_steps=8) > 0.5
