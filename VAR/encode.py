@@ -5,13 +5,11 @@
 Images are encoded as they are, without the crops of `VAR/finetune.py`, and must have the tokenizer's size.
 """
 
-import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from neon import __version__
@@ -19,10 +17,8 @@ from neon.command_line import run_program
 from neon.dataset import ImageDataset
 from neon.distributed import processes
 from neon.download import shared_file
-from neon.errors import RequestError
-from neon.examples import write_examples
+from neon.examples import encode_set
 from neon.files import sha256_file
-from neon.runs import run_folder
 from VAR.model import TOKENS, load_tokenizer, token_dtype
 from VAR.preprocess import as_input
 
@@ -50,39 +46,21 @@ class Encode:
         with processes(self.device) as group:
             path = shared_file(self.vae_ckpt, group)
             tokenizer = load_tokenizer(path, self.patch_nums).to(group.device)
-            dataset = ImageDataset(self.data)
-            shape = (3, tokenizer.image_side, tokenizer.image_side)
-            if dataset.image_shape != shape:
-                raise RequestError(
-                    f"{self.data}: images are {dataset.image_shape} (C, H, W); the tokenizer reads {shape}"
-                )
-
-            def compute(block: range) -> tuple[torch.Tensor, torch.Tensor | None]:
-                images, labels = dataset.load(block)
-                tokens = tokenizer.tokens(as_input(images.to(group.device)))
-                return tokens.to(token_dtype(tokenizer)), labels
-
-            record = {
-                "neon": __version__,
-                "tokenizer_sha256": group.on_main(lambda: sha256_file(path)),
-                "data": str(self.data),
-                "patch_nums": self.patch_nums,
-                "batch_size": self.batch_size,
-            }
-            with contextlib.ExitStack() as stack:
-                group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
-                write_examples(
-                    compute,
-                    len(dataset),
-                    self.outdir,
-                    kind=TOKENS,
-                    image_shape=shape,
-                    batch_size=self.batch_size,
-                    processes=group,
-                    title="encoding",
-                )
-            if group.is_main:
-                print(f"{self.outdir}: {len(dataset)} images")
+            encode_set(
+                lambda images: tokenizer.tokens(as_input(images)).to(token_dtype(tokenizer)),
+                ImageDataset(self.data),
+                self.outdir,
+                kind=TOKENS,
+                image_shape=(3, tokenizer.image_side, tokenizer.image_side),
+                batch_size=self.batch_size,
+                processes=group,
+                identity={
+                    "neon": __version__,
+                    "tokenizer_sha256": group.on_main(lambda: sha256_file(path)),
+                    "patch_nums": self.patch_nums,
+                },
+                fresh=self.fresh,
+            )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from neon.model import load_model
 from tests.test_edm_programs import Killed, dies_after
 from tests.tiny import tiny_colour_images, tiny_vae, tiny_xar
 from xAR.calculate_fid import CalculateFID
+from xAR.encode import Encode
 from xAR.finetune import PRESETS, Finetune
 from xAR.flags import ALIASES
 from xAR.sample import Sample
@@ -152,6 +153,18 @@ def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(
         assert 0 < moved[0] < moved[1], "the average lags"
     with open_checkpoint(Path("whole", names[-1])) as checkpoint:
         assert checkpoint.metadata["weights"] == "averaged"
+
+
+def test_training_on_kept_latents_is_training_on_the_images(here: Path) -> None:
+    encode = "--vae_path vae.ckpt --data real --outdir latents --img_size 8"
+    assert run_program(Encode, {}, encode.split()) == 0
+    losses = {}
+    for data in ("real", "latents"):
+        assert run_finetune(f"--model_ckpt base.pth --data {data} --outdir {data}-run {RUN}") == 0
+        lines = Path(f"{data}-run/training.jsonl").read_text().splitlines()
+        losses[data] = [json.loads(line)["loss"] for line in lines]
+    assert losses["real"] == pytest.approx(losses["latents"], rel=1e-4)
+    assert run_program(Encode, {}, encode.replace("8", "16").split()) == 2
 
 
 def test_small_images_are_learnt_without_an_autoencoder(here: Path) -> None:

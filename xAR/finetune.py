@@ -22,25 +22,27 @@ from neon.command_line import run_program
 from neon.dataset import ImageDataset, TrainingImages
 from neon.distributed import Processes, processes
 from neon.errors import RequestError
+from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
 from neon.runs import run_folder
 from neon.selftrain import largest_divisor, snapshot_steps, train
 from xAR.flags import ALIASES, PRECISIONS, ModelFlags
-from xAR.model import XARModel
+from xAR.model import MOMENTS, XARModel
+from xAR.published import PUBLISHED
 from xAR.recipe import XARRecipe, images_in_batches
 
 LARGEST_MICRO_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
-    """How a published network was self-trained; the two differ in the length of the rise of the learning rate."""
+class Plan:
+    """How long, how fast and in what batches to train."""
 
-    batch: int = 256
+    batch: int
     """images per step, over all processes"""
-    lr: float = 1e-6
+    lr: float
     """learning rate at the end of the warm-up"""
-    warmup_epochs: float = 250.0
+    warmup_epochs: float
     """epochs over which the learning rate rises from 0"""
     total_images: int = 7_500_000
     """budget"""
@@ -48,7 +50,12 @@ class Preset:
     """images between snapshots"""
 
 
-PRESETS = {"xar_base": Preset(), "xar_large": Preset(warmup_epochs=10_000.0)}
+# As published; the two differ in the length of the rise of the learning rate.
+PRESETS = {
+    name: Plan(batch=recipe.batch_size, lr=recipe.lr, warmup_epochs=recipe.warmup_epochs)
+    for name, row in PUBLISHED.items()
+    if row.neon is not None and (recipe := row.neon.recipe)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,7 @@ class Finetune(ModelFlags):
     """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch."""
 
     data: Path
-    """folder or zip of images with dataset.json"""
+    """folder or zip of images with dataset.json, or a set made by `xAR/encode.py`"""
     outdir: Path
     """folder of snapshots, log and state"""
     model_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
@@ -123,18 +130,23 @@ class Finetune(ModelFlags):
                 "data": str(self.data),
                 **self.facts(group, model),
             }
-            self.train(model, ImageDataset(self.data), plan, identity, group)
+            self.train(model, self.examples(), plan, identity, group)
 
-    def plan(self) -> Preset:
+    def plan(self) -> Plan:
         """The preset, with what was given in its place; a RequestError for values that make no sense."""
-        given = {name: value for name in asdict(Preset()) if (value := getattr(self, name)) is not None}
-        plan = replace(PRESETS[self.preset], **given)
+        preset = PRESETS[self.preset]
+        given = {name: value for name in asdict(preset) if (value := getattr(self, name)) is not None}
+        plan = replace(preset, **given)
         for name, value in {**asdict(plan), "state_every": self.state_every}.items():
             if not (value > 0 or (name == "warmup_epochs" and value == 0)):
                 raise RequestError(f"--{name} {value}: expected a positive number")
         if not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
         return plan
+
+    def examples(self) -> TrainingImages:
+        """What is trained on: images, or moments of their latents."""
+        return ExampleSet(self.data, MOMENTS) if is_example_set(self.data) else ImageDataset(self.data)
 
     def from_scratch(self, group: Processes) -> XARModel:
         """A transformer with random weights, and its autoencoder if there is one."""
@@ -164,7 +176,7 @@ class Finetune(ModelFlags):
         return model
 
     def train(
-        self, model: XARModel, dataset: TrainingImages, plan: Preset, identity: dict[str, Any], group: Processes
+        self, model: XARModel, dataset: TrainingImages, plan: Plan, identity: dict[str, Any], group: Processes
     ) -> None:
         """Run the training into `outdir`, or what is left of it."""
         recipe = XARRecipe(

@@ -18,7 +18,10 @@ from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe
 from xAR.sampler import XARSettings, generate_latents
 from xAR.transformer import XAR
-from xAR.vae import AutoencoderKL, as_bytes, as_input
+from xAR.vae import AutoencoderKL, as_bytes, as_input, center_crop
+
+MOMENTS = "xAR moments"
+"""what sets of encoded images hold: [2, 2c, G, G] an image, as it is and mirrored"""
 
 
 class XARModel(GenerativeModel):
@@ -60,18 +63,12 @@ class XARModel(GenerativeModel):
 
     def use_vae(self, path: str | os.PathLike[str]) -> None:
         """Load the autoencoder of checkpoint `path`, frozen, onto the device of the transformer; all names must fit."""
-        state = load_state(path)
-        if "z_proj_ln.weight" in state:
-            raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with --vae_path")
-        if not {"encoder.conv_in.weight", "post_quant_conv.weight"} <= state.keys():
-            raise RequestError(f"{path}: no autoencoder of xAR; expected kl16.ckpt")
-        vae = AutoencoderKL(**vae_keywords(state))
+        vae = load_vae(path)
         if vae.embed_dim != self.network.latent_channels:
             raise RequestError(
                 f"{path}: an autoencoder with {vae.embed_dim} channels, but the transformer makes "
                 f"{self.network.latent_channels}; expected the autoencoder it was trained with"
             )
-        load_weights(vae, state, path)
         self.set_vae(vae)
 
     def set_vae(self, vae: AutoencoderKL) -> None:
@@ -111,8 +108,13 @@ class XARModel(GenerativeModel):
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
         """uint8 [B, 3, H, W] -> moments [B, 2c, G, G] of the autoencoder (of patches of pixels: values [B, c, G, G]).
 
+        Images of another size are resized and cropped in the middle.
+
         Draws per image: a coin, by which it is mirrored (if any are).
         """
+        side = self.image_shape[-1]
+        if images.shape[2:] != (side, side):
+            images = torch.stack([center_crop(image, side) for image in images.cpu()]).to(images.device)
         if self.mirrors:
             images = torch.where(noise.integers(2, 1, 1, 1) == 1, images.flip(3), images)
         inputs = as_input(images)
@@ -123,8 +125,14 @@ class XARModel(GenerativeModel):
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per image, the error of the velocity: float32 [B].
 
-        Draws per image: the noise of the autoencoder's posterior (if there is one), then those of `flow_loss`.
+        `examples` are what `encode` gives, or [B, 2, 2c, G, G] of a set of moments. Draws per image: for such a set
+        the coin of `encode`; the noise of the autoencoder's posterior (if there is one); then those of `flow_loss`.
         """
+        if examples.ndim == 5:
+            mirrored = noise.integers(2, 1, 1, 1) if self.mirrors else 0
+            examples = torch.where(
+                torch.as_tensor(mirrored, device=examples.device) == 1, examples[:, 1], examples[:, 0]
+            )
         latents = examples
         if not self.pixel_patch:
             vae = self._autoencoder()
@@ -144,6 +152,22 @@ class XARModel(GenerativeModel):
     def _autocast(self) -> torch.autocast:
         kind = self._device.type
         return torch.autocast(kind, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
+    """The autoencoder of checkpoint `path`, frozen; every tensor must be there.
+
+    Raises:
+        RequestError: the file holds no autoencoder, or not all of one.
+    """
+    state = load_state(path)
+    if "z_proj_ln.weight" in state:
+        raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with --vae_path")
+    if not {"encoder.conv_in.weight", "post_quant_conv.weight"} <= state.keys():
+        raise RequestError(f"{path}: no autoencoder of xAR; expected kl16.ckpt")
+    vae = AutoencoderKL(**vae_keywords(state))
+    load_weights(vae, state, path)
+    return vae.eval().requires_grad_(False)
 
 
 def vae_keywords(state: Mapping[str, Tensor]) -> dict[str, Any]:
