@@ -5,7 +5,6 @@ with the published five levels. Latents are everywhere those that the transforme
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,6 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Normal
+
+from neon.autoencoder import Decoder, Encoder, group_norm
 
 LATENT_SCALE = 0.2325
 """what samples of the posterior are multiplied by, and latents divided by before they are decoded"""
@@ -34,8 +35,8 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         channels = [ch * mult for mult in ch_mult]
         self.embed_dim = embed_dim
-        self.encoder = Encoder(ch, channels, 2 * embed_dim)
-        self.decoder = Decoder(channels, embed_dim)
+        self.encoder = Encoder(ch, channels, RES_BLOCKS, 2 * embed_dim, Attention)
+        self.decoder = Decoder(channels, RES_BLOCKS, embed_dim, Attention, attends_at_coarsest=False)
         self.quant_conv = nn.Conv2d(2 * embed_dim, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, embed_dim, 1)
 
@@ -90,97 +91,6 @@ def center_crop(image: Tensor, size: int) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-class Encoder(nn.Module):
-    """Images [B, 3, H, W] -> [B, outputs, h, w]; `channels` per level, finest first, with attention at the last."""
-
-    def __init__(self, ch: int, channels: Sequence[int], outputs: int) -> None:
-        super().__init__()
-        self.conv_in = conv3(3, ch)
-        self.down = nn.ModuleList()
-        for level, (before, here) in enumerate(pairwise([ch, *channels])):
-            coarsest = level == len(channels) - 1
-            self.down.append(Level(before, here, RES_BLOCKS, attention=coarsest))
-            if not coarsest:
-                self.down[-1].downsample = Downsample(here)
-        self.mid = Middle(channels[-1])
-        self.norm_out = group_norm(channels[-1])
-        self.conv_out = conv3(channels[-1], outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
-
-
-class Decoder(nn.Module):
-    """[B, inputs, h, w] -> images [B, 3, H, W]; the mirrored levels, without attention."""
-
-    def __init__(self, channels: Sequence[int], inputs: int) -> None:
-        super().__init__()
-        self.conv_in = conv3(inputs, channels[-1])
-        self.mid = Middle(channels[-1])
-        self.up = nn.ModuleList()  # finest first, as in the encoder
-        for level, (here, before) in enumerate(pairwise([*channels, channels[-1]])):
-            self.up.append(Level(before, here, RES_BLOCKS + 1))
-            if level > 0:
-                self.up[-1].upsample = Upsample(here)
-        self.norm_out = group_norm(channels[0])
-        self.conv_out = conv3(channels[0], 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention or not, then a change of resolution or none."""
-
-    def __init__(self, before: int, here: int, num_blocks: int, *, attention: bool = False) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(here if i else before, here) for i in range(num_blocks))
-        self.attn = nn.ModuleList(Attention(here) if attention else nn.Identity() for _ in range(num_blocks))
-        self.downsample: nn.Module | None = None
-        self.upsample: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block, attention in zip(self.block, self.attn, strict=True):
-            x = attention(block(x))
-        resample = self.downsample or self.upsample
-        return x if resample is None else resample(x)
-
-
-class Middle(nn.Module):
-    """The blocks at the coarsest resolution, [B, C, h, w] -> the same shape."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
-        self.attn_1 = Attention(channels)
-        self.block_2 = ResidualBlock(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside the input, which a 1x1 convolution widens where channels change."""
-
-    def __init__(self, before: int, here: int) -> None:
-        super().__init__()
-        self.norm1 = group_norm(before)
-        self.conv1 = conv3(before, here)
-        self.norm2 = group_norm(here)
-        self.conv2 = conv3(here, here)
-        self.nin_shortcut = nn.Identity() if before == here else nn.Conv2d(before, here, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(branch)))
-
-
 class Attention(nn.Module):
     """One head over all positions of a map [B, C, h, w], added to it."""
 
@@ -197,35 +107,3 @@ class Attention(nn.Module):
         q, k, v = (conv(normed).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h w, C]
         return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
-
-
-class Downsample(nn.Module):
-    """Half the resolution by a strided convolution; the padding is at the bottom and right only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Twice the resolution: pixels repeated, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def conv3(before: int, after: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size."""
-    return nn.Conv2d(before, after, 3, padding=1)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """The normalisation of the autoencoder."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
