@@ -11,35 +11,23 @@ on restarts: a killed evaluation goes on where it was.
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 from neon.command_line import run_program
 from neon.distributed import processes
-from neon.noise import Purpose
-from neon.scoring import Sampling, ScoringFlags, score_network
+from neon.flags import ScoredImages
+from neon.scoring import score_network
 from VAR.flags import ALIASES, ImageFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalculateFID(ImageFlags, ScoringFlags):
+class CalculateFID(ImageFlags, ScoredImages):
     """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two. --N is --num_images."""
-
-    images_for: Literal["report", "selection"] = "report"
-    """selection: other images than those of the report, to choose w, cfg or the budget with"""
 
     def __call__(self) -> None:
         self.check()
         with processes(self.device) as group:
             path, model = self.load(group)
-            purpose = Purpose.REPORT if self.images_for == "report" else Purpose.SELECTION
-            sampling = Sampling(
-                seeds=self.seeds(purpose),
-                seeds_text=f"{self.images_for} images of seed {self.seed}",
-                settings=self.settings(model),
-                label=self.labels(model),
-                batch_size=self.batch_size,
-                facts=self.facts(group),
-            )
+            sampling = self.sampling(model, self.settings(model), self.facts(group))
             score_network(path, model, sampling, self, group)
 
 

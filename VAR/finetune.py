@@ -9,7 +9,6 @@ appear at growing budgets. A killed run goes on where it was; on a CPU to the bi
 whatever the number of processes.
 """
 
-import contextlib
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +24,7 @@ from neon.distributed import Processes, processes
 from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
-from neon.runs import run_folder
-from neon.selftrain import largest_divisor, snapshot_steps, train
+from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
 from VAR.flags import ALIASES, PRECISIONS, ModelFlags
 from VAR.model import TOKENS, VARModel, load_tokenizer
 from VAR.preprocess import ENLARGEMENT
@@ -173,25 +171,22 @@ class Finetune(ModelFlags):
         )
         steps = snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
         record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
-        with contextlib.ExitStack() as stack:
-            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
-            snapshots = train(
-                model,
-                dataset,
-                self.outdir,
-                num_steps=steps[-1],
-                snapshot_steps=steps,
-                recipe=recipe,
-                seed=self.seed,
-                processes=group,
-                micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
-                state_every_seconds=self.state_every,
-                title="training" if self.var_ckpt is None else "self-training",
-                identity=identity,
-            )
-        if group.is_main:
-            last = snapshots[-1]
-            print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+        train_in_folder(
+            model,
+            dataset,
+            self.outdir,
+            record=record,
+            fresh=self.fresh,
+            num_steps=steps[-1],
+            snapshot_steps=steps,
+            recipe=recipe,
+            seed=self.seed,
+            processes=group,
+            micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
+            state_every_seconds=self.state_every,
+            title="training" if self.var_ckpt is None else "self-training",
+            identity=identity,
+        )
 
 
 if __name__ == "__main__":

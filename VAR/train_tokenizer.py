@@ -7,7 +7,6 @@ Squared error of reconstructions and the quantiser's own loss; no perceptual or 
 small images. The averaged weights appear as snapshots. A killed run goes on where it was.
 """
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +24,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.recipe import Recipe
-from neon.runs import run_folder
-from neon.selftrain import largest_divisor, train
+from neon.selftrain import largest_divisor, train_in_folder
 from VAR.preprocess import as_input
 from VAR.vqvae import VQVAE
 
@@ -104,13 +102,13 @@ class TrainTokenizer:
         except ValueError as error:
             raise RequestError(f"no such tokenizer can be built ({error})") from error
         recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
-        with processes(self.device) as group, contextlib.ExitStack() as stack:
-            record = {"neon": __version__, "config": config, "recipe": asdict(recipe), "seed": self.seed}
-            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
-            snapshots = train(
+        with processes(self.device) as group:
+            train_in_folder(
                 model.to(group.device),
                 ImageDataset(self.data),
                 self.outdir,
+                record={"neon": __version__, "config": config, "recipe": asdict(recipe), "seed": self.seed},
+                fresh=self.fresh,
                 num_steps=-(-self.total_images // self.batch),
                 snapshot_steps=[],
                 recipe=recipe,
@@ -120,8 +118,6 @@ class TrainTokenizer:
                 state_every_seconds=self.state_every,
                 title="tokenizer",
             )
-            if group.is_main:
-                print(snapshots[-1].path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ published .pkl, as a copy of it with new weights. A killed run goes on where it 
 one that was never killed, whatever the number of processes.
 """
 
-import contextlib
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,8 +31,7 @@ from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.model import load_model
-from neon.runs import run_folder
-from neon.selftrain import Snapshot, largest_divisor, train
+from neon.selftrain import Snapshot, largest_divisor, train_in_folder
 
 ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}
 LARGEST_MICRO_BATCH = 64
@@ -278,26 +276,23 @@ class Finetune:
             assert base is not None
             write_copy(snapshot, base, self.key)
 
-        with contextlib.ExitStack() as stack:
-            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, record, fresh=self.fresh)))
-            snapshots = train(
-                model,
-                dataset,
-                self.outdir,
-                num_steps=steps[-1],
-                snapshot_steps=steps,
-                recipe=recipe,
-                seed=self.seed,
-                processes=group,
-                micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
-                state_every_seconds=self.state_every,
-                title="training" if base is None else "self-training",
-                identity=identity,
-                on_snapshot=copy if base is not None and is_copyable(base, self.key) else None,
-            )
-        if group.is_main:
-            last = snapshots[-1]
-            print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+        train_in_folder(
+            model,
+            dataset,
+            self.outdir,
+            record=record,
+            fresh=self.fresh,
+            num_steps=steps[-1],
+            snapshot_steps=steps,
+            recipe=recipe,
+            seed=self.seed,
+            processes=group,
+            micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
+            state_every_seconds=self.state_every,
+            title="training" if base is None else "self-training",
+            identity=identity,
+            on_snapshot=copy if base is not None and is_copyable(base, self.key) else None,
+        )
 
 
 def is_copyable(base: Path, key: str | None) -> bool:

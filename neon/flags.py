@@ -1,7 +1,7 @@
 """Flags that programs of class-conditional architectures share: how many images, of which classes and seed."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -10,6 +10,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.sampling import balanced_labels
+from neon.scoring import Sampling, ScoringFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +39,22 @@ class NumberedImages:
     def labels(self, model: GenerativeModel) -> int | torch.Tensor:
         """The class of each image."""
         return balanced_labels(self.num_images, model.num_classes, self.seed) if self.class_ is None else self.class_
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages(NumberedImages, ScoringFlags):
+    """Numbered images of a network, and what they are scored against."""
+
+    images_for: Literal["report", "selection"] = "report"
+    """selection: other images than those of the report, to choose w, cfg or the budget with"""
+
+    def sampling(self, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> Sampling:
+        """Which images are scored; `facts` as in `Sampling`."""
+        return Sampling(
+            seeds=self.seeds(Purpose.REPORT if self.images_for == "report" else Purpose.SELECTION),
+            seeds_text=f"{self.images_for} images of seed {self.seed}",
+            settings=settings,
+            label=self.labels(model),
+            batch_size=self.batch_size,
+            facts=facts,
+        )

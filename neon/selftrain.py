@@ -6,6 +6,7 @@ of processes, and a killed run that continues ends with the weights of one that 
 gradients are reduced by NCCL, in the order that is fastest.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -27,6 +28,7 @@ from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.progress import Progress
 from neon.recipe import Recipe
+from neon.runs import run_folder
 
 STATE_FILE = "training-state.pt"
 LOG_FILE = "training.jsonl"
@@ -151,6 +153,30 @@ def train(
                 last_saved = time.monotonic()
     processes.barrier()
     model.network.eval().requires_grad_(False)
+    return snapshots
+
+
+def train_in_folder(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    *,
+    record: dict[str, Any],
+    fresh: bool,
+    processes: Processes,
+    **settings: Any,
+) -> list[Snapshot]:
+    """`train` with `settings` in a folder that is held meanwhile; `record` is what the run is determined by.
+
+    Raises:
+        RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+        snapshots = train(model, dataset, folder, processes=processes, **settings)
+    if processes.is_main:
+        last = snapshots[-1]
+        print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
     return snapshots
 
 
