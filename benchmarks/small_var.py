@@ -1,6 +1,6 @@
 """Neon on a small VAR of Fashion-MNIST, from training the tokenizer to scores over three seed blocks.
 
-    python benchmarks/small_var.py prepare             # data, features, tokenizer, base: half an hour, resumable
+    python benchmarks/small_var.py prepare             # data, features, tokenizer, base: forty minutes, resumable
     python benchmarks/small_var.py study --cfg 1.5     # one sampler: S, self-training, every w: three minutes
 
 Every step is one of the project's programs. `study` writes benchmarks/results/small_VAR.json, one entry per
