@@ -1,6 +1,6 @@
 """Neon on a small xAR of Fashion-MNIST (squares of pixels as latents), from training to scores over three seed blocks.
 
-    python benchmarks/small_xar.py prepare                        # data, features, base: a quarter of an hour, resumable
+    python benchmarks/small_xar.py prepare                        # data, features, base: 15 minutes, resumable
     python benchmarks/small_xar.py study --cfg 2 --flow_steps 8   # one sampler: S, self-training, every w
 
 Every step is one of the project's programs. `study` writes benchmarks/results/small_xAR.json, one entry per
