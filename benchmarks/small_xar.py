@@ -37,7 +37,7 @@ class Prepare:
             program(
                 "xAR",
                 "finetune",
-                f"--data {DATA}/train.zip --outdir {RUN}/base --pixel_patch 2 --grid 8 --width 96 --heads 3 --depth 2 "
+                f"--data {DATA}/train.zip --outdir {RUN}/base --model xar_small --pixel_patch 2 --grid 8 "
                 "--classes 10 --batch 64 --batch_gpu 64 --lr 1e-3 --warmup_epochs 0 --ema_rate 0.999 "
                 "--attn_dropout 0 --proj_dropout 0 --no_mirror --save_interval 60000 "
                 f"--total_images {self.base_images}",

@@ -3,12 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 
+from neon.errors import RequestError
 from neon.metrics.features import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import ImageNoise
 from VAR.model import VARModel
+from xAR.flags import ModelFlags
 from xAR.model import XARModel
 
 ASSETS = Path(__file__).parent.parent / "benchmarks" / "assets"
@@ -35,3 +38,12 @@ def test_xar_draws_images_of_the_class_it_is_asked_for() -> None:
     model = load_model(ASSETS / "small_xar_base.safetensors")
     assert isinstance(model, XARModel)
     assert right(model, guidance=1.0, num_steps=8) > 0.5
+
+
+def test_the_small_xar_is_known_by_name() -> None:
+    path = ASSETS / "small_xar_base.safetensors"
+    model = load_model(path)
+    assert isinstance(model, XARModel)
+    ModelFlags(model_ckpt=str(path), model="xar_small").check_model(path, model)
+    with pytest.raises(RequestError, match=r"--model xar_base: .* is xar_small"):
+        ModelFlags(model_ckpt=str(path), model="xar_base").check_model(path, model)

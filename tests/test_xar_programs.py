@@ -214,6 +214,7 @@ SAMPLE = "--model_ckpt base.pth --outdir out --num_images 4"
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
         (run_sample, f"{SAMPLE} --num_images 0", "--num_images 0: expected at least 1"),
         (run_fid, "--model_ckpt base.pth --num_images 12 --self_trained deep.pth --w 1", "deep.pth"),
+        (run_finetune, f"--data real --outdir out {RUN} --model xar_tiny", "--model xar_tiny: unknown; expected"),
         (run_finetune, f"--model_ckpt base.pth --data real --outdir out {RUN} --lr 0", "--lr 0.0: expected a"),
         (run_finetune, f"--model_ckpt base.pth --data real --outdir out {RUN} --ema_rate 1", "--ema_rate 1.0"),
     ],

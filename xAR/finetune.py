@@ -24,7 +24,7 @@ from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
 from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
-from xAR.flags import ALIASES, PRECISIONS, ModelFlags
+from xAR.flags import ALIASES, NAMES, PRECISIONS, ModelFlags
 from xAR.model import MOMENTS, XARModel
 from xAR.published import PUBLISHED
 from xAR.recipe import XARRecipe, images_in_batches
@@ -99,11 +99,11 @@ class Finetune(ModelFlags):
     pixel_patch: int | None = None
     """from scratch: squares of this many pixels in place of an autoencoder's latents, for small images"""
     width: int = 768
-    """from scratch: channels"""
+    """from scratch, without --model: channels"""
     heads: int | None = None
-    """from scratch: attention heads; by default one per 64 channels"""
+    """from scratch, without --model: attention heads; by default one per 64 channels"""
     depth: int = 8
-    """from scratch: blocks in each half"""
+    """from scratch, without --model: blocks in each half"""
     classes: int = 1000
     """from scratch: number of classes"""
     grid: int = 16
@@ -149,11 +149,16 @@ class Finetune(ModelFlags):
     def from_scratch(self, group: Processes) -> XARModel:
         """A transformer with random weights, and its autoencoder if there is one."""
         channels = 16 if self.pixel_patch is None else 3 * self.pixel_patch**2
-        transformer = {
+        if self.model not in (None, *NAMES):
+            raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(NAMES)}")
+        size = {
             "width": self.width,
             "heads": self.heads or max(self.width // 64, 1),
             "encoder_depth": self.depth,
             "decoder_depth": self.depth,
+        }
+        transformer = {
+            **(size if self.model is None else NAMES[self.model]),
             "classes": self.classes,
             "latent_channels": channels,
             "grid": self.grid,

@@ -15,12 +15,14 @@ from neon.files import sha256_file
 from neon.flags import NumberedImages
 from neon.model import load_model
 from xAR.model import XARModel
-from xAR.published import PUBLISHED
 from xAR.sampler import XARSettings
+from xAR.transformer import SIZES
 
 ALIASES = {"--N": "--num_images", "--fid_stats": "--ref"}
 VAE = "kl16.ckpt"
 FETCH = f"hf download xwen99/mar-vae-kl16 --include {VAE} --local-dir xAR/pretrained"
+NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth": 2, "heads": 3}}
+"""keywords of XAR by what `--model` calls them: the published sizes, and one for small images"""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,7 +33,7 @@ class ModelFlags:
     model_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
     """the transformer: published .pth, or safetensors written by neon; its size is recognised"""
     model: str | None = None
-    """xar_base, xar_large or xar_huge; checked against the checkpoint"""
+    """xar_base, xar_large, xar_huge or xar_small; checked against the checkpoint"""
     vae_path: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
     """the autoencoder; by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
     img_size: int | None = None
@@ -58,7 +60,7 @@ class ModelFlags:
     def check_model(self, path: Path, model: XARModel) -> None:
         """A RequestError if the checkpoint is not what `--model` and `--img_size` say."""
         transformer = model.config["transformer"]
-        known = [name for name, row in PUBLISHED.items() if row.transformer["width"] == transformer["width"]]
+        known = [name for name, size in NAMES.items() if size.items() <= transformer.items()]
         if self.model is not None and self.model not in known:
             found = known[0] if known else f"a network of width {transformer['width']}"
             raise RequestError(f"--model {self.model}: {path} is {found}; leave the flag out, or name the other file")
