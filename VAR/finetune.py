@@ -24,8 +24,9 @@ from neon.distributed import Processes, processes
 from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
+from neon.flags import PRECISIONS
 from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
-from VAR.flags import ALIASES, PRECISIONS, ModelFlags
+from VAR.flags import ALIASES, ModelFlags
 from VAR.model import TOKENS, VARModel, load_tokenizer
 from VAR.preprocess import ENLARGEMENT
 from VAR.recipe import VARRecipe

@@ -4,22 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from neon.distributed import Processes
 from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
-from neon.flags import NumberedImages
+from neon.flags import PRECISIONS, NumberedImages, usual_file
 from neon.model import load_model
 from VAR.model import VARModel
+from VAR.published import TOKENIZER_FILE
 from VAR.sampler import VARSettings
 
 ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--more_smooth"}
-TOKENIZER = "vae_ch160v4096z32.pth"
-FETCH = f"hf download FoundationVision/var {TOKENIZER} --local-dir ."
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +65,8 @@ class ModelFlags:
         """Where the tokenizer lies."""
         if self.vae_ckpt is not None:
             return shared_file(self.vae_ckpt, group)
-        places = [folder / TOKENIZER for folder in (Path(), Path("checkpoints"), Path("pretrained"))]
-        for place in places:
-            if place.exists():
-                return place
-        raise RequestError(
-            f"{TOKENIZER}: the tokenizer is missing; looked for {', '.join(map(str, places))}; fetch it with "
-            f"`{FETCH}`, or name it with --vae_ckpt"
-        )
+        fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
+        return usual_file(TOKENIZER_FILE, ("", "checkpoints", "pretrained"), "the tokenizer", fetch, "--vae_ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)

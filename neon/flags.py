@@ -1,6 +1,8 @@
 """Flags that programs of class-conditional architectures share: how many images, of which classes and seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +13,25 @@ from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.sampling import balanced_labels
 from neon.scoring import Sampling, ScoringFlags
+
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""what `--precision` computes in, under autocast; None: float32, without"""
+
+
+def usual_file(name: str, folders: Sequence[str], what: str, fetch: str, flag: str) -> Path:
+    """The published file `name` where it usually lies.
+
+    Raises:
+        RequestError: it is in none of the folders; the message says how to fetch it, and the `flag` that names another.
+    """
+    places = [Path(folder) / name for folder in folders]
+    for place in places:
+        if place.exists():
+            return place
+    raise RequestError(
+        f"{name}: {what} is missing; looked for {', '.join(map(str, places))}; fetch it with `{fetch}`, "
+        f"or name it with {flag}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

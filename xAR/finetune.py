@@ -23,8 +23,9 @@ from neon.distributed import Processes, processes
 from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
+from neon.flags import PRECISIONS
 from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
-from xAR.flags import ALIASES, NAMES, PRECISIONS, ModelFlags
+from xAR.flags import ALIASES, NAMES, ModelFlags
 from xAR.model import MOMENTS, XARModel
 from xAR.published import PUBLISHED
 from xAR.recipe import XARRecipe, images_in_batches

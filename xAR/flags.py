@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from neon.command_line import warn
@@ -12,18 +11,16 @@ from neon.distributed import Processes
 from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
-from neon.flags import NumberedImages
+from neon.flags import PRECISIONS, NumberedImages, usual_file
 from neon.model import load_model
 from xAR.model import XARModel
 from xAR.sampler import XARSettings
 from xAR.transformer import SIZES
 
 ALIASES = {"--N": "--num_images", "--fid_stats": "--ref"}
-VAE = "kl16.ckpt"
-FETCH = f"hf download xwen99/mar-vae-kl16 --include {VAE} --local-dir xAR/pretrained"
+VAE_FILE = "kl16.ckpt"
 NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth": 2, "heads": 3}}
 """keywords of XAR by what `--model` calls them: the published sizes, and one for small images"""
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +77,9 @@ class ModelFlags:
         """Where the autoencoder lies."""
         if self.vae_path is not None:
             return shared_file(self.vae_path, group)
-        folders = (Path(), Path("xAR/pretrained"), Path("pretrained"), Path("checkpoints"))
-        places = [folder / VAE for folder in folders]
-        for place in places:
-            if place.exists():
-                return place
-        raise RequestError(
-            f"{VAE}: the autoencoder is missing; looked for {', '.join(map(str, places))}; fetch it with "
-            f"`{FETCH}`, or name it with --vae_path"
-        )
+        folders = ("", "xAR/pretrained", "pretrained", "checkpoints")
+        fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
+        return usual_file(VAE_FILE, folders, "the autoencoder", fetch, "--vae_path")
 
 
 @dataclass(frozen=True, kw_only=True)
