@@ -17,21 +17,20 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from edm.augment import edm_augment
-from edm.layers import UNetBlock
 from edm.model import EDM
-from edm.published import AUGMENT_DIM, architecture_keywords
+from edm.published import architecture_keywords
 from neon import __version__
-from neon.checkpoint import load_state, open_checkpoint
-from neon.checkpoint.pickle_format import PickleCheckpoint
-from neon.command_line import run_program, warn
+from neon.augment import AUGMENT_DIM, augmentation_for
+from neon.command_line import run_program
 from neon.dataset import ImageDataset, Subset, TrainingImages
 from neon.distributed import Processes, processes
 from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.model import load_model
-from neon.selftrain import Snapshot, largest_divisor, train_in_folder
+from neon.selftrain import largest_divisor, train_in_folder
+from neon.training import pickle_copies
+from neon.unet import UNetBlock
 
 ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}
 LARGEST_MICRO_BATCH = 64
@@ -157,7 +156,7 @@ class Finetune:
             if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
                 kind = "conditional" if plan.conditional else "unconditional"
                 raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.transfer} is not one")
-            self.add_augmentation(model, plan.augment)
+            model.augment = augmentation_for(model.network.model, plan.augment)
             identity = {
                 "neon": __version__,
                 "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
@@ -179,8 +178,6 @@ class Finetune:
             value = getattr(plan, name, getattr(self, name, None))
             if value is None or not value > 0:
                 raise RequestError(f"--{name} {value}: expected a positive number")
-        if not 0 <= plan.augment <= 1:
-            raise RequestError(f"--augment {plan.augment}: expected a probability, 0 to 1")
         if self.preset and self.transfer is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
         return plan
@@ -239,17 +236,6 @@ class Finetune:
             raise RequestError(f"no such network can be built ({error}); change --cbase or --cres") from error
         return model.to(group.device)
 
-    def add_augmentation(self, model: EDM, probability: float) -> None:
-        """Let the model change its training images; a RequestError if its network cannot be told how."""
-        entry = getattr(model.network.model, "map_augment", None)
-        known = 0 if entry is None else entry.in_features
-        if probability and known != AUGMENT_DIM:
-            raise RequestError(
-                f"--augment {probability}: the network reads {known} augmentation labels, not {AUGMENT_DIM}; "
-                "train it without: --augment 0"
-            )
-        model.augment = edm_augment(probability)
-
     def train(
         self,
         model: EDM,
@@ -272,10 +258,6 @@ class Finetune:
         steps = snapshot_steps(plan.batch, plan.duration, plan.tick, plan.snap)
         record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
 
-        def copy(snapshot: Snapshot) -> None:
-            assert base is not None
-            write_copy(snapshot, base, self.key)
-
         train_in_folder(
             model,
             dataset,
@@ -291,31 +273,8 @@ class Finetune:
             state_every_seconds=self.state_every,
             title="training" if base is None else "self-training",
             identity=identity,
-            on_snapshot=copy if base is not None and is_copyable(base, self.key) else None,
+            on_snapshot=pickle_copies(base, self.key),
         )
-
-
-def is_copyable(base: Path, key: str | None) -> bool:
-    """Whether `base` is a published pickle whose copy can hold other weights; warns if it is one and cannot."""
-    with open_checkpoint(base, key) as checkpoint:
-        if not isinstance(checkpoint, PickleCheckpoint):
-            return False
-        try:
-            checkpoint.check_copyable()
-        except RequestError as error:
-            warn(f"{error}; snapshots will be .safetensors only")
-            return False
-    return True
-
-
-def write_copy(snapshot: Snapshot, base: Path, key: str | None) -> None:
-    """Write the snapshot also as a copy of the pickle `base` with the new weights, named by thousand images."""
-    copy = snapshot.path.with_name(f"network-snapshot-{snapshot.images_seen // 1000:06d}.pkl")
-    if copy.exists():
-        return
-    with open_checkpoint(base, key) as checkpoint:
-        assert isinstance(checkpoint, PickleCheckpoint)
-        checkpoint.save_with(copy, load_state(snapshot.path))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from edm.loss import Augment, loss_of
@@ -16,6 +15,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.recipe import Recipe
+from neon.sampling import one_hot
 
 LARGE = 10_000_000
 """weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 8% and train 13% faster so
@@ -82,10 +82,10 @@ class EDM(GenerativeModel):
         latents = noise.normal(*self.image_shape)
         if self.num_classes:
             noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
-        one_hot = self.one_hot(labels)
+        classes = one_hot(labels, self.num_classes)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.network(x, sigma, one_hot)
+            return self.network(x, sigma, classes)
 
         def without_class(x: Tensor, sigma: Tensor) -> Tensor:
             return self.network(x, sigma, None)
@@ -109,7 +109,7 @@ class EDM(GenerativeModel):
             )
         else:
             second, scale = self.second
-            denoiser = guided(denoiser, lambda x, sigma: second(x, sigma, one_hot), scale)
+            denoiser = guided(denoiser, lambda x, sigma: second(x, sigma, classes), scale)
             images = integrate(denoiser, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 
@@ -122,22 +122,7 @@ class EDM(GenerativeModel):
 
         Draws per image: a uniform for label dropout (if there is any), then those of the loss.
         """
-        one_hot = self.one_hot(labels)
-        if one_hot is not None and self.label_dropout:
-            one_hot = one_hot * (noise.uniform(1) >= self.label_dropout)
-        return self.loss(self.network, examples, one_hot, noise, self.augment).sum(dim=(1, 2, 3))
-
-    def one_hot(self, labels: Tensor | None) -> Tensor | None:
-        """int64 [B] -> float32 [B, num_classes]; None for an unconditional network or no labels.
-
-        Raises:
-            RequestError: a label is not a class of the model.
-        """
-        if self.num_classes == 0 or labels is None:
-            return None
-        lowest, highest = (int(label) for label in labels.aminmax())
-        if lowest < 0 or highest >= self.num_classes:
-            raise RequestError(
-                f"labels run from {lowest} to {highest}; the model knows classes 0 to {self.num_classes - 1}"
-            )
-        return F.one_hot(labels, self.num_classes).to(torch.float32)
+        classes = one_hot(labels, self.num_classes)
+        if classes is not None and self.label_dropout:
+            classes = classes * (noise.uniform(1) >= self.label_dropout)
+        return self.loss(self.network, examples, classes, noise, self.augment).sum(dim=(1, 2, 3))

@@ -8,11 +8,26 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm.layers import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from neon.unet import (
+    SONG_INIT,
+    Conv2d,
+    FourierEmbedding,
+    GroupNorm,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    add_decoder_blocks,
+    add_encoder_blocks,
+    check_choice,
+    drop_labels,
+    join_skip,
+    run_song_layers,
+    sine_first,
+    song_layers,
+)
 
 
 class SongUNet(nn.Module):
@@ -42,76 +57,29 @@ class SongUNet(nn.Module):
         decoder_type: str = "standard",
         resample_filter: Sequence[float] = (1, 1),
     ) -> None:
-        for keyword, value, known in (
-            ("embedding_type", embedding_type, ("positional", "fourier")),
-            ("encoder_type", encoder_type, ("standard", "skip", "residual")),
-            ("decoder_type", decoder_type, ("standard", "skip")),
-        ):
-            if value not in known:
-                raise ValueError(f"{keyword} {value!r} is unknown; expected one of {', '.join(known)}")
+        check_choice("embedding_type", embedding_type, ("positional", "fourier"))
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         noise_channels = model_channels * channel_mult_noise
-        init: dict[str, Any] = {"init_mode": "xavier_uniform"}
-        init_zero: dict[str, Any] = {"init_mode": "xavier_uniform", "init_weight": 1e-5}
-        init_attn: dict[str, Any] = {"init_mode": "xavier_uniform", "init_weight": math.sqrt(0.2)}
-        block: dict[str, Any] = {
-            "emb_channels": emb_channels, "num_heads": 1, "dropout": dropout, "skip_scale": math.sqrt(0.5),
-            "eps": 1e-6, "resample_filter": resample_filter, "resample_proj": True, "adaptive_scale": False,
-            "init": init, "init_zero": init_zero, "init_attn": init_attn,
-        }  # fmt: skip
 
         self.map_noise: nn.Module = (
             PositionalEmbedding(noise_channels, endpoint=True)
             if embedding_type == "positional"
             else FourierEmbedding(noise_channels)
         )
-        self.map_label = Linear(label_dim, noise_channels, **init) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **init) if augment_dim else None
-        self.map_layer0 = Linear(noise_channels, emb_channels, **init)
-        self.map_layer1 = Linear(emb_channels, emb_channels, **init)
-
-        self.enc = nn.ModuleDict()
-        channels = aux_channels = in_channels
-        skips: list[int] = []  # channels of the connections from encoder to decoder
-        for level, mult in enumerate(channel_mult):
-            res = f"{img_resolution >> level}x{img_resolution >> level}"
-            if level == 0:
-                self.enc[f"{res}_conv"] = Conv2d(channels, model_channels, kernel=3, **init)
-                channels = model_channels
-            else:
-                self.enc[f"{res}_down"] = UNetBlock(channels, channels, down=True, **block)
-                aux: dict[str, Any] = {"down": True, "resample_filter": resample_filter}
-                if encoder_type == "skip":
-                    self.enc[f"{res}_aux_down"] = Conv2d(aux_channels, aux_channels, kernel=0, **aux)
-                    self.enc[f"{res}_aux_skip"] = Conv2d(aux_channels, channels, kernel=1, **init)
-                if encoder_type == "residual":
-                    residual = Conv2d(aux_channels, channels, kernel=3, fused_resample=True, **aux, **init)
-                    self.enc[f"{res}_aux_residual"] = residual
-                    aux_channels = channels
-            skips.append(channels)
-            attention = [img_resolution >> level in attn_resolutions] * num_blocks
-            channels = add_encoder_blocks(self.enc, res, channels, model_channels * mult, skips, attention, block)
-
-        self.dec = nn.ModuleDict()
-        deepest = len(channel_mult) - 1
-        for level in range(deepest, -1, -1):
-            res = f"{img_resolution >> level}x{img_resolution >> level}"
-            attention = [False] * num_blocks + [img_resolution >> level in attn_resolutions]
-            out = model_channels * channel_mult[level]
-            channels = add_decoder_blocks(self.dec, res, channels, out, skips, attention, level == deepest, block)
-            if decoder_type == "skip" and level < deepest:
-                up: dict[str, Any] = {"up": True, "resample_filter": resample_filter}
-                self.dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, kernel=0, **up)
-            if decoder_type == "skip" or level == 0:
-                self.dec[f"{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-                self.dec[f"{res}_aux_conv"] = Conv2d(channels, out_channels, kernel=3, **init_zero)
+        self.map_label = Linear(label_dim, noise_channels, **SONG_INIT) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **SONG_INIT) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, emb_channels, **SONG_INIT)
+        self.map_layer1 = Linear(emb_channels, emb_channels, **SONG_INIT)
+        self.enc, self.dec = song_layers(
+            img_resolution, in_channels, out_channels, emb_channels, model_channels, channel_mult, num_blocks,
+            attn_resolutions, dropout, encoder_type, decoder_type, resample_filter,
+        )  # fmt: skip
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """The conditioning vector [B, E]; the halves of the noise embedding are swapped to [sin, cos]."""
-        emb = self.map_noise(noise_labels)
-        emb = torch.cat(emb.chunk(2, dim=1)[::-1], dim=1)
+        """The conditioning vector [B, E]."""
+        emb = sine_first(self.map_noise(noise_labels))
         if self.map_label is not None and class_labels is not None:
             labels = drop_labels(class_labels, self.label_dropout if self.training else 0)
             emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
@@ -122,34 +90,7 @@ class SongUNet(nn.Module):
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        emb = self.embed(noise_labels, class_labels, augment_labels)
-        skips: list[Tensor] = []
-        aux = x
-        for name, entry in self.enc.items():
-            if "aux_down" in name:
-                aux = entry(aux)
-            elif "aux_skip" in name:
-                x = skips[-1] = x + entry(aux)
-            elif "aux_residual" in name:
-                x = skips[-1] = aux = (x + entry(aux)) / math.sqrt(2)
-            else:
-                x = entry(x, emb) if isinstance(entry, UNetBlock) else entry(x)
-                skips.append(x)
-
-        out: Tensor | None = None
-        normed = x
-        for name, entry in self.dec.items():
-            if "aux_up" in name:
-                out = entry(out)
-            elif "aux_norm" in name:
-                normed = entry(x)
-            elif "aux_conv" in name:
-                here = entry(F.silu(normed))
-                out = here if out is None else here + out
-            else:
-                x = entry(join_skip(x, skips, entry), emb)
-        assert out is not None
-        return out
+        return run_song_layers(self.enc, self.dec, x, self.embed(noise_labels, class_labels, augment_labels))
 
 
 class DhariwalUNet(nn.Module):
@@ -231,54 +172,3 @@ class DhariwalUNet(nn.Module):
         for entry in self.dec.values():
             x = entry(join_skip(x, skips, entry), emb)
         return self.out_conv(F.silu(self.out_norm(x)))
-
-
-def add_encoder_blocks(
-    enc: nn.ModuleDict,
-    res: str,
-    channels: int,
-    out: int,
-    skips: list[int],
-    attention: Sequence[bool],
-    block: dict[str, Any],
-) -> int:
-    """Append the blocks of one resolution on the way down, one per entry of `attention`; returns their channels."""
-    for i, attend in enumerate(attention):
-        enc[f"{res}_block{i}"] = UNetBlock(channels, out, attention=attend, **block)
-        channels = out
-        skips.append(channels)
-    return channels
-
-
-def add_decoder_blocks(
-    dec: nn.ModuleDict,
-    res: str,
-    channels: int,
-    out: int,
-    skips: list[int],
-    attention: Sequence[bool],
-    deepest: bool,
-    block: dict[str, Any],
-) -> int:
-    """Append the blocks of one resolution on the way up, each taking a connection from `skips`; their channels."""
-    if deepest:
-        dec[f"{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
-        dec[f"{res}_in1"] = UNetBlock(channels, channels, **block)
-    else:
-        dec[f"{res}_up"] = UNetBlock(channels, channels, up=True, **block)
-    for i, attend in enumerate(attention):
-        dec[f"{res}_block{i}"] = UNetBlock(channels + skips.pop(), out, attention=attend, **block)
-        channels = out
-    return channels
-
-
-def drop_labels(labels: Tensor, probability: float) -> Tensor:
-    """Zero each row of `labels` [B, L] with `probability`: what trains the unconditional branch for guidance."""
-    if probability <= 0:
-        return labels
-    return labels * (torch.rand(labels.shape[0], 1, device=labels.device) >= probability).to(labels.dtype)
-
-
-def join_skip(x: Tensor, skips: list[Tensor], entry: nn.Module) -> Tensor:
-    """x, with the last skip connection beside it if `entry` expects more channels than x has."""
-    return x if x.shape[1] == entry.in_channels else torch.cat([x, skips.pop()], dim=1)

@@ -7,11 +7,9 @@ from typing import Any
 
 from edm.precond import NETWORKS, PRECONDS
 from edm.sampler import EDMSettings, SamplerSettings
+from neon.augment import AUGMENT_DIM
 from neon.command_line import warn
 from neon.model import GenerativeModel
-
-AUGMENT_DIM = 9
-"""What the published networks are told of augmentation: the labels of `edm_augment`."""
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {

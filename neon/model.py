@@ -8,9 +8,10 @@ import importlib.util
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +45,7 @@ class GenerativeModel(nn.Module, ABC):
     """how the published model was trained, in what self-training needs of it"""
     batch_multiple: int = 1
     """training batches must divide by this"""
-    protocol: ClassVar[dict[str, str]] = {}
+    protocol: Mapping[str, str] = MappingProxyType({})
     """rules of sampling that scores depend on, by name; recorded with every score"""
 
     @classmethod

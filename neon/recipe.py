@@ -32,6 +32,12 @@ class Recipe:
     """factor on the loss and its gradients, for half precision; Adam undoes it"""
     scale_losses: bool = False
     """scale losses by a factor that grows until a gradient overflows, for float16 on GPUs; gradients are scaled back"""
+    first_scale: float = 2.0**11
+    """where that factor begins"""
+    largest_scale: float | None = 2.0**15
+    """where it stops growing; None: nowhere"""
+    scale_steps: int = 1000
+    """steps without an overflow after which it doubles"""
     max_gradient: float = 1e5
     """infinite gradient entries become +- this; NaN becomes 0"""
     ema_halflife_kimg: float | None = None

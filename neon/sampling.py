@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from neon.dataset import LABELS_FILE, image_name, pack_set, write_images, write_labels
@@ -59,6 +60,20 @@ def check_label(model: GenerativeModel, label: Label) -> None:
         raise RequestError(f"--class {label}: the network is unconditional, it knows no classes; leave the flag out")
     if not 0 <= label < model.num_classes:
         raise RequestError(f"--class {label}: out of range; the network knows classes 0 to {model.num_classes - 1}")
+
+
+def one_hot(labels: Tensor | None, num_classes: int) -> Tensor | None:
+    """int64 [B] -> float32 [B, num_classes] on the same device; None for no labels or an unconditional network.
+
+    Raises:
+        RequestError: a label is not a class of the network.
+    """
+    if num_classes == 0 or labels is None:
+        return None
+    lowest, highest = (int(label) for label in labels.aminmax())
+    if lowest < 0 or highest >= num_classes:
+        raise RequestError(f"labels run from {lowest} to {highest}; the model knows classes 0 to {num_classes - 1}")
+    return F.one_hot(labels, num_classes).to(torch.float32)
 
 
 def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:

@@ -32,10 +32,6 @@ from neon.runs import run_folder
 
 STATE_FILE = "training-state.pt"
 LOG_FILE = "training.jsonl"
-SCALES = (2.0**11, 2.0**15)
-"""where `Recipe.scale_losses` begins, and its limit"""
-SCALE_STEPS = 1000
-"""steps without an overflow after which the scale doubles"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +218,10 @@ class _Run:
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
         self.scaler = torch.amp.GradScaler(
-            processes.device.type, init_scale=SCALES[0], growth_interval=SCALE_STEPS, enabled=recipe.scale_losses
+            processes.device.type,
+            init_scale=recipe.first_scale,
+            growth_interval=recipe.scale_steps,
+            enabled=recipe.scale_losses,
         )
 
     def one_step(self) -> tuple[float, float]:
@@ -243,8 +242,9 @@ class _Run:
         recipe.repair_gradients(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if recipe.scale_losses and self.scaler.get_scale() > SCALES[1]:
-            self.scaler.update(SCALES[1])
+        largest = recipe.largest_scale
+        if recipe.scale_losses and largest is not None and self.scaler.get_scale() > largest:
+            self.scaler.update(largest)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
@@ -363,6 +363,12 @@ class _Run:
 
     def write_snapshot(self, *, keep_raw: bool) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
+        broken = [name for name, weights in self.network.named_parameters() if not weights.isfinite().all()]
+        if broken:  # a loss may forgive what it cannot compute
+            raise WorkError(
+                f"{self.folder}: {len(broken)} tensors are not finite after step {self.step}, first {broken[0]}; lower "
+                "the learning rate or look at the training images"
+            )
         state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
         path = snapshot_path(self.folder, self.step * self.recipe.batch_size)
         if self.average and keep_raw:  # first, so that a snapshot that is there is whole

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from edm.layers import GroupNorm
 from edm.networks import SongUNet
 from edm.sampler import EDMSettings, integrate
 from neon.errors import RequestError
 from neon.noise import ImageNoise
+from neon.unet import GroupNorm
 from tests.tiny import CONFIG, tiny_edm
 
 

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from edm.ablation import AblationSettings
-from edm.augment import AugmentPipe
-from edm.layers import Conv2d, UNetBlock
 from edm.loss import EDMLoss, VELoss, VPLoss
 from edm.model import EDM
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate, noise_levels
 from neon import selftrain
+from neon.augment import AugmentPipe
 from neon.checkpoint import load_state
 from neon.dataset import ArrayDataset, subset_indices, to_uint8, visit_order
 from neon.distributed import Processes
@@ -31,6 +30,7 @@ from neon.metrics import FrechetReference, Manifold, Moments, Statistics
 from neon.noise import ImageNoise
 from neon.recipe import Recipe
 from neon.sampling import published_batches
+from neon.unet import Conv2d, UNetBlock
 from tests.golden.recipe import fill_module
 from tests.replay import RecordedNoise
 

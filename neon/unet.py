@@ -1,7 +1,7 @@
-"""The layers of EDM's U-Nets: linear maps, resampling convolutions, embeddings, and the residual block.
+"""U-Nets as EDM and IMM build them: layers, the residual block, and encoder and decoder of DDPM++ and NCSN++.
 
 Shapes: B batch, C channels, H W pixels, E embedding width. Every layer casts its parameters to the dtype
-of its input.
+of its input. Names of modules are those of the published checkpoints.
 """
 
 import math
@@ -142,7 +142,7 @@ class GroupNorm(nn.Module):
 
 
 class PositionalEmbedding(nn.Module):
-    """[B] noise labels -> [B, num_channels] as [cos, sin] of geometrically spaced frequencies."""
+    """[B] noise labels -> [B, num_channels] as [cos, sin] of geometrically spaced frequencies, in the labels' dtype."""
 
     def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
         super().__init__()
@@ -152,8 +152,8 @@ class PositionalEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.num_channels // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=x.device) / (half - (1 if self.endpoint else 0))
-        angles = torch.outer(x, ((1 / self.max_positions) ** exponents).to(x.dtype))
+        exponents = torch.arange(half, dtype=x.dtype, device=x.device) / (half - (1 if self.endpoint else 0))
+        angles = torch.outer(x, (1 / self.max_positions) ** exponents)
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
@@ -240,3 +240,168 @@ class UNetBlock(nn.Module):
         qkv = self.qkv(h).reshape(b, self.num_heads, c // self.num_heads, 3, height * width)
         q, k, v = qkv.transpose(2, 4).unbind(3)  # each [B, heads, HW, C/heads]
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height, width)
+
+
+SONG_INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
+"""keywords of layers in DDPM++ and NCSN++: how their weights start"""
+
+
+def song_layers(
+    img_resolution: int,
+    in_channels: int,
+    out_channels: int,
+    emb_channels: int,
+    model_channels: int,
+    channel_mult: Sequence[int],
+    num_blocks: int,
+    attn_resolutions: Sequence[int],
+    dropout: float,
+    encoder_type: str,
+    decoder_type: str,
+    resample_filter: Sequence[float],
+) -> tuple[nn.ModuleDict, nn.ModuleDict]:
+    """Encoder and decoder of DDPM++ (both types "standard") or NCSN++, for `run_song_layers`.
+
+    Raises:
+        ValueError: a type is unknown.
+    """
+    check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
+    check_choice("decoder_type", decoder_type, ("standard", "skip"))
+    init = SONG_INIT
+    init_zero: dict[str, Any] = {**init, "init_weight": 1e-5}
+    init_attn: dict[str, Any] = {**init, "init_weight": math.sqrt(0.2)}
+    block: dict[str, Any] = {
+        "emb_channels": emb_channels, "num_heads": 1, "dropout": dropout, "skip_scale": math.sqrt(0.5),
+        "eps": 1e-6, "resample_filter": resample_filter, "resample_proj": True, "adaptive_scale": False,
+        "init": init, "init_zero": init_zero, "init_attn": init_attn,
+    }  # fmt: skip
+
+    enc = nn.ModuleDict()
+    channels = aux_channels = in_channels
+    skips: list[int] = []  # channels of the connections from encoder to decoder
+    for level, mult in enumerate(channel_mult):
+        res = f"{img_resolution >> level}x{img_resolution >> level}"
+        if level == 0:
+            enc[f"{res}_conv"] = Conv2d(channels, model_channels, kernel=3, **init)
+            channels = model_channels
+        else:
+            enc[f"{res}_down"] = UNetBlock(channels, channels, down=True, **block)
+            aux: dict[str, Any] = {"down": True, "resample_filter": resample_filter}
+            if encoder_type == "skip":
+                enc[f"{res}_aux_down"] = Conv2d(aux_channels, aux_channels, kernel=0, **aux)
+                enc[f"{res}_aux_skip"] = Conv2d(aux_channels, channels, kernel=1, **init)
+            if encoder_type == "residual":
+                residual = Conv2d(aux_channels, channels, kernel=3, fused_resample=True, **aux, **init)
+                enc[f"{res}_aux_residual"] = residual
+                aux_channels = channels
+        skips.append(channels)
+        attention = [img_resolution >> level in attn_resolutions] * num_blocks
+        channels = add_encoder_blocks(enc, res, channels, model_channels * mult, skips, attention, block)
+
+    dec = nn.ModuleDict()
+    deepest = len(channel_mult) - 1
+    for level in range(deepest, -1, -1):
+        res = f"{img_resolution >> level}x{img_resolution >> level}"
+        attention = [False] * num_blocks + [img_resolution >> level in attn_resolutions]
+        out = model_channels * channel_mult[level]
+        channels = add_decoder_blocks(dec, res, channels, out, skips, attention, level == deepest, block)
+        if decoder_type == "skip" and level < deepest:
+            up: dict[str, Any] = {"up": True, "resample_filter": resample_filter}
+            dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, kernel=0, **up)
+        if decoder_type == "skip" or level == 0:
+            dec[f"{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
+            dec[f"{res}_aux_conv"] = Conv2d(channels, out_channels, kernel=3, **init_zero)
+    return enc, dec
+
+
+def run_song_layers(enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor) -> Tensor:
+    """x [B, in, R, R] through the layers of `song_layers`, steered by emb [B or 1, E] -> [B, out, R, R]."""
+    skips: list[Tensor] = []
+    aux = x
+    for name, entry in enc.items():
+        if "aux_down" in name:
+            aux = entry(aux)
+        elif "aux_skip" in name:
+            x = skips[-1] = x + entry(aux)
+        elif "aux_residual" in name:
+            x = skips[-1] = aux = (x + entry(aux)) / math.sqrt(2)
+        else:
+            x = entry(x, emb) if isinstance(entry, UNetBlock) else entry(x)
+            skips.append(x)
+
+    out: Tensor | None = None
+    normed = x
+    for name, entry in dec.items():
+        if "aux_up" in name:
+            out = entry(out)
+        elif "aux_norm" in name:
+            normed = entry(x)
+        elif "aux_conv" in name:
+            here = entry(F.silu(normed))
+            out = here if out is None else here + out
+        else:
+            x = entry(join_skip(x, skips, entry), emb)
+    assert out is not None
+    return out
+
+
+def add_encoder_blocks(
+    enc: nn.ModuleDict,
+    res: str,
+    channels: int,
+    out: int,
+    skips: list[int],
+    attention: Sequence[bool],
+    block: dict[str, Any],
+) -> int:
+    """Append the blocks of one resolution on the way down, one per entry of `attention`; returns their channels."""
+    for i, attend in enumerate(attention):
+        enc[f"{res}_block{i}"] = UNetBlock(channels, out, attention=attend, **block)
+        channels = out
+        skips.append(channels)
+    return channels
+
+
+def add_decoder_blocks(
+    dec: nn.ModuleDict,
+    res: str,
+    channels: int,
+    out: int,
+    skips: list[int],
+    attention: Sequence[bool],
+    deepest: bool,
+    block: dict[str, Any],
+) -> int:
+    """Append the blocks of one resolution on the way up, each taking a connection from `skips`; their channels."""
+    if deepest:
+        dec[f"{res}_in0"] = UNetBlock(channels, channels, attention=True, **block)
+        dec[f"{res}_in1"] = UNetBlock(channels, channels, **block)
+    else:
+        dec[f"{res}_up"] = UNetBlock(channels, channels, up=True, **block)
+    for i, attend in enumerate(attention):
+        dec[f"{res}_block{i}"] = UNetBlock(channels + skips.pop(), out, attention=attend, **block)
+        channels = out
+    return channels
+
+
+def join_skip(x: Tensor, skips: list[Tensor], entry: nn.Module) -> Tensor:
+    """x, with the last skip connection beside it if `entry` expects more channels than x has."""
+    return x if x.shape[1] == entry.in_channels else torch.cat([x, skips.pop()], dim=1)
+
+
+def drop_labels(labels: Tensor, probability: float) -> Tensor:
+    """Zero each row of `labels` [B, L] with `probability`: what trains the unconditional branch for guidance."""
+    if probability <= 0:
+        return labels
+    return labels * (torch.rand(labels.shape[0], 1, device=labels.device) >= probability).to(labels.dtype)
+
+
+def sine_first(features: Tensor) -> Tensor:
+    """[cos, sin] of an embedding as [sin, cos], the order that DDPM++ and NCSN++ are trained with."""
+    return torch.cat(features.chunk(2, dim=1)[::-1], dim=1)
+
+
+def check_choice(keyword: str, value: str, known: Sequence[str]) -> None:
+    """Raise a ValueError unless `value` is among the `known` ones."""
+    if value not in known:
+        raise ValueError(f"{keyword} {value!r} is unknown; expected one of {', '.join(known)}")

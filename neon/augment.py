@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from neon.errors import RequestError
 from neon.noise import Noise
 
+AUGMENT_DIM = 9
+"""What the published networks are told of augmentation: the labels of `edm_augment`."""
 LOW_PASS = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263748278646252,
@@ -114,6 +117,29 @@ def edm_augment(p: float) -> AugmentPipe | None:
     if p == 0:
         return None
     return AugmentPipe(p=p, xflip=1e8, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1)
+
+
+def labels_read_by(network: nn.Module) -> int:
+    """How many numbers a U-Net is told of the augmentation; 0: none."""
+    entry = getattr(network, "map_augment", None)
+    return 0 if entry is None else entry.in_features
+
+
+def augmentation_for(network: nn.Module, p: float) -> AugmentPipe | None:
+    """`edm_augment` with probability `p` for the images of a U-Net.
+
+    Raises:
+        RequestError: `p` is no probability, or the network cannot be told of the changes.
+    """
+    if not 0 <= p <= 1:
+        raise RequestError(f"--augment {p}: expected a probability, 0 to 1")
+    known = labels_read_by(network)
+    if p and known != AUGMENT_DIM:
+        raise RequestError(
+            f"--augment {p}: the network reads {known} augmentation labels, not {AUGMENT_DIM}; "
+            "train it without: --augment 0"
+        )
+    return edm_augment(p)
 
 
 def affine(
