@@ -11,9 +11,8 @@ whatever the number of processes.
 
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,7 +24,7 @@ from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
 from neon.flags import PRECISIONS
-from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
+from neon.training import Plan, TrainingFlags
 from VAR.flags import ALIASES, ModelFlags
 from VAR.model import TOKENS, VARModel, load_tokenizer
 from VAR.preprocess import ENLARGEMENT
@@ -35,57 +34,39 @@ LARGEST_MICRO_BATCH = 96
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
-    """How a published network was self-trained."""
+class VARPlan(Plan):
+    """How long, how fast and in what batches to train; by default as the published d16 was self-trained."""
 
     batch: int = 768
-    """images per step, over all processes"""
     target_lr: float = 1e-5
     """what the learning rate rises to over the whole run"""
     total_images: int = 7_500_000
     """budget, and the length of the rise"""
     save_interval: int = 250_000
-    """images between snapshots"""
 
 
 PRESETS = {
-    "d16": Preset(),
-    "d36": Preset(batch=24, target_lr=1e-6, total_images=3_001_000, save_interval=200_000),
+    "d16": VARPlan(),
+    "d36": VARPlan(batch=24, target_lr=1e-6, total_images=3_001_000, save_interval=200_000),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags):
+class Finetune(ModelFlags, TrainingFlags):
     """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch."""
 
-    data: Path
-    """folder or zip of images with dataset.json, or a set of tokens"""
-    outdir: Path
-    """folder of snapshots, log and state"""
     var_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
     """transformer to start from; without it, training starts from random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given below"""
-    batch: int | None = None
-    """images per step, over all processes"""
-    batch_gpu: int | None = None
-    """images per forward pass; by default at most 96. It moves results by rounding"""
     target_lr: float | None = None
     """what the learning rate rises to over the whole run"""
     constant_lr: bool = False
     """keep the learning rate at its target from the first step on"""
-    total_images: int | None = None
-    """budget, and the length of the rise"""
-    save_interval: int | None = None
-    """images between snapshots"""
     mid_reso: float = ENLARGEMENT
     """enlargement of training images before they are cropped; 1: none"""
     weight_decay: float = 0.0
     """of matrices; the published self-training has none"""
-    state_every: float = 300.0
-    """seconds between saves of the state of the run"""
-    seed: int = 0
-    """of initial weights and of label drop, drop path and crops"""
     depth: int = 16
     """from scratch: blocks"""
     width: int | None = None
@@ -98,8 +79,6 @@ class Finetune(ModelFlags):
     """from scratch: side lengths of the scales"""
     shared_adaln: bool = False
     """from scratch: one modulation for all blocks"""
-    fresh: bool = False
-    """start anew, replacing a run that is in the folder"""
 
     def __call__(self) -> None:
         plan = self.plan()
@@ -117,18 +96,29 @@ class Finetune(ModelFlags):
                 "data": str(self.data),
             }
             model.enlargement = self.mid_reso
-            self.train(model, self.examples(), plan, identity, group)
+            recipe = VARRecipe(
+                batch_size=plan.batch,
+                lr=plan.target_lr,
+                total_images=0 if self.constant_lr else plan.total_images,
+                weight_decay=self.weight_decay,
+                scale_losses=self.precision == "fp16",
+            )
+            self.run(
+                model,
+                self.examples(),
+                plan,
+                recipe,
+                identity,
+                group,
+                largest_micro_batch=LARGEST_MICRO_BATCH,
+                title="training" if base is None else "self-training",
+            )
 
-    def plan(self) -> Preset:
+    def plan(self) -> VARPlan:
         """The preset, with what was given in its place; a RequestError for values that make no sense."""
-        given = {name: value for name in asdict(Preset()) if (value := getattr(self, name)) is not None}
-        plan = replace(PRESETS[self.preset], **given)
-        for name, value in {**asdict(plan), "state_every": self.state_every}.items():
-            if not value > 0:
-                raise RequestError(f"--{name} {value}: expected a positive number")
         if not 1 <= self.mid_reso < math.inf:
             raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
-        return plan
+        return self.completed(PRESETS[self.preset])
 
     def examples(self) -> TrainingImages:
         """What is trained on: images, or tokens."""
@@ -158,36 +148,6 @@ class Finetune(ModelFlags):
         model.set_tokenizer(tokenizer)
         model.precision = PRECISIONS[self.precision]
         return model
-
-    def train(
-        self, model: VARModel, dataset: TrainingImages, plan: Preset, identity: dict[str, Any], group: Processes
-    ) -> None:
-        """Run the training into `outdir`, or what is left of it."""
-        recipe = VARRecipe(
-            batch_size=plan.batch,
-            lr=plan.target_lr,
-            total_images=0 if self.constant_lr else plan.total_images,
-            weight_decay=self.weight_decay,
-            scale_losses=self.precision == "fp16",
-        )
-        steps = snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
-        record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
-        train_in_folder(
-            model,
-            dataset,
-            self.outdir,
-            record=record,
-            fresh=self.fresh,
-            num_steps=steps[-1],
-            snapshot_steps=steps,
-            recipe=recipe,
-            seed=self.seed,
-            processes=group,
-            micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
-            state_every_seconds=self.state_every,
-            title="training" if self.var_ckpt is None else "self-training",
-            identity=identity,
-        )
 
 
 if __name__ == "__main__":

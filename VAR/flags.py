@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from neon.distributed import Processes
-from neon.download import shared_file
+from neon.download import shared_file, usual_file
 from neon.errors import RequestError
 from neon.files import sha256_file
-from neon.flags import PRECISIONS, NumberedImages, usual_file
-from neon.model import load_model
+from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
 from VAR.model import VARModel
 from VAR.published import TOKENIZER_FILE
 from VAR.sampler import VARSettings
@@ -20,36 +19,25 @@ ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--mo
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
+class ModelFlags(NetworkFlags):
     """A transformer and its tokenizer."""
 
     var_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
     """the transformer: published .pth, or safetensors written by neon; depth and resolution are recognised"""
     vae_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
     """the tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or in pretrained/"""
-    img_size: int | None = None
-    """side of the images; checked against the checkpoint"""
     model_depth: int | None = None
     """blocks of the transformer; checked against the checkpoint"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """what networks compute in; the published evaluation used fp16"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoint; chosen if not given"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
     def load(self, group: Processes) -> tuple[Path, VARModel]:
         """The checkpoint's path and its model with the tokenizer; a RequestError if flags and files disagree."""
         path = shared_file(self.var_ckpt, group)
-        model = load_model(path, self.key, device=group.device)
-        if not isinstance(model, VARModel):
-            raise RequestError(f"{path}: a network of {model.architecture}; this program is for VAR")
+        model = self.open(path, VARModel, group)
         model.use_tokenizer(self.tokenizer(group))
-        depth, side = len(model.network.blocks), model.image_shape[-1]
+        depth = len(model.network.blocks)
         if self.model_depth not in (None, depth):
             raise RequestError(f"--model_depth {self.model_depth}: {path} has {depth} blocks; leave the flag out")
-        if self.img_size not in (None, side):
-            raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
+        self.check_side(path, model)
         model.precision = PRECISIONS[self.precision]
         return path, model
 

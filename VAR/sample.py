@@ -11,35 +11,30 @@ run goes on where it was.
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from neon import __version__
 from neon.command_line import run_program
 from neon.distributed import Processes, processes
 from neon.errors import RequestError
 from neon.examples import write_examples
-from neon.files import sha256_file
+from neon.flags import SampledImages
 from neon.noise import ImageNoise, Purpose
 from neon.runs import run_folder
-from neon.sampling import block_labels, check_enough, check_label, sample_set
+from neon.sampling import block_labels, check_enough, check_label
 from VAR.flags import ALIASES, ImageFlags
 from VAR.model import TOKENS, VARModel, token_dtype
+from VAR.sampler import VARSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags):
+class Sample(ImageFlags, SampledImages):
     """Sample images of a VAR transformer into a PNG folder or a zip, with their classes, or as tokens."""
 
-    outdir: Path
-    """folder of the images or tokens, or a name that ends in .zip"""
     tokens: bool = False
-    """keep tokens instead of pixels"""
-    fresh: bool = False
-    """replace what the output holds"""
+    """keep tokens instead of pixels, in a folder"""
 
     def __call__(self) -> None:
         self.check()
@@ -51,40 +46,15 @@ class Sample(ImageFlags):
             check_enough(self.num_images, group)
             path, model = self.load(group)
             check_label(model, self.class_)
-            identity = {
-                "neon": __version__,
-                "network_sha256": group.on_main(lambda: sha256_file(path)),
-                "num_images": self.num_images,
-                "seed": self.seed,
-                "class": self.class_,
-                "batch_size": self.batch_size,
-                **self.facts(group),
-                "settings": asdict(self.settings(model)),
-                "tokens": self.tokens,
-            }
-            write = self.write_tokens if self.tokens else self.write_images
-            write(model, identity, group)
-            if group.is_main:
-                print(f"{self.outdir}: {self.num_images} images")
+            settings = self.settings(model)
+            facts = {**self.facts(group), "tokens": self.tokens}
+            write = self.write_tokens if self.tokens else self.write
+            write(model, settings, self.identity(path, settings, facts, group), group)
 
-    def write_images(self, model: VARModel, identity: dict[str, Any], group: Processes) -> None:
-        """The set as pixels."""
-        sample_set(
-            model,
-            self.seeds(Purpose.SYNTHETIC),
-            self.settings(model),
-            self.outdir,
-            batch_size=self.batch_size,
-            processes=group,
-            identity=identity,
-            label=self.labels(model),
-            fresh=self.fresh,
-        )
-
-    def write_tokens(self, model: VARModel, identity: dict[str, Any], group: Processes) -> None:
-        """The set as tokens."""
+    def write_tokens(self, model: VARModel, settings: VARSettings, identity: dict[str, Any], group: Processes) -> None:
+        """The same with tokens in place of images."""
         assert model.tokenizer is not None
-        seeds, settings, labels = self.seeds(Purpose.SYNTHETIC), self.settings(model), self.labels(model)
+        seeds, labels = self.seeds(Purpose.SYNTHETIC), self.labels(model)
         dtype = token_dtype(model.tokenizer)
 
         def compute(block: range) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,6 +74,8 @@ class Sample(ImageFlags):
                 processes=group,
                 title="sampling tokens",
             )
+        if group.is_main:
+            print(f"{self.outdir}: {self.num_images} images")
 
 
 if __name__ == "__main__":

@@ -8,19 +8,20 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from neon.errors import RequestError
 from neon.files import atomic_write, write_json
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 LABELS_FILE = "dataset.json"
 
 
@@ -95,69 +96,95 @@ class ArrayDataset:
         return self.images[chosen], None if self.labels is None else self.labels[chosen]
 
 
-class ImageDataset:
-    """The images of a folder or zip, in sorted order, with their classes if they have any.
+class Storage:
+    """The files of a folder, or of a zip that is read without unpacking it, by their names relative to it.
 
     Raises:
-        RequestError: the path holds no images, `dataset.json` does not fit them, or an image cannot be
-            read or has another size than the first.
+        RequestError: the path is neither; `contents` is what the message says was expected in it.
     """
 
-    encoded = False
+    def __init__(self, path: Path, contents: str) -> None:
+        self.path, self._archive = path, None
+        if path.is_file() and zipfile.is_zipfile(path):
+            self._archive = zipfile.ZipFile(path)
+        elif not path.is_dir():
+            kind = "a file that is not a zip" if path.exists() else "nothing"
+            raise RequestError(f"{path}: expected a folder or zip of {contents}, found {kind}")
+
+    def names(self) -> Iterator[str]:
+        """The names of all files, in no order."""
+        if self._archive:
+            return (name for name in self._archive.namelist() if not name.endswith("/"))
+        return (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+
+    def read(self, name: str) -> bytes:
+        return self._archive.read(name) if self._archive else (self.path / name).read_bytes()
+
+
+class FileDataset(ABC):
+    """The files of a folder or zip with one of some suffixes, in sorted order, with their classes if they have any.
+
+    Raises:
+        RequestError: the path holds no such files, `dataset.json` does not fit them, or a file cannot be read or
+            has another shape than the first.
+    """
+
+    contents: ClassVar[str]
+    """what the files are, for messages"""
+    content: ClassVar[str]
+    """what one of them is"""
+    suffixes: ClassVar[frozenset[str]]
+    folders_are_classes: ClassVar[bool] = True
+    """whether files without `dataset.json` belong to the class of their folder"""
+    shape: tuple[int, int, int]
+    """(C, H, W) of what a file holds"""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            self._archive = None
-            found = (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-        elif self.path.is_file() and zipfile.is_zipfile(self.path):
-            self._archive = zipfile.ZipFile(self.path)
-            found = (name for name in self._archive.namelist() if not name.endswith("/"))
-        else:
-            kind = "a file that is not a zip" if self.path.exists() else "nothing"
-            raise RequestError(f"{self.path}: expected a folder or zip of images, found {kind}")
-        files = sorted(found)
-        self.names = [
-            name
-            for name in files
-            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not PurePosixPath(name).name.startswith(".")
-        ]
+        self._storage = Storage(self.path, self.contents)
+        files = sorted(self._storage.names())
+        self.names = [name for name in files if has_suffix(name, self.suffixes)]
         if not self.names:
-            raise RequestError(f"{self.path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none")
+            suffixes = ", ".join(sorted(self.suffixes))
+            raise RequestError(f"{self.path}: expected {self.contents} ({suffixes}), found none")
         self.labels = self._read_labels(LABELS_FILE in files)
-        self.image_shape: tuple[int, int, int] = self._decode(self.names[0]).shape
+        channels, height, width = self._read(self.names[0]).shape
+        self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(uint8 [B, C, H, W], int64 [B] or None) of the images at `indices`."""
-        images = []
+        """(what the files hold [B, C, H, W], int64 [B] or None) at `indices`."""
+        arrays = []
         for index in indices:
-            image = self._decode(self.names[index])
-            if image.shape != self.image_shape:
+            array = self._read(self.names[index])
+            if array.shape != self.shape:
                 raise RequestError(
-                    f"{self.path}: {self.names[index]} is {image.shape} (C, H, W) but {self.names[0]} is "
-                    f"{self.image_shape}; expected images of one size and mode"
+                    f"{self.path}: {self.names[index]} is {array.shape} (C, H, W) but {self.names[0]} is "
+                    f"{self.shape}; expected {self.contents} of one size"
                 )
-            images.append(image)
+            arrays.append(array)
         labels = None if self.labels is None else self.labels[torch.as_tensor(indices)]
-        return torch.from_numpy(np.stack(images)), labels
+        return torch.from_numpy(np.stack(arrays)), labels
 
-    def _decode(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         try:
-            data = self._archive.read(name) if self._archive else (self.path / name).read_bytes()
-            image = Image.open(io.BytesIO(data))
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
-            raise RequestError(f"{self.path}: {name} cannot be read as an image ({error}); make it again") from error
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+            return self.decode(self._storage.read(name))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RequestError(
+                f"{self.path}: {name} cannot be read as {self.content} ({error}); make it again"
+            ) from error
+
+    @staticmethod
+    @abstractmethod
+    def decode(data: bytes) -> np.ndarray:
+        """The array [C, H, W] of a file's content; a ValueError, OSError or EOFError if it holds none."""
 
     def _read_labels(self, has_file: bool) -> Tensor | None:
         if has_file:
-            text = self._archive.read(LABELS_FILE) if self._archive else (self.path / LABELS_FILE).read_bytes()
             try:
-                entries = json.loads(text)["labels"]
+                entries = json.loads(self._storage.read(LABELS_FILE))["labels"]
                 by_name = None if entries is None else {name: int(label) for name, label in entries}
             except (ValueError, KeyError, TypeError) as error:
                 raise RequestError(
@@ -168,15 +195,39 @@ class ImageDataset:
             unlabelled = [name for name in self.names if name not in by_name]
             if unlabelled:
                 raise RequestError(
-                    f"{self.path}: {LABELS_FILE} has no label for {len(unlabelled)} of {len(self.names)} images, "
-                    f"the first is {unlabelled[0]}"
+                    f"{self.path}: {LABELS_FILE} has no label for {len(unlabelled)} of {len(self.names)} "
+                    f"{self.contents}, the first is {unlabelled[0]}"
                 )
             return torch.tensor([by_name[name] for name in self.names])
         folders = [PurePosixPath(name).parent.as_posix() for name in self.names]
-        if "." in folders:
+        if "." in folders or not self.folders_are_classes:
             return None
         classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
         return torch.tensor([classes[folder] for folder in folders])
+
+
+class ImageDataset(FileDataset):
+    """The images of a folder or zip: uint8 [C, H, W], C 1 or 3."""
+
+    encoded = False
+    contents, content = "images", "an image"
+    suffixes = IMAGE_SUFFIXES
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self.image_shape = self.shape
+
+    @staticmethod
+    def decode(data: bytes) -> np.ndarray:
+        image = Image.open(io.BytesIO(data))
+        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def has_suffix(name: str, suffixes: Collection[str]) -> bool:
+    """Whether the file `name` is one of those with these suffixes; hidden files never are."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def subset_indices(num_images: int, max_size: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Files named by URL, fetched once into a cache."""
+"""Where published files lie: in their usual folders, or behind a URL, from where they are fetched once into a cache."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -64,6 +65,26 @@ def shared_file(name: str, processes: Processes) -> Path:
     if is_url(name):
         processes.on_main(lambda: local_file(name))
     return local_file(name)
+
+
+def usual_file(
+    name: str, folders: Sequence[str], what: str, fetch: str, flag: str, *, cached: Path | None = None
+) -> Path:
+    """The published file (or folder) `name` where it usually lies: in one of `folders`, or at `cached`.
+
+    Raises:
+        RequestError: it is nowhere there; the message says how to fetch it, and the `flag` that names another.
+    """
+    places = [Path(folder) / name for folder in folders]
+    if cached is not None:
+        places.append(cached)
+    for place in places:
+        if place.exists():
+            return place
+    raise RequestError(
+        f"{name}: {what} is missing; looked for {', '.join(map(str, places))}; fetch it with `{fetch}`, "
+        f"or name it with {flag}"
+    )
 
 
 def _download(url: str, path: Path) -> None:

@@ -1,37 +1,95 @@
 """Flags that programs of class-conditional architectures share: how many images, of which classes and seed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
 
+from neon import __version__
+from neon.dataset import ImageDataset
+from neon.distributed import Processes
 from neon.errors import RequestError
-from neon.model import GenerativeModel
+from neon.examples import encode_set
+from neon.files import sha256_file
+from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
-from neon.sampling import balanced_labels
+from neon.sampling import Label, balanced_labels, sample_set
 from neon.scoring import Sampling, ScoringFlags
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what `--precision` computes in, under autocast; None: float32, without"""
 
+SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
 
-def usual_file(name: str, folders: Sequence[str], what: str, fetch: str, flag: str) -> Path:
-    """The published file `name` where it usually lies.
 
-    Raises:
-        RequestError: it is in none of the folders; the message says how to fetch it, and the `flag` that names another.
-    """
-    places = [Path(folder) / name for folder in folders]
-    for place in places:
-        if place.exists():
-            return place
-    raise RequestError(
-        f"{name}: {what} is missing; looked for {', '.join(map(str, places))}; fetch it with `{fetch}`, "
-        f"or name it with {flag}"
-    )
+@dataclass(frozen=True, kw_only=True)
+class EncodeFlags:
+    """Images, and the set of tokens or latents that is made of them."""
+
+    data: Path
+    """folder or zip of images"""
+    outdir: Path
+    """folder of what they are encoded as"""
+    batch_size: int = 64
+    """images per forward pass of one process"""
+    fresh: bool = False
+    """replace what the output holds"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def write(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        kind: str,
+        side: int,
+        identity: dict[str, Any],
+        processes: Processes,
+    ) -> None:
+        """Encode all images, which must be 3 x `side` x `side`, into `outdir`; arguments as those of `encode_set`."""
+        if self.batch_size < 1:
+            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        encode_set(
+            encode,
+            ImageDataset(self.data),
+            self.outdir,
+            kind=kind,
+            image_shape=(3, side, side),
+            batch_size=self.batch_size,
+            processes=processes,
+            identity={"neon": __version__, **identity},
+            fresh=self.fresh,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """How a network is read and computed; the flag that names it is the architecture's."""
+
+    img_size: int | None = None
+    """side of the images; checked against the checkpoint"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """what networks compute in; the published evaluations of VAR and xAR used fp16"""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
+    """nesting of the state dict in the checkpoint; chosen if not given"""
+    device: Literal["cpu", "cuda"] | None = None
+    """by default a GPU where there is one"""
+
+    def open(self, path: Path, kind: type[SomeModel], processes: Processes) -> SomeModel:
+        """The model of checkpoint `path`; a RequestError if it is not of architecture `kind`."""
+        model = load_model(path, self.key, device=processes.device)
+        if not isinstance(model, kind):
+            raise RequestError(f"{path}: a network of {model.architecture}; this program is for {kind.architecture}")
+        return model
+
+    def check_side(self, path: Path, model: GenerativeModel) -> None:
+        """A RequestError if the images of `model` are not of `--img_size`."""
+        side = model.image_shape[-1]
+        if self.img_size not in (None, side):
+            raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +115,50 @@ class NumberedImages:
         """The seed of each image."""
         return image_seeds(purpose, self.seed, self.num_images)
 
-    def labels(self, model: GenerativeModel) -> int | torch.Tensor:
+    def labels(self, model: GenerativeModel) -> Label:
         """The class of each image."""
-        return balanced_labels(self.num_images, model.num_classes, self.seed) if self.class_ is None else self.class_
+        if self.class_ is not None or model.num_classes == 0:
+            return self.class_
+        return balanced_labels(self.num_images, model.num_classes, self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledImages(NumberedImages):
+    """Numbered images of a network, and where they go: a synthetic set."""
+
+    outdir: Path
+    """folder of the images, or a name that ends in .zip"""
+    fresh: bool = False
+    """replace what the output holds"""
+
+    def identity(self, path: Path, settings: Any, facts: dict[str, Any], processes: Processes) -> dict[str, Any]:
+        """What determines the set, as JSON: the network of checkpoint `path`, the sampler's `settings`, `facts`."""
+        return {
+            "neon": __version__,
+            "network_sha256": processes.on_main(lambda: sha256_file(path)),
+            "num_images": self.num_images,
+            "seed": self.seed,
+            "class": self.class_,
+            "batch_size": self.batch_size,
+            "settings": asdict(settings),
+            **facts,
+        }
+
+    def write(self, model: GenerativeModel, settings: Any, identity: dict[str, Any], processes: Processes) -> None:
+        """Sample the set into `outdir`, or what is missing of it."""
+        sample_set(
+            model,
+            self.seeds(Purpose.SYNTHETIC),
+            settings,
+            self.outdir,
+            batch_size=self.batch_size,
+            processes=processes,
+            identity=identity,
+            label=self.labels(model),
+            fresh=self.fresh,
+        )
+        if processes.is_main:
+            print(f"{self.outdir}: {self.num_images} images")
 
 
 @dataclass(frozen=True, kw_only=True)

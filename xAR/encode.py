@@ -8,41 +8,28 @@ the two and samples the posterior afresh. That is the same training as on the im
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
-from neon import __version__
 from neon.command_line import run_program
-from neon.dataset import ImageDataset
 from neon.distributed import processes
 from neon.download import shared_file
-from neon.examples import encode_set
 from neon.files import sha256_file
+from neon.flags import EncodeFlags
 from xAR.model import MOMENTS, load_vae
 from xAR.vae import as_input
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encode:
+class Encode(EncodeFlags):
     """Encode images as moments of latents."""
 
     vae_path: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
     """the autoencoder"""
-    data: Path
-    """folder or zip of images"""
-    outdir: Path
-    """folder of the latents"""
     img_size: int = 256
     """side of the images"""
-    batch_size: int = 64
-    """images per forward pass of one process"""
-    fresh: bool = False
-    """replace what the output holds"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
     def __call__(self) -> None:
         with processes(self.device) as group:
@@ -52,17 +39,8 @@ class Encode:
             def encode(images: torch.Tensor) -> torch.Tensor:
                 return torch.stack([vae.moments(as_input(side)) for side in (images, images.flip(3))], dim=1)
 
-            encode_set(
-                encode,
-                ImageDataset(self.data),
-                self.outdir,
-                kind=MOMENTS,
-                image_shape=(3, self.img_size, self.img_size),
-                batch_size=self.batch_size,
-                processes=group,
-                identity={"neon": __version__, "vae_sha256": group.on_main(lambda: sha256_file(path))},
-                fresh=self.fresh,
-            )
+            identity = {"vae_sha256": group.on_main(lambda: sha256_file(path))}
+            self.write(encode, kind=MOMENTS, side=self.img_size, identity=identity, processes=group)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ of processes.
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from neon.errors import RequestError
 from neon.examples import ExampleSet, is_example_set
 from neon.files import sha256_file
 from neon.flags import PRECISIONS
-from neon.selftrain import largest_divisor, snapshot_steps, train_in_folder
+from neon.training import Plan, TrainingFlags
 from xAR.flags import ALIASES, NAMES, ModelFlags
 from xAR.model import MOMENTS, XARModel
 from xAR.published import PUBLISHED
@@ -34,53 +33,37 @@ LARGEST_MICRO_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class XARPlan(Plan):
     """How long, how fast and in what batches to train."""
 
-    batch: int
-    """images per step, over all processes"""
     lr: float
     """learning rate at the end of the warm-up"""
     warmup_epochs: float
     """epochs over which the learning rate rises from 0"""
     total_images: int = 7_500_000
-    """budget"""
     save_interval: int = 250_000
-    """images between snapshots"""
 
 
 # As published; the two differ in the length of the rise of the learning rate.
 PRESETS = {
-    name: Plan(batch=recipe.batch_size, lr=recipe.lr, warmup_epochs=recipe.warmup_epochs)
+    name: XARPlan(batch=recipe.batch_size, lr=recipe.lr, warmup_epochs=recipe.warmup_epochs)
     for name, row in PUBLISHED.items()
     if row.neon is not None and (recipe := row.neon.recipe)
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags):
+class Finetune(ModelFlags, TrainingFlags):
     """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch."""
 
-    data: Path
-    """folder or zip of images with dataset.json, or a set made by `xAR/encode.py`"""
-    outdir: Path
-    """folder of snapshots, log and state"""
     model_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
     """transformer to start from; without it, training starts from random weights"""
     preset: Literal["xar_base", "xar_large"] = "xar_base"
     """values of a published self-training for what is not given below"""
-    batch: int | None = None
-    """images per step, over all processes"""
-    batch_gpu: int | None = None
-    """images per forward pass; by default at most 32. It moves results by rounding and dropout"""
     lr: float | None = None
     """learning rate at the end of the warm-up"""
     warmup_epochs: float | None = None
     """epochs over which the learning rate rises from 0; 0: constant from the first step on"""
-    total_images: int | None = None
-    """budget"""
-    save_interval: int | None = None
-    """images between snapshots"""
     ema_rate: float = 0.9999
     """decay per step of the averaged weights; 0: no averaging"""
     weight_decay: float = 0.02
@@ -93,10 +76,6 @@ class Finetune(ModelFlags):
     """of what follows attention, while training"""
     no_mirror: bool = False
     """mirror no training images, for things that have a left and a right; published: half of them"""
-    state_every: float = 300.0
-    """seconds between saves of the state of the run"""
-    seed: int = 0
-    """of initial weights, data order and noise"""
     pixel_patch: int | None = None
     """from scratch: squares of this many pixels in place of an autoencoder's latents, for small images"""
     width: int = 768
@@ -109,8 +88,6 @@ class Finetune(ModelFlags):
     """from scratch: number of classes"""
     grid: int = 16
     """from scratch: side of the map of latents"""
-    fresh: bool = False
-    """start anew, replacing a run that is in the folder"""
 
     def __call__(self) -> None:
         plan = self.plan()
@@ -129,19 +106,24 @@ class Finetune(ModelFlags):
                 "data": str(self.data),
                 **self.facts(group, model),
             }
-            self.train(model, self.examples(), plan, identity, group)
+            dataset = self.examples()
+            self.run(
+                model,
+                dataset,
+                plan,
+                self.recipe(plan, len(dataset)),
+                identity,
+                group,
+                largest_micro_batch=LARGEST_MICRO_BATCH,
+                title="training" if base is None else "self-training",
+                keep_raw=True,
+            )
 
-    def plan(self) -> Plan:
+    def plan(self) -> XARPlan:
         """The preset, with what was given in its place; a RequestError for values that make no sense."""
-        preset = PRESETS[self.preset]
-        given = {name: value for name in asdict(preset) if (value := getattr(self, name)) is not None}
-        plan = replace(preset, **given)
-        for name, value in {**asdict(plan), "state_every": self.state_every}.items():
-            if not (value > 0 or (name == "warmup_epochs" and value == 0)):
-                raise RequestError(f"--{name} {value}: expected a positive number")
         if not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
-        return plan
+        return self.completed(PRESETS[self.preset], zero=["warmup_epochs"])
 
     def examples(self) -> TrainingImages:
         """What is trained on: images, or moments of their latents."""
@@ -179,38 +161,17 @@ class Finetune(ModelFlags):
         model.precision = PRECISIONS[self.precision]
         return model
 
-    def train(
-        self, model: XARModel, dataset: TrainingImages, plan: Plan, identity: dict[str, Any], group: Processes
-    ) -> None:
-        """Run the training into `outdir`, or what is left of it."""
-        recipe = XARRecipe(
+    def recipe(self, plan: XARPlan, num_images: int) -> XARRecipe:
+        """How to train on a set of `num_images`."""
+        return XARRecipe(
             batch_size=plan.batch,
             lr=plan.lr,
             warmup_epochs=plan.warmup_epochs,
-            images_per_epoch=images_in_batches(len(dataset), plan.batch),
+            images_per_epoch=images_in_batches(num_images, plan.batch),
             weight_decay=self.weight_decay,
             max_norm=self.grad_clip,
             ema_rate=self.ema_rate,
             scale_losses=self.precision == "fp16",
-        )
-        steps = snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
-        record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
-        train_in_folder(
-            model,
-            dataset,
-            self.outdir,
-            record=record,
-            fresh=self.fresh,
-            num_steps=steps[-1],
-            snapshot_steps=steps,
-            recipe=recipe,
-            seed=self.seed,
-            processes=group,
-            micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
-            state_every_seconds=self.state_every,
-            title="training" if self.model_ckpt is None else "self-training",
-            identity=identity,
-            keep_raw=True,
         )
 
 

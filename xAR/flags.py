@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from neon.command_line import warn
 from neon.distributed import Processes
-from neon.download import shared_file
+from neon.download import shared_file, usual_file
 from neon.errors import RequestError
 from neon.files import sha256_file
-from neon.flags import PRECISIONS, NumberedImages, usual_file
-from neon.model import load_model
+from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
 from xAR.model import XARModel
 from xAR.sampler import XARSettings
 from xAR.transformer import SIZES
@@ -24,7 +23,7 @@ NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
+class ModelFlags(NetworkFlags):
     """A transformer and its autoencoder."""
 
     model_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
@@ -33,21 +32,11 @@ class ModelFlags:
     """xar_base, xar_large, xar_huge or xar_small; checked against the checkpoint"""
     vae_path: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
     """the autoencoder; by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
-    img_size: int | None = None
-    """side of the images; checked against the checkpoint"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """what networks compute in; published: fp16"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoint; chosen if not given"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
     def load(self, group: Processes) -> tuple[Path, XARModel]:
         """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
         path = shared_file(self.model_ckpt, group)
-        model = load_model(path, self.key, device=group.device)
-        if not isinstance(model, XARModel):
-            raise RequestError(f"{path}: a network of {model.architecture}; this program is for xAR")
+        model = self.open(path, XARModel, group)
         if not model.pixel_patch:
             model.use_vae(self.autoencoder(group))
         self.check_model(path, model)
@@ -61,9 +50,7 @@ class ModelFlags:
         if self.model is not None and self.model not in known:
             found = known[0] if known else f"a network of width {transformer['width']}"
             raise RequestError(f"--model {self.model}: {path} is {found}; leave the flag out, or name the other file")
-        side = model.image_shape[-1]
-        if self.img_size not in (None, side):
-            raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
+        self.check_side(path, model)
 
     def facts(self, group: Processes, model: XARModel) -> dict[str, Any]:
         """What, besides transformer and settings, determines images and training, as JSON."""

@@ -7,26 +7,18 @@ A killed run goes on where it was.
 """
 
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from neon import __version__
 from neon.command_line import run_program
 from neon.distributed import processes
-from neon.files import sha256_file
-from neon.noise import Purpose
-from neon.sampling import check_enough, check_label, sample_set
+from neon.flags import SampledImages
+from neon.sampling import check_enough, check_label
 from xAR.flags import ALIASES, ImageFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags):
+class Sample(ImageFlags, SampledImages):
     """Sample images of an xAR transformer into a PNG folder or a zip, with their classes."""
-
-    outdir: Path
-    """folder of the images, or a name that ends in .zip"""
-    fresh: bool = False
-    """replace what the output holds"""
 
     def __call__(self) -> None:
         self.check()
@@ -35,29 +27,7 @@ class Sample(ImageFlags):
             path, model = self.load(group)
             check_label(model, self.class_)
             settings = self.settings(model)
-            identity = {
-                "neon": __version__,
-                "network_sha256": group.on_main(lambda: sha256_file(path)),
-                "num_images": self.num_images,
-                "seed": self.seed,
-                "class": self.class_,
-                "batch_size": self.batch_size,
-                "settings": asdict(settings),
-                **self.facts(group, model),
-            }
-            sample_set(
-                model,
-                self.seeds(Purpose.SYNTHETIC),
-                settings,
-                self.outdir,
-                batch_size=self.batch_size,
-                processes=group,
-                identity=identity,
-                label=self.labels(model),
-                fresh=self.fresh,
-            )
-            if group.is_main:
-                print(f"{self.outdir}: {self.num_images} images")
+            self.write(model, settings, self.identity(path, settings, self.facts(group, model), group), group)
 
 
 if __name__ == "__main__":
