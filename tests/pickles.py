@@ -1,13 +1,17 @@
-"""Pickles in the layout of NVIDIA's published networks, and hostile ones, to read in tests and benchmarks."""
+"""Pickles in the layout of NVIDIA's and IMM's published networks, and hostile ones, for tests and benchmarks."""
 
+import copy
 import io
 import os
 import pickle
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +24,15 @@ SOURCE = 'raise RuntimeError("a loader must never execute the source text of a p
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # before numpy 2 and since
 _PERSISTENT = ("torch_utils.persistence", "_reconstruct_persistent_obj")
 _DICT = ("dnnlib.util", "EasyDict")
+_OURS = ("edm.", "imm.", "neon.")  # what stands for published classes, and objects that no published file holds
+_CONFIGURATION = {
+    "Metadata": "omegaconf.base",
+    "ContainerMetadata": "omegaconf.base",
+    "AnyNode": "omegaconf.nodes",
+    "ListConfig": "omegaconf.listconfig",
+    "DictConfig": "omegaconf.dictconfig",
+}
+_CLASSES = {name: type(name, (), {"__module__": module}) for name, module in _CONFIGURATION.items()}
 
 
 @dataclass
@@ -27,14 +40,15 @@ class Persistent:
     """An object of a publisher's class, to be pickled with its source text."""
 
     class_name: str
-    state: dict[str, Any]
+    state: dict[str, Any] | None
     keywords: dict[str, Any] = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
 
 
 def persistent(module: nn.Module, keywords: Mapping[str, Any], arguments: tuple[Any, ...] = ()) -> Persistent:
-    """A live network of `edm` as an object of the published class of that name."""
-    return Persistent(type(module).__name__, dict(vars(module)), dict(keywords), arguments)
+    """A live network of ours as an object of the published class of that name."""
+    state = {name: value for name, value in vars(module).items() if not type(value).__module__.startswith(_OURS)}
+    return Persistent(type(module).__name__, state, dict(keywords), arguments)
 
 
 def snapshot(module: nn.Module, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +61,103 @@ def snapshot(module: nn.Module, keywords: Mapping[str, Any]) -> dict[str, Any]:
         "augment_pipe": Persistent("AugmentPipe", dict(vars(pipe)), {"p": 0.12}),
         "dataset_kwargs": {"class_name": "training.dataset.ImageFolderDataset", "use_labels": True, "max_size": 50000},
     }
+
+
+def imm_snapshot(network: nn.Module, keywords: Mapping[str, Any], canary: str = "") -> dict[str, Any]:
+    """The content of a file of IMM: the preconditioned network and the data set; no augmentation.
+
+    Args:
+        network: an `IMMPrecond`, or any module.
+        keywords: of its constructor, as JSON. Lists and dictionaries become parts of a whole training configuration.
+        canary: text that stands elsewhere in that configuration and in the description of the data set.
+    """
+    configuration = configured({"logger": {"project": "imm", "note": canary}, "network": dict(keywords)})
+    kept = configured_keywords(configuration)
+    ema = persistent(with_layers_of_timm(network), kept)
+    assert ema.state is not None
+    if "mixed_precision" in ema.state:
+        ema.state["mixed_precision"] = ema.state["mixed_precision"] or torch.float32
+    if model := ema.state["_modules"].get("model"):
+        ema.state["_modules"]["model"] = persistent(model, kept)
+    return {"ema": ema, "augment_pipe": None, "dataset_kwargs": EasyDict(path=canary, use_labels=True, xflip=False)}
+
+
+def write_imm_pickle(
+    path: str | os.PathLike[str], network: nn.Module, keywords: Mapping[str, Any], *, canary: str = ""
+) -> None:
+    """Write a live network as IMM's training writes its snapshots; arguments as those of `imm_snapshot`."""
+    Path(path).write_bytes(dumps(imm_snapshot(network, keywords, canary)))
+
+
+def with_layers_of_timm(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose transformer blocks, if it has any, consist of the layers that published ones do."""
+    network = copy.deepcopy(network)
+    module: Any
+    for module in list(network.modules()):
+        for name, layer in list(module.named_children()):
+            if type(layer).__name__ in _LAYERS_OF_TIMM:
+                published = _LAYERS_OF_TIMM[type(layer).__name__](layer).to(next(layer.parameters()))
+                published.load_state_dict(layer.state_dict())
+                setattr(module, name, published.requires_grad_(False).eval())
+        if type(module).__name__ == "DiTBlock":
+            width = module.attn.proj.in_features
+            module.norm1, module.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+    return network
+
+
+def _attention(ours: Any) -> nn.Module:
+    from timm.layers import Attention  # timm takes a second to import, which no other test needs
+
+    norm: dict[str, Any] = {} if ours.q_norm is None else {"qk_norm": True, "norm_layer": nn.LayerNorm}
+    return Attention(ours.proj.in_features, ours.heads, qkv_bias=True, **norm)
+
+
+def _mlp(ours: Any) -> nn.Module:
+    from timm.layers import Mlp
+
+    activation: Any = partial(nn.GELU, approximate="tanh")
+    return Mlp(ours.fc1.in_features, ours.fc1.out_features, act_layer=activation)
+
+
+def _patch_embedding(ours: Any) -> nn.Module:
+    from timm.layers import PatchEmbed
+
+    return PatchEmbed(None, ours.proj.stride, ours.proj.in_channels, ours.proj.out_channels)
+
+
+_LAYERS_OF_TIMM = {"Attention": _attention, "MLP": _mlp, "PatchEmbedder": _patch_embedding}
+
+
+def configured(content: Any, key: str | int | None = None, parent: Any = None) -> Any:
+    """JSON as an object of omegaconf's, with the attributes that omegaconf 2.3 pickles."""
+    is_list, is_dict = isinstance(content, list | tuple), isinstance(content, dict)
+    value = _CLASSES["ListConfig" if is_list else "DictConfig" if is_dict else "AnyNode"]()
+    metadata = _CLASSES["ContainerMetadata" if is_list or is_dict else "Metadata"]()
+    vars(metadata).update(
+        ref_type=Any,
+        object_type=list if is_list else dict if is_dict else None,
+        optional=True,
+        key=key,
+        flags={},
+        flags_root=False,
+        resolver_cache=defaultdict(dict),
+    )
+    vars(value).update(_metadata=metadata, _parent=parent)
+    if is_list or is_dict:
+        vars(metadata).update(key_type=int if is_list else Any, element_type=Any)
+    if is_list:
+        vars(value)["_content"] = [configured(item, index, value) for index, item in enumerate(content)]
+    elif is_dict:
+        vars(value)["_content"] = {name: configured(item, name, value) for name, item in content.items()}
+    else:
+        vars(value)["_val"] = content
+    return value
+
+
+def configured_keywords(configuration: Any) -> dict[str, Any]:
+    """What a constructor gets by `**configuration.network`: numbers, texts, and objects for lists and dictionaries."""
+    values = configuration._content["network"]._content
+    return {name: vars(value).get("_val", value) for name, value in values.items()}
 
 
 @dataclass
@@ -83,8 +194,11 @@ def published_modules(numpy_module: str = NUMPY_MODULES[1]) -> AbstractContextMa
     def reconstruct(meta: dict[str, Any]) -> dict[str, Any]:
         return meta
 
-    modules = {name: types.ModuleType(name) for name in ("torch_utils", "dnnlib", _DICT[0])}
+    names = ("torch_utils", "dnnlib", _DICT[0], "omegaconf", *_CONFIGURATION.values())
+    modules = {name: types.ModuleType(name) for name in names}
     vars(modules[_DICT[0]])[_DICT[1]] = EasyDict
+    for name, cls in _CLASSES.items():
+        vars(modules[_CONFIGURATION[name]])[name] = cls
     for function, (module, name) in ((reconstruct, _PERSISTENT), (scalar, (numpy_module, "scalar"))):
         function.__module__, function.__qualname__, function.__name__ = module, name, name
         modules[module] = types.ModuleType(module)
@@ -122,12 +236,14 @@ class _Pickler(pickle.Pickler):
         self._made: dict[int, Persistent] = {}  # one stand-in for each module, however often it is met
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, nn.Module) and type(value).__module__.startswith("edm."):
+        if isinstance(value, nn.Module) and type(value).__module__.startswith(_OURS):
             keywords = {"init": {"init_mode": "xavier_uniform", "init_weight": np.sqrt(0.2)}}
             value = self._made.setdefault(id(value), persistent(value, keywords))
         if isinstance(value, Persistent):
-            state = {**value.state, "_init_args": value.arguments, "_init_kwargs": value.keywords}
-            if "skip_scale" in state:
+            state = value.state
+            if state is not None:
+                state = {**state, "_init_args": value.arguments, "_init_kwargs": value.keywords}
+            if state is not None and "skip_scale" in state:
                 state["skip_scale"] = np.float64(state["skip_scale"])
             meta = {"type": "class", "version": 6, "module_src": SOURCE, "class_name": value.class_name}
             return vars(sys.modules[_PERSISTENT[0]])[_PERSISTENT[1]], ({**meta, "state": state},)

@@ -1,4 +1,4 @@
-"""NVIDIA-style pickles: read as published, copied with other weights byte for byte, and never executed."""
+"""NVIDIA-style pickles, of IMM too: read as published, copied with other weights byte for byte, and never executed."""
 
 import contextlib
 import io
@@ -20,17 +20,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edm.layers import Linear
 from edm.precond import EDMPrecond
+from imm.precond import IMMPrecond
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_safetensors
+from neon.cli import main
+from neon.convert import convert_checkpoint
 from neon.errors import RequestError
 from neon.merge import merge_files, merge_state
+from neon.unet import Linear
 from tests.pickles import (
     NUMPY_MODULES,
     Call,
     EasyDict,
     Persistent,
+    configured,
+    configured_keywords,
     dumps,
+    imm_snapshot,
     named,
     old_style,
     persistent,
@@ -39,12 +45,27 @@ from tests.pickles import (
     save_training_state,
     snapshot,
     text,
+    write_imm_pickle,
 )
 from tests.test_merge_files import PEAK_OF_MERGE
 from tests.tiny import CONFIG, tiny_edm
 
-FIXTURES = sorted((Path(__file__).parent / "golden" / "edm" / "pkl_fixtures").glob("*.pkl"))
+GOLDEN = Path(__file__).parent / "golden"
+FIXTURES = sorted((GOLDEN / "edm" / "pkl_fixtures").glob("*.pkl"))
 KEYWORDS: Any = CONFIG["network"]
+IMM_KEYWORDS: dict[str, dict[str, Any]] = {
+    "DiT": {
+        "img_resolution": 4, "img_channels": 4, "label_dim": 3, "num_classes": 3, "mixed_precision": "fp16",
+        "temb_type": "stride", "model_type": "DiT", "hidden_size": 8, "depth": 2, "num_heads": 2, "qk_norm": True,
+        "embedding_kwargs": {"frequency_embedding_size": 8},
+    },
+    "SongUNet": {
+        "img_resolution": 8, "img_channels": 3, "label_dim": 0, "mixed_precision": None, "noise_schedule": "fm",
+        "f_type": "simple_edm", "eps": 0.006, "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2],
+        "num_blocks": 1, "attn_resolutions": [4], "resample_filter": [1, 1],
+    },
+}  # fmt: skip
+CANARY = "a setting of the logger that nobody else is to see"
 State = dict[str, torch.Tensor]
 
 # Events of the interpreter that a loader has no business with. The hook outlives a test, hence the switch.
@@ -101,6 +122,16 @@ def module(**tables: dict[str, Any]) -> Persistent:
     return Persistent("Network", {**empty, **{f"_{name}": table for name, table in tables.items()}})
 
 
+def tiny_imm(kind: str, seed: int = 0) -> IMMPrecond:
+    """A network of IMM whose parameters are all random."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = IMMPrecond(**IMM_KEYWORDS[kind])
+        for parameter in network.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return network.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def network() -> EDMPrecond:
     return tiny_edm().network  # type: ignore[return-value]
@@ -141,6 +172,67 @@ def test_a_network_is_read_whatever_wrote_it(
     assert load_state(tmp_path / "a.pkl", "augment_pipe")["Hz_geom"].shape == (12,)
     with pytest.raises(RequestError, match="no nesting 'loss_fn' with tensors; present: ema, augment_pipe"):
         load_state(tmp_path / "a.pkl", "loss_fn")
+
+
+@pytest.mark.parametrize("kind", IMM_KEYWORDS)
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_network_of_imm_is_read_and_says_how_it_is_rebuilt(tmp_path: Path, kind: str, protocol: int) -> None:
+    network = tiny_imm(kind)
+    content = dumps(imm_snapshot(network, IMM_KEYWORDS[kind], CANARY), protocol=protocol)
+    if kind == "DiT" and protocol == 4:  # as the version of timm that the published networks were trained with
+        names = (b"timm.layers.attention", b"timm.models.vision_transformer")
+        old, new = (pickle.SHORT_BINUNICODE + bytes([len(name)]) + name for name in names)
+        assert old in content
+        content = content.replace(old, new)
+    (tmp_path / "a.pkl").write_bytes(content)
+    with nothing_runs(), open_checkpoint(tmp_path / "a.pkl") as checkpoint:
+        assert (checkpoint.key, checkpoint.candidates) == ("ema", ("ema",))
+        state = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+        constructor = checkpoint.constructor
+    assert_same(state, network.state_dict())
+    assert constructor is not None
+    assert constructor.class_name == "IMMPrecond"
+    assert constructor.keywords == IMM_KEYWORDS[kind]
+    assert json.loads(json.dumps(constructor.keywords)) == constructor.keywords
+    IMMPrecond(**constructor.keywords).load_state_dict(state)
+
+
+def test_the_configurations_read_here_are_those_that_omegaconf_writes() -> None:
+    genuine = (GOLDEN / "imm" / "pkl_fixtures" / "keywords_omegaconf23.pkl").read_bytes()
+    network = {
+        "img_resolution": 8, "img_channels": 3, "label_dim": 0, "mixed_precision": None, "noise_schedule": "fm",
+        "f_type": "simple_edm", "eps": 0.006, "model_type": "SongUNet", "model_channels": 8, "channel_mult": [1, 2],
+        "attn_resolutions": [4], "resample_filter": [1, 1], "dropout": 0.2,
+        "embedding_kwargs": {"scale": 1.0, "use_mlp": True, "sizes": [256, None, "x"]},
+    }  # fmt: skip
+    logger = {"project": "cifar10", "note": "text of a logger that nobody else is to see"}
+    assert dumps(configured_keywords(configured({"logger": logger, "network": network}))) == genuine
+
+
+@pytest.mark.parametrize("kind", IMM_KEYWORDS)
+def test_of_the_training_configuration_only_the_keywords_are_ever_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    write_imm_pickle(tmp_path / "a.pkl", tiny_imm(kind), IMM_KEYWORDS[kind], canary=CANARY)
+    assert CANARY.encode() in (tmp_path / "a.pkl").read_bytes()
+    with nothing_runs(), open_checkpoint(tmp_path / "a.pkl") as checkpoint:
+        assert CANARY not in f"{checkpoint.constructor}{checkpoint.metadata}{checkpoint.candidates}{vars(checkpoint)}"
+    for command in (["inspect"], ["inspect", "--json"], ["convert", str(tmp_path / "a.safetensors")]):
+        assert main([command[0], str(tmp_path / "a.pkl"), *command[1:]]) == 0
+    shown = capsys.readouterr()
+    assert "blocks.1.attn.qkv.weight" in shown.out or "dec.8x8_aux_conv.weight" in shown.out
+    assert CANARY not in shown.out + shown.err
+    assert CANARY.encode() not in (tmp_path / "a.safetensors").read_bytes()
+    assert_same(
+        dict(sorted(load_state(tmp_path / "a.safetensors").items())),
+        dict(sorted(load_state(tmp_path / "a.pkl").items())),
+    )
+
+
+def test_a_persistent_object_may_have_no_state(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(dumps({"ema": linear(), "encoder": Persistent("RGBEncoder", None)}))
+    with nothing_runs():
+        assert list(load_state(tmp_path / "a.pkl")) == ["weight", "bias"]
 
 
 @pytest.mark.parametrize(("content", "key"), [({"ema": linear()}, "ema"), (linear(), ""), ({"net": linear()}, "net")])
@@ -191,6 +283,12 @@ def doubling(make: Callable[[Any], Any], leaf: Any) -> Any:
     return leaf
 
 
+def list_in_itself() -> Any:
+    value = configured([1])
+    value._content.append(value)
+    return value
+
+
 @pytest.mark.parametrize(
     ("keywords", "arguments", "expected"),
     [
@@ -201,6 +299,11 @@ def doubling(make: Callable[[Any], Any], leaf: Any) -> Any:
         ({"by": {1: 2}}, (), "one is a dict"),
         ({"deep": deep_list(200)}, (), "nest too deep"),
         ({"many": doubling(lambda value: [value, value], [])}, (), "more steps"),
+        ({"layer": nn.Linear(1, 1)}, (), "one is a Record"),
+        ({"list": list_in_itself()}, (), "nest too deep"),
+        ({"list": configured([1, "${logger.note}"])}, (), "stands for another value"),
+        ({"missing": configured("???")}, (), "stands for another value"),
+        ({"by": configured({1: 2})}, (), "one is a dict"),
     ],
 )
 def test_keywords_that_are_no_json_leave_the_weights_readable(
@@ -246,14 +349,18 @@ def test_buffers_that_no_state_dict_holds_are_left_out(tmp_path: Path) -> None:
     assert list(load_state(tmp_path / "a.pkl")) == ["weight"]
 
 
-def test_a_training_state_is_read(tmp_path: Path, network: EDMPrecond) -> None:
+@pytest.mark.parametrize("kind", ["EDM", *IMM_KEYWORDS])
+def test_a_training_state_is_read(tmp_path: Path, kind: str) -> None:
     optimizer_state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1}]}
-    save_training_state(tmp_path / "training-state-000050.pt", persistent(network, KEYWORDS), optimizer_state)
+    keywords = KEYWORDS if kind == "EDM" else IMM_KEYWORDS[kind]
+    network = tiny_edm().network if kind == "EDM" else tiny_imm(kind)
+    saved = imm_snapshot(network, keywords)["ema"]
+    save_training_state(tmp_path / "training-state-000050.pt", saved, optimizer_state)
     with nothing_runs(), open_checkpoint(tmp_path / "training-state-000050.pt") as checkpoint:
         assert isinstance(checkpoint, PickleCheckpoint)
         assert (checkpoint.key, checkpoint.candidates) == ("net", ("net",))
         assert checkpoint.constructor is not None
-        assert checkpoint.constructor.keywords == KEYWORDS
+        assert checkpoint.constructor.keywords == keywords
         assert_same({name: checkpoint.tensor(name) for name in checkpoint.names()}, network.state_dict())
         with pytest.raises(RequestError, match="it is a training state"):
             checkpoint.save_with(tmp_path / "b.pkl", network.state_dict())
@@ -393,6 +500,25 @@ def test_pickles_are_merged_with_any_format(folder: Path, base: str, tuned: str,
             assert report.warnings == ()
 
 
+@pytest.mark.parametrize("kind", IMM_KEYWORDS)
+@pytest.mark.parametrize("tuned", ["tuned.pkl", "tuned.safetensors"])
+def test_a_merged_network_of_imm_opens_where_its_base_does(tmp_path: Path, kind: str, tuned: str) -> None:
+    before, after = (tiny_imm(kind, seed) for seed in (0, 1))
+    write_imm_pickle(tmp_path / "base.pkl", before, IMM_KEYWORDS[kind], canary=CANARY)
+    write_imm_pickle(tmp_path / "tuned.pkl", after, IMM_KEYWORDS[kind])
+    convert_checkpoint(tmp_path / "tuned.pkl", tmp_path / "tuned.safetensors")
+    with nothing_runs():
+        merge_files(tmp_path / "base.pkl", tmp_path / tuned, [1.5], tmp_path / "neon.pkl")
+    expected = merge_state(before.state_dict(), after.state_dict(), 1.5)
+    content, merged = ((tmp_path / name).read_bytes() for name in ("base.pkl", "neon.pkl"))
+    assert merged == replaced(content, before.state_dict(), expected)
+    with published_modules():
+        opened = pickle.loads(merged)
+    assert_same(trusting_state(opened["ema"]), expected)
+    precision = torch.float16 if IMM_KEYWORDS[kind]["mixed_precision"] else torch.float32
+    assert opened["ema"]["state"]["mixed_precision"] is precision
+
+
 def test_a_pkl_is_written_only_as_a_copy_of_one(folder: Path) -> None:
     save_training_state(folder / "state.pt", persistent(tiny_edm().network, KEYWORDS), {})
     for base, expected in (("base.safetensors", "only as a copy of a base .pkl"), ("state.pt", "a training state")):
@@ -454,13 +580,57 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "BINPERSID": (lambda c: program(text("id"), b"Q"), "persistent id"),
     "other codec": (lambda c: program(named("_codecs", "encode"), text(c), text("rot13"), b"\x86R"), "_codecs.encode"),
     "other dtype": (lambda c: program(named("numpy", "dtype"), text("O8"), b"\x85R"), "numpy.dtype"),
+    "configuration": (
+        lambda c: dumps({"ema": linear({"channel_mult": configured([1, Call(os.system, (c,))])})}),
+        f"it names {os.name}.system",
+    ),
+    "default": (
+        lambda c: program(named("collections", "defaultdict"), named("os", "system"), b"\x85R"),
+        "it names os.system",
+    ),
+    "call of a layer": (lambda c: dumps({"x": Call(nn.Linear, (1, 2))}), "calls torch.nn.modules.linear.Linear"),
+    "new layer of arguments": (
+        lambda c: program(named("torch.nn", "Linear"), text(c), b"\x85\x81"),
+        "it calls torch.nn.Linear with unknown arguments",
+    ),
+    "state of a layer anew": (
+        lambda c: program(named("torch.nn", "Linear"), b")\x81}", text("x"), b"Nsb}b"),
+        "sets the state of a Linear",
+    ),
+    "state of a persistent object": (
+        lambda c: dumps(linear())[:-1] + b"}" + text("_modules") + b"}sb.",
+        "sets the state of a Linear",
+    ),
+    "call of timm": (
+        lambda c: program(named("timm.models", "create_model"), text(c), b"\x85R"),
+        "it calls timm.models.create_model",
+    ),
+    "call of omegaconf": (
+        lambda c: program(named("omegaconf.omegaconf", "OmegaConf"), text(c), b"\x85R"),
+        "it calls omegaconf.omegaconf.OmegaConf",
+    ),
+    "call of a type": (lambda c: program(named("builtins", "dict"), b")R"), "it calls builtins.dict"),
+    "call of a format": (lambda c: program(named("timm.layers.format", "Format"), b"N\x85R"), "unknown arguments"),
+    "call of a dtype": (lambda c: program(named("torch", "float32"), b")R"), "it calls torch.float32"),
+    "state of a dtype": (lambda c: program(named("torch", "float16"), b"}b"), "sets the state of a Global"),
+    "similar module": (lambda c: program(named("torch.nnx", "Linear")), "it names torch.nnx.Linear"),
+    "similar library": (lambda c: program(named("timmy.layers", "Mlp")), "it names timmy.layers.Mlp"),
+    "inside a layer": (
+        lambda c: program(named("torch.nn.modules.module", "torch.os.system")),
+        "it names torch.nn.modules.module.torch.os.system",
+    ),
+    "long module": (lambda c: program(named("torch.nn." + "x" * 100_000, "x")), "it names torch.nn.xxx"),
+    "layer as a storage": (
+        lambda c: tensor_pickle(STREAM.replace(b"ctorch\nFloatStorage\n", b"ctorch.nn\nLinear\n")),
+        "it names torch.nn.Linear",
+    ),
     "LONG4": (lambda c: program(b"\x8b\xff\xff\xff\x7f"), "the instruction LONG4"),
     "bytearray": (lambda c: program(b"\x96" + (1 << 40).to_bytes(8, "little")), "the instruction BYTEARRAY8"),
 }
 
 
 # What runs in the ordinary way, and where it would leave its mark.
-OBEYED = ("REDUCE", "GLOBAL", "STACK_GLOBAL", "eval", "INST")
+OBEYED = ("REDUCE", "GLOBAL", "STACK_GLOBAL", "eval", "INST", "configuration")
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -614,6 +784,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many instructions": (lambda: program(b"N0" * 600_000, b"N"), "more steps"),
     "deep tuples": (lambda: program(b")", b"\x85" * 200_000), "unknown format"),
     "deep lists": (lambda: program(b"]" * 200_000, b"a" * 199_999), "unknown format"),
+    "deep settings": (
+        lambda: program(
+            (named("omegaconf.nodes", "AnyNode") + b")\x81}" + text("_val")) * 50_000, b"N", b"sb" * 50_000
+        ),
+        "unknown format",
+    ),
     "long names": (lambda: dumps({"ema": module(buffers={"x" * 2000: torch.ones(1)})}), "no usual text"),
 }
 
@@ -664,16 +840,20 @@ def test_a_pickle_cut_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 SMALL = dumps({"ema": linear({"in_features": 2, "scale": np.float64(0.5)})})
+SMALL_IMM = dumps({"ema": module(modules={"0": nn.SiLU()}), **imm_snapshot(nn.Linear(2, 3), {"channel_mult": [1, 2]})})
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(2, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=3))
+@given(
+    st.sampled_from([SMALL, SMALL_IMM]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=3),
+)
 def test_a_damaged_pickle_is_refused_or_read_and_nothing_runs(
-    tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]]
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, damage: list[tuple[float, int]]
 ) -> None:
-    content = bytearray(SMALL)
+    content = bytearray(whole)
     for position, value in damage:
-        content[position] = value
+        content[2 + int(position * (len(whole) - 2))] = value
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"
     path.write_bytes(content)
     with nothing_runs(), contextlib.suppress(RequestError), open_checkpoint(path) as checkpoint:

@@ -27,15 +27,16 @@ from neon.checkpoint.common import (
     read_values,
 )
 from neon.checkpoint.unpickler import (
-    NETWORKS,
     Blob,
     Budget,
     Corrupt,
     Machine,
     Record,
     Refused,
+    Setting,
     Storage,
     Tensor,
+    network_global,
     typed_storage,
 )
 from neon.errors import RequestError
@@ -291,7 +292,7 @@ def _refusal(path: Path, error: Exception) -> RequestError:
 
 
 def _read_pickle(data: mmap.mmap, budget: Budget) -> Any:
-    machine = Machine(Blob(data, 0, len(data)), budget, NETWORKS)
+    machine = Machine(Blob(data, 0, len(data)), budget, network_global)
     content = machine.run()
     if machine.rest.size:
         raise Corrupt(f"{machine.rest.size} bytes follow its end")
@@ -314,7 +315,7 @@ def _read_archive(file: IO[bytes], data: mmap.mmap, budget: Budget) -> Any:
             raise Corrupt(f"a storage claims {numel} elements of {dtype} and has {blob.size} bytes")
         return Storage(blob, dtype)
 
-    machine = Machine(entries[name], budget, NETWORKS, persistent=storage)
+    machine = Machine(entries[name], budget, network_global, persistent=storage)
     content = machine.run()
     if machine.rest.size:
         raise Corrupt(f"{machine.rest.size} bytes follow the end of {name}")
@@ -380,6 +381,10 @@ def _as_json(value: Any, budget: Budget, depth: int = 0) -> Any:
     budget.spend()
     if depth > _MAX_DEPTH:
         raise Corrupt("values nest too deep")
+    if isinstance(value, Setting):
+        if isinstance(value.content, str) and ("${" in value.content or value.content == "???"):
+            raise Corrupt("one stands for another value of the configuration that it was part of")
+        return _as_json(value.content, budget, depth + 1)
     if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _MAX_NAME):
         return value
     if isinstance(value, list | tuple):

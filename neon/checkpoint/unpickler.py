@@ -1,18 +1,20 @@
 """Pickles as plain data: NVIDIA-style networks become records, and nothing that a file names is ever called.
 
 Python's own unpickler calls what the file tells it to. `Machine` interprets the few instructions that such files
-consist of by itself: a global is a row of a table below, a call is a function of this module that checks its
-arguments, and anything else is refused before it has an effect. What comes out are numbers, texts, containers,
-`Record`s, `Tensor`s and `Blob`s; raw data is located and not read. The instructions are those of `pickletools`.
+consist of by itself: a global is a row of a table below or a class whose objects become inert, a call is a function
+of this module that checks its arguments, and anything else is refused before it has an effect. What comes out are
+numbers, texts, containers, `Record`s, `Setting`s, `Tensor`s and `Blob`s; raw data is located and not read. The
+instructions are those of `pickletools`.
 """
 
 import math
 import mmap
 import pickle
 import pickletools
+import re
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 _ALLOWED = "only networks of NVIDIA's layout, tensors, plain containers and numpy scalars are read from a pickle"
+_INERT = re.compile(r"(torch\.nn|timm|omegaconf|typing)(\.\w+)*")  # modules whose classes may be named
 _MAX_STEPS = 1_000_000  # a network for CIFAR-10 as published takes 60,000
 _MAX_DIMS = 32
 _MAX_ELEMENTS = 1 << 62
@@ -75,6 +78,17 @@ class Record:
 
     class_name: str
     state: dict[Any, Any]
+
+
+@dataclass(eq=False)
+class Setting:
+    """A value of a training configuration (omegaconf): a list, a dictionary, or a node around a number or text.
+
+    The configuration that it is part of, to which it refers in the file, is not kept: whoever reads a keyword of a
+    network has no business with the logger's settings.
+    """
+
+    content: Any = "???"  # omegaconf's mark of what is missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +150,7 @@ class Machine:
     """Runs the pickles that lie one after another in a blob.
 
     Args:
-        globals: what they may name, by module and name.
+        globals: what stands for the global of a module and name; None where it may not be named.
         persistent: what stands for a persistent id; None where these do not belong.
     """
 
@@ -144,7 +158,7 @@ class Machine:
         self,
         blob: Blob,
         budget: Budget,
-        globals: Mapping[tuple[str, str], Global],
+        globals: Callable[[str, str], Global | None],
         persistent: Callable[[Any], Any] | None = None,
     ) -> None:
         self.budget = budget
@@ -277,7 +291,7 @@ class Machine:
         self._stack.pop()
 
     def _find_global(self, module: Any, name: Any) -> Global:
-        found = self._globals.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
+        found = self._globals(module, name) if isinstance(module, str) and isinstance(name, str) else None
         if found is None:
             raise Refused(f"it names {_shown(f'{module}.{name}')}, and {_ALLOWED}")
         return found
@@ -310,8 +324,10 @@ class Machine:
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, Record) and target.class_name == _CONTAINER and not target.state and type(state) is dict:
+        if isinstance(target, Record) and not target.state and type(state) is dict:
             target.state.update(state)
+        elif isinstance(target, Setting) and type(state) is dict:
+            target.content = state["_val"] if "_val" in state else state["_content"]
         elif isinstance(target, np.dtype) and type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "="):
             pass  # the byte order is that of the raw data read here
         elif type(target) is OrderedDict and type(state) is dict and state.keys() == {"_metadata"}:
@@ -400,8 +416,6 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
 
 # What stands for the calls. A TypeError or ValueError in them is a call with unknown arguments.
 
-_CONTAINER = "ModuleDict"
-
 
 def _persistent_object(machine: Machine, content: dict[str, Any]) -> Record:
     # Of its keys (type, version, module_src, class_name, state), the source text is what must never be touched.
@@ -410,21 +424,27 @@ def _persistent_object(machine: Machine, content: dict[str, Any]) -> Record:
     class_name, state = content.get("class_name"), content.get("state")
     if not (isinstance(class_name, str) and class_name.isidentifier() and len(class_name) <= _SHOWN):
         raise TypeError
-    if type(state) is not dict:
+    if type(state) not in (dict, type(None)):
         raise TypeError
-    return Record(class_name, state)
+    return Record(class_name, {} if state is None else state)
 
 
 def _ordered_dict(machine: Machine) -> OrderedDict[Any, Any]:
     return OrderedDict()
 
 
-def _module_dict(machine: Machine) -> Record:
-    return Record(_CONTAINER, {})
-
-
 def _dict(machine: Machine) -> dict[Any, Any]:
     return {}
+
+
+def _default_dict(machine: Machine, factory: object = None) -> dict[Any, Any]:
+    return {}  # what it would call for absent keys stays uncalled
+
+
+def _enumerated(machine: Machine, value: str) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
 
 
 def _set(machine: Machine, values: list[Any]) -> set[Any]:
@@ -515,7 +535,7 @@ def old_style_storage(machine: Machine, blob: Blob) -> Storage:
     """
     if not isinstance(blob, Blob):
         raise TypeError
-    inner = Machine(blob, machine.budget, STORAGES, persistent=typed_storage)
+    inner = Machine(blob, machine.budget, _storage_global, persistent=typed_storage)
     if not inner.skip(machine.stream_head):
         magic, protocol, system = (inner.run() for _ in range(3))
         if (magic, protocol) != (_MAGIC, _OLD_STYLE) or system.get("little_endian") is not True:
@@ -540,15 +560,18 @@ _DTYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-STORAGES = {("torch", f"{name}Storage"): Global(f"torch.{name}Storage", dtype=dtype) for name, dtype in _DTYPES.items()}
-NETWORKS = {
-    **STORAGES,
+_TYPES = ("dict", "list", "tuple", "str", "unicode", "int", "long", "float", "bool")  # with those of Python 2
+_STORAGES = {
+    ("torch", f"{name}Storage"): Global(f"torch.{name}Storage", dtype=dtype) for name, dtype in _DTYPES.items()
+}
+_NETWORKS = {
+    **_STORAGES,
     **{
         (module, name): Global(f"{module}.{name}", call=call, new=new)
         for module, name, call, new in (
             ("torch_utils.persistence", "_reconstruct_persistent_obj", _persistent_object, None),
-            ("torch.nn.modules.container", "ModuleDict", None, _module_dict),
             ("collections", "OrderedDict", _ordered_dict, None),
+            ("collections", "defaultdict", _default_dict, None),
             ("dnnlib.util", "EasyDict", _dict, _dict),
             ("torch._utils", "_rebuild_parameter", _rebuild_parameter, None),
             ("torch._utils", "_rebuild_parameter_with_state", _rebuild_parameter, None),
@@ -560,6 +583,26 @@ NETWORKS = {
             ("builtins", "set", _set, None),
             ("__builtin__", "set", _set, None),
             ("_codecs", "encode", _encode, None),
+            ("timm.layers.format", "Format", _enumerated, None),
         )
     },
+    **{("torch", str(dtype).removeprefix("torch.")): Global(str(dtype)) for dtype in _DTYPES.values()},
+    **{(module, name): Global(f"{module}.{name}") for module in ("builtins", "__builtin__") for name in _TYPES},
 }
+
+
+def network_global(module: str, name: str) -> Global | None:
+    """What stands for a global that a file of networks names: a function or type of the table, or an inert class.
+
+    Objects of the inert classes are records of what they hold. Layers and configuration values depend on the
+    versions of the libraries that wrote the file, so that any class of these libraries is taken.
+    """
+    found = _NETWORKS.get((module, name))
+    if found or not (_INERT.fullmatch(module) and name.isidentifier() and len(module) + len(name) < _SHOWN):
+        return found
+    is_setting = module.startswith("omegaconf.") and name.endswith(("Config", "Node"))
+    return Global(f"{module}.{name}", new=lambda machine: Setting() if is_setting else Record(name, {}))
+
+
+def _storage_global(module: str, name: str) -> Global | None:
+    return _STORAGES.get((module, name))
