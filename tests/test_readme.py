@@ -111,7 +111,9 @@ def test_conda_users_get_the_same_versions_as_pip_users() -> None:
     for name, version in pinned:
         assert version in pins()[name.lower().replace("_", "-")], name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[>=\[]", line)[0].lower().replace("_", "-") for line in project["dependencies"]}
+    optional = project["optional-dependencies"]
+    lines = [*project["dependencies"], *optional["imm"]]
+    wanted = {re.split(r"[>=\[]", line)[0].lower().replace("_", "-") for line in lines}
     assert {name.lower().replace("_", "-") for name, _ in pinned} == wanted
-    developers = {re.split(r"[>=]", line)[0] for line in project["optional-dependencies"]["dev"]}
+    developers = {re.split(r"[>=]", line)[0] for line in optional["dev"]}
     assert wanted | developers <= pins().keys()

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 
 from edm.model import EDM
+from imm.model import IMM
+from imm.published import canonical
+from imm.vae import Codec
 from neon.dataset import ArrayDataset
 from VAR.model import VARModel
 from VAR.vqvae import VQVAE
@@ -105,3 +108,37 @@ def tiny_vae() -> AutoencoderKL:
         torch.manual_seed(7)
         vae = AutoencoderKL(embed_dim=4, ch_mult=(1, 1), ch=32)
     return vae.eval().requires_grad_(False)
+
+
+def tiny_imm(seed: int = 0, **network: object) -> IMM:
+    """An untrained IMM of three classes whose output depends on everything: latents of 3 x 16 x 16 images."""
+    keywords = {
+        "img_resolution": 2, "img_channels": 4, "label_dim": 3, "model_type": "DiT", "patch_size": 1, "hidden_size": 64,
+        "depth": 1, "num_heads": 1, "num_classes": 3, "temb_type": "stride",
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = IMM({"network": canonical({**keywords, **network})})
+        for parameter in model.network.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+def tiny_sd_vae(levels: int = 4) -> Codec:
+    """An untrained autoencoder as IMM's, of images whose side divides by 2^(levels - 1): by 8, as published."""
+    from diffusers.models import AutoencoderKL  # takes seconds
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=(8,) * levels,
+            norm_num_groups=4,
+        )
+    return Codec(vae).eval().requires_grad_(False)
+
+
+def save_sd_vae(folder: Path, codec: Codec | None = None) -> None:
+    """Write an autoencoder (by default `tiny_sd_vae()`) as diffusers keeps it: a config and safetensors."""
+    (codec or tiny_sd_vae()).vae.save_pretrained(folder)

@@ -1,0 +1,190 @@
+"""Flags that IMM's programs share, spelled as in the published ones, and the model they name."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from imm.model import ASSUMED, IMM
+from imm.published import PRESETS
+from imm.sampler import IMMSettings
+from imm.vae import weights_file
+from neon.command_line import warn
+from neon.distributed import Processes
+from neon.download import shared_file
+from neon.errors import RequestError
+from neon.files import sha256_file
+from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
+
+ALIASES = {
+    "--N": "--num_images",
+    "--fid_stats": "--ref",
+    "--model_ckpt": "--network_pkl",
+    "--cfg": "--cfg_scale",
+    "--steps": "--num_steps",
+}
+NAMED = {"s_a1": "identity", "ts_a2": "stride"}
+"""the time embeddings of two published networks that nothing else tells apart, by what their files are called"""
+EVALUATED = 50_000
+"""images behind published scores"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(NetworkFlags):
+    """A network and, if it makes latents, its autoencoder."""
+
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    """the network: published .pkl or .pth, or safetensors written by neon; also --model_ckpt"""
+    vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """the autoencoder of Stable Diffusion, as diffusers keeps it; by default sd-vae-ft-ema in imm/pretrained/,
+    pretrained/, checkpoints/ or the cache of Hugging Face"""
+    temb_type: Literal["identity", "stride"] | None = None
+    """what a network is told of the end of a step: its time or its length. By default what the checkpoint says; a bare
+    state dict does not say, and is taken as ts_a2 (stride); s_a1 needs identity"""
+
+    def load(self, group: Processes, *, needs_vae: bool = True) -> tuple[Path, IMM]:
+        """The checkpoint's path and its model; with the autoencoder, if its images are latents and it `needs_vae`.
+
+        Raises:
+            RequestError: flags and files disagree.
+        """
+        path = shared_file(self.network_pkl, group)
+        model = self.open(path, IMM, group)
+        self.set_time_embedding(path, model)
+        if model.in_latents and needs_vae:
+            model.use_vae(self.vae_path)
+        self.check_side(path, model)
+        model.network.mixed_precision = PRECISIONS[self.precision]
+        return path, model
+
+    def set_time_embedding(self, path: Path, model: IMM) -> None:
+        """Set `temb_type`; a RequestError if the name of the file says that it must be another."""
+        said = None if model.assumes_time_embedding else model.network.temb_type
+        if self.temb_type is not None:
+            if said not in (None, self.temb_type):
+                warn(f"--temb_type {self.temb_type}: {path} says {said}; the flag wins")
+            model.network.temb_type = self.temb_type
+        elif said is None:
+            warn(
+                f"{path}: a bare state dict, taken as ts_a2 (--temb_type {ASSUMED['temb_type']}); "
+                "weights made from s_a1 need --temb_type identity"
+            )
+        for name, needed in NAMED.items():
+            if re.search(rf"(?<![a-z]){name}(?![0-9])", path.name) and model.network.temb_type != needed:
+                raise RequestError(
+                    f"{path}: by its name this is {name}, whose temb_type is {needed}, but it would run with "
+                    f"{model.network.temb_type}; use --temb_type {needed}, or rename the file if it is another"
+                )
+
+    def facts(self, group: Processes, model: IMM) -> dict[str, Any]:
+        """What, besides network and settings, determines images and training, as JSON."""
+        uses_vae = model.codec is not None
+        return {
+            "temb_type": model.network.temb_type,
+            "vae_sha256": group.on_main(lambda: sha256_file(weights_file(self.vae_path))) if uses_vae else None,
+            "precision": self.precision,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(ModelFlags, NumberedImages):
+    """Which images of which network."""
+
+    num_images: int = EVALUATED
+    """how many; every class equally often; also --N"""
+    per_class_count: int | None = None
+    """how many of each class, instead of --num_images"""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """a published sampler: 1_steps_cfg1.5_pushforward_uniform (or 2, 4, 8), 1_step or 2_steps"""
+    num_steps: int | None = None
+    """network evaluations; by default those of the published network, else 8"""
+    cfg_scale: float | None = None
+    """guidance, 1: none; over that of a preset. By default 1.5, and none for an unconditional network"""
+    discretization: Literal["uniform", "edm"] | None = None
+    """times of the steps: evenly spaced (the default), or as EDM spaces its noise levels"""
+    mid_nt: tuple[float, ...] | None = None
+    """ratios of noise to signal at the ends of all steps but the last, instead of --discretization"""
+    restart: bool = False
+    """step to the end each time, and add fresh noise in between; published: push forward, without"""
+
+    def counted(self, model: IMM) -> int:
+        """The number of images; a RequestError if the flags do not give one."""
+        if self.per_class_count is None:
+            return self.num_images
+        if self.num_images != EVALUATED:
+            raise RequestError("--per_class_count and --num_images both say how many images; leave one of them out")
+        if model.num_classes == 0:
+            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
+        if self.per_class_count < 1:
+            raise RequestError(f"--per_class_count {self.per_class_count}: expected at least 1")
+        return self.per_class_count * model.num_classes
+
+    def settings(self, model: IMM) -> IMMSettings:
+        """The sampler's settings for this model.
+
+        Raises:
+            RequestError: they contradict each other, or guide an unconditional network.
+        """
+        settings = self._preset() or self._stepped(model.default_settings)
+        if self.cfg_scale is not None:
+            settings = replace(settings, guidance=self.cfg_scale)
+        if model.num_classes == 0 and settings.guidance != 1:
+            if self.cfg_scale is not None:
+                raise RequestError(
+                    f"--cfg_scale {self.cfg_scale:g}: {self.network_pkl} is unconditional, there is nothing to guide "
+                    "by; leave the flag out"
+                )
+            raise RequestError(
+                f"--preset {self.preset}: guides by a class, and {self.network_pkl} is unconditional; use 1_step or "
+                "2_steps, or --num_steps"
+            )
+        return settings
+
+    def _preset(self) -> IMMSettings | None:
+        """The settings of `--preset`, if one is named and no other flag contradicts it."""
+        if self.preset is None:
+            return None
+        if self.preset not in PRESETS:
+            raise RequestError(f"--preset {self.preset}: unknown; expected one of {', '.join(PRESETS)}")
+        settings = PRESETS[self.preset]
+        given = {
+            "num_steps": self.num_steps,
+            "discretization": self.discretization,
+            "mid_nt": self.mid_nt,
+            "restart": self.restart or None,
+        }
+        for name, value in given.items():
+            if value not in (None, getattr(settings, name)):
+                raise RequestError(
+                    f"--{name} {value}: contradicts --preset {self.preset}, which has {getattr(settings, name)}; "
+                    "leave one of them out"
+                )
+        return settings
+
+    def _stepped(self, default: IMMSettings) -> IMMSettings:
+        """`default` with the steps that the flags ask for."""
+        try:
+            if self.mid_nt is not None:
+                if self.discretization is not None:
+                    raise ValueError("--mid_nt and --discretization both say where steps end; leave one of them out")
+                steps = len(self.mid_nt) + 1 if self.num_steps is None else self.num_steps
+                return replace(default, num_steps=steps, mid_nt=self.mid_nt, restart=self.restart)
+            if self.discretization is None and self.num_steps in (None, default.num_steps):
+                return replace(default, restart=self.restart)
+            return replace(
+                default,
+                num_steps=default.num_steps if self.num_steps is None else self.num_steps,
+                mid_nt=(),
+                discretization=self.discretization or default.discretization,
+                restart=self.restart,
+            )
+        except ValueError as error:
+            raise RequestError(f"{error}; see --help") from error
+
+
+def use_tensor_cores() -> None:
+    """Let GPUs round the inputs of matrix products to TF32: the published precision of sampling."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

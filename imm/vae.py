@@ -1,0 +1,209 @@
+"""The autoencoder of IMM, Stable Diffusion's: images as latents of an eighth of the side, and back.
+
+Shapes: B images, H W pixels, h = H / 8, w = W / 8 with the published four levels. Latents are everywhere those that
+the network sees; raw ones, which only the autoencoder knows, are standardised per channel to a deviation of 0.5.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from neon.checkpoint import load_state
+from neon.download import usual_file
+from neon.errors import RequestError
+from neon.model import load_weights
+
+if TYPE_CHECKING:
+    from diffusers.models import AutoencoderKL
+
+LATENT_CHANNELS = 4
+DOWNSAMPLING = 8
+"""side of an image over that of its latent, with the published levels"""
+DECODED_AT_ONCE = 8
+"""images per pass of the decoder: its maps at full size are what fills a GPU"""
+
+REPOSITORY = "stabilityai/sd-vae-ft-ema"
+FOLDER = "sd-vae-ft-ema"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""in order of preference"""
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""parts of attention: as files from before 2023 call them, and as they are called now"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentScale:
+    """The statistics by which raw latents are standardised, one number per channel; by default ImageNet-256's."""
+
+    raw_mean: Sequence[float] = (0.86488, -0.27787343, 0.21616915, 0.3738409)
+    raw_std: Sequence[float] = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
+    final_std: float = 0.5
+    """of the latents that the network sees; their mean is 0"""
+
+    def scale_and_bias(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """What raw latents are multiplied by, and what is added then: float32 [C, 1, 1] each."""
+        mean, std = (torch.tensor(raw, device=device).reshape(-1, 1, 1) for raw in (self.raw_mean, self.raw_std))
+        scale = self.final_std / std
+        return scale, -mean * scale
+
+    def latents(self, moments: Tensor, draw: Tensor) -> Tensor:
+        """Latents of images with these moments [B, 2C, h, w], by a unit normal `draw` [B, C, h, w]."""
+        scale, bias = self.scale_and_bias(moments.device)
+        mean, std = moments.chunk(2, dim=1)
+        return (mean + draw * std) * scale + bias
+
+    def raw(self, latents: Tensor) -> Tensor:
+        """Latents -> raw ones, float32."""
+        scale, bias = self.scale_and_bias(latents.device)
+        return (latents.to(torch.float32) - bias) / scale
+
+
+IMAGENET = LatentScale()
+
+
+class Codec(nn.Module):
+    """Images uint8 [B, 3, H, W] <-> latents float32 [B, C, h, w], by an autoencoder of diffusers.
+
+    The autoencoder computes in the dtype of its weights, everything around it in float32.
+    """
+
+    def __init__(self, vae: "AutoencoderKL", scale: LatentScale = IMAGENET) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale = scale
+        self.latent_channels = len(scale.raw_mean)
+        self.downsampling = 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and standard deviation of the raw latents of uint8 `images`: float32 [B, 2C, h, w]."""
+        posterior = self.vae.encode(as_input(images).to(self.vae.dtype)).latent_dist
+        return torch.cat([posterior.mean, posterior.std], dim=1).to(torch.float32)
+
+    def latents(self, moments: Tensor, draw: Tensor) -> Tensor:
+        """Latents of images with these moments, by a unit normal `draw` [B, C, h, w]."""
+        return self.scale.latents(moments, draw)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents -> images, uint8 [B, 3, H, W]."""
+        return as_bytes(self.decode_float(latents))
+
+    def decode_float(self, latents: Tensor) -> Tensor:
+        """Latents -> images, float32 [B, 3, H, W], mostly within [-1, 1]."""
+        raw = self.scale.raw(latents).to(self.vae.dtype)
+        images = [self.vae.decode(part).sample for part in raw.split(DECODED_AT_ONCE)]
+        return torch.cat(images).to(torch.float32)
+
+    def compile_decoder(self) -> None:
+        """Compile, in place, what decoding spends its time in."""
+        self.vae.decoder.compile()
+
+
+def as_input(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]: what the autoencoder sees, and networks of pixels."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def as_bytes(decoded: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8; fractions are cut off, as published."""
+    return ((decoded * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def vae_folder(path: str | os.PathLike[str] | None) -> Path:
+    """The folder of an autoencoder: `path`, or where the published one usually lies.
+
+    Raises:
+        RequestError: it is in none of those places, or `path` is no folder with a config.
+    """
+    if path is None:
+        folders = ("imm/pretrained", "pretrained", "checkpoints")
+        fetch = f"hf download {REPOSITORY} --local-dir {folders[0]}/{FOLDER}"
+        path = usual_file(FOLDER, folders, "the autoencoder", fetch, "--vae_path", cached=_cached_folder())
+    if not (Path(path) / CONFIG_FILE).is_file():
+        found = "a folder without it" if Path(path).is_dir() else "a file" if Path(path).exists() else "nothing"
+        raise RequestError(
+            f"{path}: found {found}; expected the folder of an autoencoder, with {CONFIG_FILE} and "
+            f"{WEIGHTS_FILES[0]}; name it with --vae_path"
+        )
+    return Path(path)
+
+
+def _cached_folder() -> Path:
+    """Where Hugging Face's cache holds the published autoencoder, if it does; nothing is downloaded."""
+    from huggingface_hub import constants, try_to_load_from_cache  # as much as the rest of the program
+    from huggingface_hub.file_download import repo_folder_name
+
+    config = try_to_load_from_cache(REPOSITORY, CONFIG_FILE)
+    if isinstance(config, str):
+        return Path(config).parent
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=REPOSITORY, repo_type="model")
+
+
+def weights_file(path: str | os.PathLike[str] | None) -> Path:
+    """The file with the weights of the autoencoder in folder `path` (None: where it usually lies).
+
+    Raises:
+        RequestError: there is none.
+    """
+    folder = vae_folder(path)
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise RequestError(f"{folder}: no weights; expected {' or '.join(WEIGHTS_FILES)}; download the folder again")
+
+
+def load_codec(
+    path: str | os.PathLike[str] | None, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Codec:
+    """The codec of the autoencoder in folder `path` (None: where the published one usually lies), frozen.
+
+    It computes in `dtype`, by default float16 on a GPU, as published, and float32 on a CPU. Nothing in the folder is
+    executed.
+
+    Raises:
+        RequestError: diffusers is not installed, or the folder does not hold a whole autoencoder with 4 channels.
+    """
+    file = weights_file(path)
+    vae = _built(file.parent / CONFIG_FILE)
+    state = {_current_name(name): tensor for name, tensor in load_state(file).items()}
+    load_weights(vae, state, file)
+    if dtype is None:
+        dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    return Codec(vae).to(device, dtype).eval().requires_grad_(False)
+
+
+def _built(config_file: Path) -> "AutoencoderKL":
+    """The autoencoder that `config_file` describes, its weights not yet set."""
+    try:
+        from diffusers.models import AutoencoderKL  # seconds: only those who decode latents pay for it
+    except ImportError as error:
+        raise RequestError(
+            f"the autoencoder of IMM needs the package diffusers ({error}); install it with `pip install 'neon[imm]'`"
+        ) from error
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text())
+        kind, channels = config.get("_class_name", "AutoencoderKL"), config.get("latent_channels", 4)
+        with torch.device("meta"):
+            vae = AutoencoderKL.from_config(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RequestError(f"{config_file}: not the config of an autoencoder ({error}); download it again") from error
+    if kind != "AutoencoderKL" or channels != LATENT_CHANNELS:
+        raise RequestError(
+            f"{config_file}: {kind} with {channels} latent channels; expected AutoencoderKL with {LATENT_CHANNELS}, "
+            f"as {REPOSITORY} has"
+        )
+    return vae.to_empty(device="cpu")
+
+
+def _current_name(name: str) -> str:
+    """The name of a tensor of the autoencoder in current versions of diffusers."""
+    module, _, kind = name.rpartition(".")
+    parent, _, part = module.rpartition(".")
+    if ".attentions." in name and part in OLD_NAMES:
+        return f"{parent}.{OLD_NAMES[part]}.{kind}"
+    return name
