@@ -85,9 +85,12 @@ def last_snapshot(folder: Path) -> Path:
     return max(folder.glob("snapshot-*.safetensors"))
 
 
-def record_study(results: Path, name: str, run: Path, ws: Sequence[float]) -> None:
-    """Put the sweeps `run`/block0.json ... and the losses of `run`/self into `results`, and print them."""
-    blocks = [json.loads((run / f"block{seed}.json").read_text())["sweep"] for seed in range(BLOCKS)]
+def record_study(results: Path, name: str, run: Path, ws: Sequence[float], *, blocks_of: str = "") -> None:
+    """Put the sweeps `run`/block0.json ... and the losses of `run`/self into `results`, and print them.
+
+    `blocks_of` stands before the names of the sweeps.
+    """
+    blocks = [json.loads((run / f"{blocks_of}block{seed}.json").read_text())["sweep"] for seed in range(BLOCKS)]
     losses = [json.loads(line)["loss"] for line in (run / "self" / "training.jsonl").read_text().splitlines()]
     table = {
         f"{w:g}": {

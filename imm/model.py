@@ -70,7 +70,9 @@ class IMM(GenerativeModel):
         if constructor is not None:
             if constructor.class_name != IMMPrecond.__name__:
                 return None
-            return {"network": canonical(constructor.keywords)}
+            network = canonical(constructor.keywords)
+            network.pop("mixed_precision", None)  # of its training: the precision of a run is the user's choice
+            return {"network": network}
         keywords = recognise(checkpoint.specs)
         return None if keywords is None else {"network": keywords}
 

@@ -140,6 +140,17 @@ def test_a_sweep_scores_what_merged_files_score(here: Path) -> None:
     assert sweep["temb_type"] == "stride" and sweep["settings"]["guidance"] == 2
 
 
+def test_a_pickle_trained_in_half_precision_fits_its_base_and_is_sampled_as_the_user_says(here: Path) -> None:
+    tuned = tiny_imm(1)
+    write_imm_pickle(here / "half.pkl", tuned.network, {**tuned.config["network"], "mixed_precision": "fp16"})
+    merge_files("base.pkl", "half.pkl", [0.5], "neon.pkl")
+    for name, flags in (("half", ""), ("tuned", ""), ("bf16", "--precision bf16")):
+        network = "tuned" if name == "tuned" else "half"
+        assert run_sample(f"--network_pkl {network}.pkl --outdir {name} --num_images 4 --num_steps 2 {flags}") == 0
+    half, full, brief = (images(name)[0].int() for name in ("half", "tuned", "bf16"))
+    assert torch.equal(half, full) and not torch.equal(full, brief) and (full - brief).abs().max() < 20
+
+
 def test_a_killed_evaluation_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = "--network_pkl pixels.safetensors --N 20 --batch_size 4 --num_steps 1"
     whole = scores(flags)["fd_tiny6"]
