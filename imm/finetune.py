@@ -147,7 +147,10 @@ class Finetune(ModelFlags, TrainingFlags):
         return self.completed(IMMPlan())
 
     def fit(self, model: IMM, dataset: TrainingImages) -> None:
-        """Give the model the loss and the augmentation that the flags ask for."""
+        """Give the model the loss and the augmentation that the flags ask for.
+
+        A network from scratch remembers its loss, with which it is then self-trained.
+        """
         given = {
             field.name: value for field in fields(IMMLoss) if (value := getattr(self, field.name, None)) is not None
         }
@@ -155,6 +158,8 @@ class Finetune(ModelFlags, TrainingFlags):
             model.use_loss(replace(model.loss, **given))
         except ValueError as error:
             raise RequestError(f"{error}; see --help") from error
+        if self.network_pkl is None:
+            model.config["loss"] = asdict(model.loss)
         unet = model.network.model
         known = labels_read_by(unet) and not model.in_latents
         probability = self.augment if self.augment is not None else AUGMENTATION if known else 0.0
