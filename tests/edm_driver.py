@@ -1,6 +1,5 @@
 """EDM's programs one after the other in one process group, for the tests that start it under torchrun."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,24 +16,27 @@ from neon.selftrain import train
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (sample.Sample, ALIASES, "--network_pkl base.pkl --outdir {out}/set --seeds 0-12 --batch 3 --num_steps 3"),
+    (sample.Sample, ALIASES, "--network_pkl base.pkl --outdir set --seeds 0-12 --batch 3 --num_steps 3"),
     (
         calculate_fid.CalculateFID,
         ALIASES,
         "--network_pkl base.pkl --self_trained tuned.pkl --w 0.5 --ref real.npz --features features.safetensors "
-        "--precision_recall real --seeds 0-19 --batch_size 3 --num_steps 3 --json {out}/scores.json "
-        "--run_dir {out}/run",
+        "--precision_recall real --seeds 0-19 --batch_size 3 --num_steps 3 --json scores.json --run_dir run",
     ),
     (
         finetune.Finetune,
         finetune.ALIASES,
-        "--transfer base.pkl --data real --outdir {out}/training --augment 0 --dropout 0.1 --duration 0.000048 "
+        "--transfer base.pkl --data real --outdir training --augment 0 --dropout 0.1 --duration 0.000048 "
         "--batch 16 --batch_gpu 4 --tick 0.016 --snap 1 --lr_rampup 0.00003 --ema 0.0001",
     ),
 )
 
 # A request that turns out wrong in one process only: the image that cannot be read is in the second block.
-WRONG = COMMANDS[1][2].replace("--precision_recall real", "--precision_recall corrupt")
+WRONG = (
+    COMMANDS[1][2]
+    .replace("--precision_recall real", "--precision_recall corrupt")
+    .replace("--json scores.json --run_dir run", "--json wrong/scores.json --run_dir wrong/run")
+)
 
 
 def train_summed(folder: Path, group: Processes) -> None:
@@ -54,15 +56,12 @@ def train_summed(folder: Path, group: Processes) -> None:
 
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    os.chdir(folder)
     torch.set_num_threads(1)
     with processes("cpu") as group:
         for program, aliases, flags in COMMANDS:
-            code = run_program(program, aliases, [*flags.format(out=out).split(), "--device", "cpu"])
+            code = run_program(program, aliases, [*flags.split(), "--device", "cpu"])
             if code:
                 sys.exit(code)
-        train_summed(Path(out, "summed"), group)
-        program, aliases, _ = COMMANDS[1]
-        if run_program(program, aliases, [*WRONG.format(out=f"{out}/wrong").split(), "--device", "cpu"]) != 2:
+        train_summed(Path("summed"), group)
+        if run_program(calculate_fid.CalculateFID, ALIASES, [*WRONG.split(), "--device", "cpu"]) != 2:
             sys.exit("the corrupt image was not refused in every process")

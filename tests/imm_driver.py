@@ -1,44 +1,30 @@
 """IMM's programs one after the other in one process group, for the tests that start it under torchrun."""
 
-import os
-import sys
-
-import torch
-
 from imm.calculate_fid import CalculateFID
 from imm.encode import Encode
 from imm.finetune import Finetune
 from imm.flags import ALIASES
 from imm.sample import Sample
-from neon.command_line import run_program
-from neon.distributed import processes
+from tests.programs import drive
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
     (
         Sample,
-        "--network_pkl base.pkl --vae_path vae --outdir {out}/set --num_images 13 --batch_size 3 --num_steps 2 "
-        "--cfg_scale 2",
+        "--network_pkl base.pkl --outdir set --num_images 13 --batch_size 3 --num_steps 2 --cfg_scale 2",
     ),
     (
         CalculateFID,
-        "--network_pkl base.pkl --vae_path vae --self_trained tuned.pkl --w 0.5 --ref real.npz "
-        "--features features.safetensors --num_images 20 --batch_size 3 --num_steps 2 --json {out}/scores.json",
+        "--network_pkl base.pkl --self_trained tuned.pkl --w 0.5 --ref real.npz "
+        "--features features.safetensors --num_images 20 --batch_size 3 --num_steps 2 --json scores.json",
     ),
-    (Encode, "--vae_path vae --data real --outdir {out}/latents --img_size 16 --batch_size 7"),
+    (Encode, "--data real --outdir latents --img_size 16 --batch_size 7"),
     (
         Finetune,
-        "--network_pkl base.pkl --vae_path vae --data real --outdir {out}/training --batch 24 --batch_gpu 4 "
+        "--network_pkl base.pkl --data real --outdir training --batch 24 --batch_gpu 4 "
         "--total_images 72 --save_interval 24 --lr 1e-3 --ema_rate 0.9",
     ),
 )
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    with processes("cpu"):
-        for program, flags in COMMANDS:
-            words = [*flags.format(out=out).split(), "--device", "cpu"]
-            if code := run_program(program, ALIASES, words):
-                sys.exit(code)
+    drive(COMMANDS, ALIASES, "--vae_path vae")

@@ -3,9 +3,6 @@
 import dataclasses
 import errno
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,19 +17,33 @@ from PIL import Image
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, snapshot_steps
 from edm.flags import ALIASES
-from neon import cli, evaluate
+from neon import cli, evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.command_line import run_program, seed_list
-from neon.dataset import ImageDataset, write_images, write_labels
+from neon.dataset import write_images
 from neon.errors import RequestError
 from neon.merge import merge_files
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
 from neon.model import load_model, save_model
 from tests import pickles
+from tests.programs import (
+    ROOT,
+    Killed,
+    dies_after,
+    images,
+    in_worlds,
+    losses,
+    refused,
+    run_as_typed,
+    same_files,
+    same_scores,
+    torchrun,
+    training_goes_on,
+    work_in,
+    write_real,
+)
 from tests.tiny import tiny_edm, tiny_images
 
-ROOT = Path(__file__).parent.parent
 SAMPLER = "--num_steps 3"
 
 
@@ -47,15 +58,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(folder / f"{name}.safetensors", load_model(folder / f"{name}.pkl"))
     save_model(folder / "wide.safetensors", tiny_edm(0, model_channels=16))
     save_model(folder / "unconditional.safetensors", tiny_edm(0, label_dim=0))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        features = SmallFeatures("tiny6", (1, 8, 8), dim=6, num_classes=3).eval().requires_grad_(False)
-    features.save(folder / "features.safetensors")
     real = tiny_images(60)
-    Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
-    assert real.labels is not None
-    write_images(folder / "real", range(60), real.images)
-    write_labels(folder / "real", real.labels.tolist(), 60)
+    write_real(folder, real)
     for name, size in (("mixed", 9), ("corrupt", 8)):
         write_images(folder / name, range(6), real.images[:6])
         write_images(folder / name, [4], torch.zeros(1, 1, 8, size, dtype=torch.uint8))
@@ -67,10 +71,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files in it."""
-    for file in files.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, files, monkeypatch)
 
 
 def run_sample(flags: str) -> int:
@@ -89,11 +90,6 @@ def run_finetune(flags: str) -> int:
 def scores(flags: str, name: str = "scores.json") -> dict:
     assert run_fid(f"{flags} --json {name}") == 0
     return json.loads(Path(name).read_text())
-
-
-def images(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    dataset = ImageDataset(path)
-    return dataset.load(range(len(dataset)))
 
 
 # Sampling
@@ -135,32 +131,12 @@ def test_an_image_is_its_seeds_whatever_the_others_are(here: Path) -> None:
     assert torch.equal(images("few")[0], images("many")[0][[7, 2, 3]])
 
 
-class Killed(BaseException):
-    pass
-
-
-def dies_after(calls: int, function: Callable) -> Callable:
-    left = [calls]
-
-    def dying(*arguments: object, **keywords: object) -> object:
-        if left[0] == 0:
-            raise Killed
-        left[0] -= 1
-        return function(*arguments, **keywords)
-
-    return dying
-
-
-def test_a_killed_sampling_run_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neon import sampling
-
+def test_a_killed_sampling_run_goes_on_where_it_was(here: Path) -> None:
     flags = f"--network_pkl base.pkl --seeds 0-19 --batch 4 {SAMPLER} --outdir"
     assert run_sample(f"{flags} whole") == 0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sampling, "sample_block", dies_after(3, sampling.sample_block))
+    with dies_after(3, sampling, "sample_block"), pytest.raises(Killed):
         run_sample(f"{flags} killed")
-    with monkeypatch.context() as patch:
-        patch.setattr(sampling, "sample_block", dies_after(2, sampling.sample_block))
+    with dies_after(2, sampling, "sample_block"):
         assert run_sample(f"{flags} killed") == 0, "two of five blocks were left"
     for a, b in zip(images("whole"), images("killed"), strict=True):
         assert torch.equal(a, b)
@@ -265,11 +241,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(here: Path, monkeypatch: pytes
     monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
     blocks = 5 * (2 if sweep else 1)
     done = blocks - 2
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(done, evaluate.sample_block))
+    with dies_after(done, evaluate, "sample_block"), pytest.raises(Killed):
         run_fid(flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "sample_block", dies_after(blocks - done, evaluate.sample_block))
+    with dies_after(blocks - done, evaluate, "sample_block"):
         continued = scores(flags, "continued.json")
     for found in (whole, continued):
         for entry in (found, *found.get("sweep", [])):
@@ -280,12 +254,10 @@ def test_a_killed_evaluation_goes_on_where_it_was(here: Path, monkeypatch: pytes
 def test_a_half_finished_evaluation_can_be_forgotten(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
     flags = "--network_pkl base.pkl --seeds 0-39 --batch_size 8 --run_dir runs/mine"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(3, evaluate.sample_block))
+    with dies_after(3, evaluate, "sample_block"), pytest.raises(Killed):
         run_fid(flags)
     assert run_fid(flags.replace("0-39", "0-31")) == 2, "a run with other settings lies there"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(4, evaluate.sample_block))
+    with dies_after(4, evaluate, "sample_block"), pytest.raises(Killed):
         run_fid(f"{flags} --fresh")
     assert run_fid(flags) == 0
     assert [path.name for path in Path("runs/mine").glob("*.*")] != []
@@ -386,28 +358,16 @@ def test_self_training_a_pickle_writes_safetensors_and_copies_of_it(here: Path) 
     assert all(torch.equal(copied[name], trained[name]) for name in copied)
 
 
-def test_a_killed_training_goes_on_to_the_same_bits_and_writes_every_snapshot(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from neon import selftrain
-
+def test_a_killed_training_goes_on_to_the_same_bits_and_writes_every_snapshot(here: Path) -> None:
     flags = f"--transfer base.safetensors --augment 0 --dropout 0.1 --state_every 0.000001 {TINY_RUN} --outdir"
-    assert run_finetune(f"{flags} whole") == 0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(selftrain._Run, "one_step", dies_after(2, selftrain._Run.one_step))
-        run_finetune(f"{flags} killed")
-    assert run_finetune(f"{flags} killed") == 0
-    snapshots = sorted(path.name for path in Path("whole").glob("snapshot*"))
-    assert len(snapshots) == 3
-    for name in snapshots:
-        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
+    assert len(training_goes_on(run_finetune, flags, killed_after=2)) == 3
 
 
 def test_a_network_is_trained_from_scratch_with_augmentation(here: Path) -> None:
     flags = f"{TINY_RUN.replace('0.000064', '0.0016')} --outdir run --cond --cbase 8 --cres 1 1 --num_blocks 1"
     assert run_finetune(f"{flags} --attn_resolutions 4 --augment 0.12 --dropout 0 --lr 2e-3") == 0
-    losses = [json.loads(line)["loss"] for line in Path("run/training.jsonl").read_text().splitlines()]
-    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    found = losses("run")
+    assert sum(found[-20:]) < 0.7 * sum(found[:20])
     last = sorted(Path("run").glob("snapshot*"))[-1]
     model = load_model(last)
     assert model.num_classes == 3 and model.config["network"]["augment_dim"] == 9
@@ -468,10 +428,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
         pytest.skip("there is a GPU")
     Statistics.from_features(torch.rand(20, 7)).save("wide.npz")
     np.savez("keys.npz", mean=np.zeros(3))
-    assert run(flags) == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.replace("│", " ").split())
-    assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+    refused(run(flags), message, here, capsys)
 
 
 def test_seed_lists_are_read_as_published() -> None:
@@ -483,15 +440,11 @@ def test_seed_lists_are_read_as_published() -> None:
 
 def test_the_published_command_runs_as_typed_under_torchrun(here: Path) -> None:
     """Only the number of processes, paths, seeds and the feature network differ from the published line."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'edm'}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    torchrun = Path(sys.executable).with_name("torchrun")
     command = (
-        f"{torchrun} --standalone --nproc_per_node=1 {ROOT}/edm/calculate_fid.py --network_pkl base.pkl --ref real.npz "
+        f"{ROOT}/edm/calculate_fid.py --network_pkl base.pkl --ref real.npz "
         "--seeds 0-9 --max_batch_size 256 --num_steps 18 --features features.safetensors --json scores.json"
     )
-    done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")
+    run_as_typed(command, here, f"{ROOT / 'edm'}:{ROOT}")
 
 
 # Processes
@@ -500,16 +453,7 @@ def test_the_published_command_runs_as_typed_under_torchrun(here: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each, and what they say."""
-    outputs = {}
-    for world_size in (1, 2, 3):
-        out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launcher, "-m", "tests.edm_driver", str(files), str(out)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        (out / "stderr").write_text(done.stderr)
-    return outputs
+    return in_worlds("edm_driver", files, tmp_path_factory)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -517,18 +461,9 @@ def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
     runs: dict[int, Path], world_size: int
 ) -> None:
     one, many = runs[1], runs[world_size]
-    pngs = sorted(path.name for path in (one / "set").glob("*.png"))
-    assert len(pngs) == 13 and pngs == sorted(path.name for path in (many / "set").glob("*.png"))
-    for name in [*pngs, "dataset.json"]:
-        assert (one / "set" / name).read_bytes() == (many / "set" / name).read_bytes()
-    a, b = (json.loads((out / "scores.json").read_text()) for out in (one, many))
-    assert a["num_images"] == b["num_images"] == 20
-    for name in ("fd_tiny6", "precision", "recall", "density", "coverage"):
-        assert a[name] == pytest.approx(b[name], rel=1e-9)
-    snapshots = sorted(path.name for path in (one / "training").glob("*snapshot*"))
-    assert len(snapshots) == 4
-    for name in snapshots:
-        assert (one / "training" / name).read_bytes() == (many / "training" / name).read_bytes()
+    same_files(one, many, "set/*.png", "set/dataset.json", "training/*snapshot*")
+    assert len([*one.glob("set/*.png")]) == 13 and len([*one.glob("training/*snapshot*")]) == 4
+    same_scores(one, many, "precision", "recall", "density", "coverage")
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -549,12 +484,8 @@ def test_what_one_process_finds_wrong_is_said_once_and_ends_all(runs: dict[int, 
 
 
 def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    flags = f"--network_pkl {files}/base.pkl --outdir {tmp_path}/out --seeds 5 {SAMPLER} --device cpu"
-    done = subprocess.run(
-        [*launcher, str(ROOT / "edm/sample.py"), *flags.split()], env=environment, capture_output=True, text=True
-    )
+    flags = f"--network_pkl {files}/base.pkl --outdir out --seeds 5 {SAMPLER} --device cpu"
+    done = torchrun(2, f"{ROOT}/edm/sample.py {flags}", tmp_path)
     assert done.returncode != 0 and not (tmp_path / "out").exists()
     lines = [line for line in done.stderr.splitlines() if line.startswith("sample.py:")]
     assert len(lines) == 1 and "2 processes for 1 images" in lines[0]

@@ -3,12 +3,8 @@
 # ruff: noqa: N999 - named after the architecture, as its folder is spelled
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from unittest import mock
 
 import numpy as np
@@ -17,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neon.distributed import Processes
-from neon.examples import ExampleSet, write_index, write_shard
 from neon.merge import merge_state
 from neon.sampling import balanced_labels
-from neon.selftrain import LOG_FILE, snapshot_steps, train
+from neon.selftrain import snapshot_steps
 from tests.golden.recipe import fill, fill_module
+from tests.goldens import GOLDEN_DIR, handler, load_arrays, load_golden, train_on
 from tests.replay import RecordedNoise
 from VAR import model as model_module
 from VAR.model import TOKENS, VARModel, token_dtype
@@ -42,8 +37,8 @@ from VAR.sampler import (
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE
 
-FOLDER = Path(os.environ.get("NEON_GOLDEN_DIR", Path(__file__).parent / "golden")) / "VAR"
-FILE = json.loads((FOLDER / "golden.json").read_text())
+FOLDER = GOLDEN_DIR / "VAR"
+FILE = load_golden(FOLDER)
 CASES: dict[str, dict] = FILE["cases"]
 SCRIPTS: dict = FILE["scripts"]
 KEPT = ("attn_bias_for_masking",)
@@ -56,8 +51,7 @@ class Golden:
 
     def __init__(self, name: str) -> None:
         self.case = CASES[name]
-        with np.load(FOLDER / self.case["file"]) as arrays:
-            self.arrays = dict(arrays)
+        [self.arrays] = load_arrays(FOLDER / self.case["file"], "")
 
     def tensor(self, name: str) -> Tensor:
         """Integers as int64, as indices are."""
@@ -274,34 +268,16 @@ def finetune_steps(golden: Golden) -> None:
     model.network = golden.transformer()
     model.set_tokenizer(vqvae)
     before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
-    norms = []
-
-    class Watched(VARRecipe):
-        def visits(self, num_images: int, seed: int) -> Iterator[int]:
-            return iter(range(num_images))
-
-        def repair_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-            parameters = list(parameters)
-            norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
-            super().repair_gradients(parameters)
-
-    recipe = Watched(
+    recipe = VARRecipe(
         batch_size=batch,
         lr=case["peak_lr"],
         total_images=case.get("total_images", steps * batch),
         max_norm=case["clip"],
     )
-    with TemporaryDirectory() as folder:
-        write_shard(folder, 0, tokens.flatten(0, 1).to(token_dtype(vqvae)), labels.flatten())
-        write_index(folder, [range(steps * batch)], model.image_shape, TOKENS)
-        train(
-            model, ExampleSet(folder, TOKENS), Path(folder, "run"), num_steps=steps, snapshot_steps=[],
-            recipe=recipe, seed=0, processes=Processes(),
-        )  # fmt: skip
-        log = [json.loads(line) for line in Path(folder, "run", LOG_FILE).read_text().splitlines()]
-    golden.matches(np.array([entry["loss"] for entry in log]), "loss")
-    golden.matches(np.array(norms), "grad_norm")
-    np.testing.assert_allclose([entry["lr"] for entry in log], golden.arrays["lr"], rtol=1e-6)
+    run = train_on(model, recipe, TOKENS, tokens.flatten(0, 1).to(token_dtype(vqvae)), labels.flatten())
+    golden.matches(np.array([entry["loss"] for entry in run.log]), "loss")
+    golden.matches(run.grad_norms, "grad_norm")
+    np.testing.assert_allclose([entry["lr"] for entry in run.log], golden.arrays["lr"], rtol=1e-6)
     changes = {name: parameter - before[name] for name, parameter in model.network.named_parameters()}
     golden.matches(torch.cat([change.flatten() for change in changes.values()]).norm(), "moved")
     for name in golden.arrays:
@@ -338,9 +314,7 @@ HANDLERS: dict[str, Callable[[Golden], None]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     golden = Golden(name)
-    kind = golden.case["kind"]
-    assert kind in HANDLERS, f"no handler for cases of kind {kind!r}"
-    HANDLERS[kind](golden)
+    handler(golden.case["kind"], HANDLERS)(golden)
 
 
 @pytest.mark.parametrize("name", SCRIPTS["balanced_labels"])

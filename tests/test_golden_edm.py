@@ -1,13 +1,9 @@
 """EDM reproduces the reference numbers: every case of golden.json, by its kind."""
 
-import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
@@ -22,9 +18,7 @@ from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate, noise_levels
 from neon import selftrain
 from neon.augment import AugmentPipe
-from neon.checkpoint import load_state
 from neon.dataset import ArrayDataset, subset_indices, to_uint8, visit_order
-from neon.distributed import Processes
 from neon.merge import merge_tensor
 from neon.metrics import FrechetReference, Manifold, Moments, Statistics
 from neon.noise import ImageNoise
@@ -32,10 +26,11 @@ from neon.recipe import Recipe
 from neon.sampling import published_batches
 from neon.unet import Conv2d, UNetBlock
 from tests.golden.recipe import fill_module
+from tests.goldens import GOLDEN_DIR, handler, load_arrays, load_golden, train_in_order
 from tests.replay import RecordedNoise
 
-FOLDER = Path(os.environ.get("NEON_GOLDEN_DIR", Path(__file__).parent / "golden")) / "edm"
-CASES: dict[str, dict] = json.loads((FOLDER / "golden.json").read_text())["cases"]
+FOLDER = GOLDEN_DIR / "edm"
+CASES: dict[str, dict] = load_golden(FOLDER)["cases"]
 LOSSES = {loss.__name__: loss for loss in (EDMLoss, VPLoss, VELoss)}
 
 
@@ -44,8 +39,7 @@ class Golden:
 
     def __init__(self, name: str) -> None:
         self.case = CASES[name]
-        with np.load(FOLDER / self.case["file"]) as arrays:
-            self.arrays = dict(arrays)
+        [self.arrays] = load_arrays(FOLDER / self.case["file"], "")
 
     def tensor(self, name: str) -> Tensor:
         return torch.from_numpy(self.arrays[name])
@@ -253,23 +247,14 @@ def training_loop(golden: Golden) -> None:
     rounds = zip(golden.tensor("rnd"), golden.tensor("noise"), strict=True)
     augmented = zip(golden.tensor("y"), golden.tensor("augment_labels"), strict=True)
     model.augment = lambda images, noise: next(augmented)
-    losses, norms = [], []
+    losses = []
 
     def loss_of_round(examples: Tensor, labels: Tensor | None, noise: RecordedNoise) -> Tensor:
         losses.append(EDM.training_loss(model, examples, labels, noise))
         return losses[-1]
 
-    class Watched(Recipe):
-        def visits(self, num_images: int, seed: int) -> Iterator[int]:
-            return iter(index.flatten().tolist())
-
-        def repair_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-            parameters = list(parameters)
-            norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double().norm())
-            super().repair_gradients(parameters)
-
     assert case["optimizer"]["name"] == "Adam"
-    recipe = Watched(
+    recipe = Recipe(
         batch_size=loop["batch_size"],
         lr=case["optimizer"]["lr"],
         betas=tuple(case["optimizer"]["betas"]),
@@ -280,26 +265,20 @@ def training_loop(golden: Golden) -> None:
         ema_rampup_ratio=loop["ema_rampup_ratio"],
     )
     with (
-        TemporaryDirectory() as folder,
-        mock.patch.multiple(
-            selftrain,
-            ImageNoise=lambda seeds, device: RecordedNoise(next(rounds)),
-        ),
+        mock.patch.object(selftrain, "ImageNoise", lambda seeds, device: RecordedNoise(next(rounds))),
         mock.patch.object(model, "training_loss", loss_of_round),
     ):
-        [snapshot] = selftrain.train(
-            model, dataset, folder, num_steps=loop["steps"], snapshot_steps=[], recipe=recipe, seed=loop["seed"],
-            processes=Processes(), micro_batch=loop["batch_gpu"],
-        )  # fmt: skip
-        average = load_state(snapshot.path)
-        log = [json.loads(line) for line in (Path(folder) / selftrain.LOG_FILE).read_text().splitlines()]
+        run = train_in_order(
+            model, dataset, recipe, index.flatten().tolist(), seed=loop["seed"], micro_batch=loop["batch_gpu"]
+        )
+    assert len(run.log) == loop["steps"]
     pixels = math.prod(golden.arrays["images_u8"].shape[1:])
     golden.matches(np.array([loss.mean().item() / pixels for loss in losses]), "loss_mean")
-    golden.matches(np.array([entry["lr"] for entry in log]), "lr")
-    golden.matches(np.array(norms), "grad_norm")
+    golden.matches(np.array([entry["lr"] for entry in run.log]), "lr")
+    golden.matches(run.grad_norms, "grad_norm")
     trained = dict(model.network.named_parameters())
     assert list(trained) == case["param_names"]
-    for side, weights in (("net", trained), ("ema", average)):
+    for side, weights in (("net", trained), ("ema", run.weights)):
         changes = [(weights[name] - before[name]).double().norm().item() for name in case["param_names"]]
         # The gradient of these is zero in exact arithmetic: what Adam makes of its rounding is no result.
         compared = [name not in case["noise_dominated"] for name in case["param_names"]]
@@ -369,6 +348,4 @@ HANDLERS = {
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     golden = Golden(name)
-    kind = golden.case["kind"]
-    assert kind in HANDLERS, f"no handler for cases of kind {kind!r}"
-    HANDLERS[kind](golden)
+    handler(golden.case["kind"], HANDLERS)(golden)

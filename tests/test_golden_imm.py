@@ -1,11 +1,7 @@
 """IMM reproduces the reference numbers: every case of golden.json, by its kind."""
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -21,19 +17,14 @@ from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.schedule import SCHEDULES
 from imm.vae import Codec, LatentScale, as_bytes, as_input
-from neon.checkpoint import load_state
 from neon.dataset import to_uint8
-from neon.distributed import Processes
-from neon.examples import ExampleSet, write_index, write_shard
 from neon.merge import merge_state
-from neon.model import GenerativeModel
-from neon.noise import Noise
-from neon.selftrain import LOG_FILE, train
 from tests.golden.recipe import fill_module
+from tests.goldens import GOLDEN_DIR, Replayed, handler, load_arrays, load_golden, train_on
 from tests.replay import RecordedNoise
 
-FOLDER = Path(os.environ.get("NEON_GOLDEN_DIR", Path(__file__).parent / "golden")) / "imm"
-CASES: dict[str, dict] = json.loads((FOLDER / "golden.json").read_text())["cases"]
+FOLDER = GOLDEN_DIR / "imm"
+CASES: dict[str, dict] = load_golden(FOLDER)["cases"]
 PUBLISHED_DEFAULTS = {"sample_t_mode": "lognormal", "min_tr_gap": None}
 """of the original's loss, where ours are those of ImageNet-256"""
 SMALL = {"img_resolution": 2, "img_channels": 1, "model_type": "DiT", "hidden_size": 4, "depth": 0, "num_heads": 1}
@@ -47,11 +38,7 @@ class Golden:
         self.case = CASES[name]
         self.config: dict[str, Any] = self.case["config"]
         self.tolerance: dict[str, Any] = self.case["tolerance"]
-        with np.load(FOLDER / self.case["file"]) as arrays:
-            self.inputs, self.outputs = (
-                {name.removeprefix(kind): array for name, array in arrays.items() if name.startswith(kind)}
-                for kind in ("in_", "out_")
-            )
+        self.inputs, self.outputs = load_arrays(FOLDER / self.case["file"], "in_", "out_")
         self.unmatched = set(self.outputs)
 
     def tensor(self, name: str) -> Tensor:
@@ -324,64 +311,29 @@ def time_sampling(golden: Golden) -> None:
         )
 
 
-class Replayed(GenerativeModel):
-    """The network of a case, trained on its latents with its draws."""
-
-    architecture = "replayed"
-    network: IMMPrecond
-
-    def __init__(self, golden: Golden) -> None:
-        super().__init__()
-        self.config = {}
-        self.network = golden.precond()
-        self.num_classes = self.network.label_dim
-        self.image_shape = tuple(golden.inputs["images_0"].shape[1:])
-        self.loss = loss_of(golden.config["loss"])
-        self.batch_multiple = self.loss.matrix_size
-        self.draws = iter([golden.recorded(self.batch_multiple, f"_{step}") for step in range(golden.config["steps"])])
-
-    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        assert labels is not None
-        one_hot = torch.nn.functional.one_hot(labels, self.num_classes).float()
-        return self.loss(self.network, examples, one_hot, next(self.draws))
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        raise NotImplementedError
-
-    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        raise NotImplementedError
-
-
 def finetune(golden: Golden) -> None:
     """Through the project's own loop, on a set of the recorded latents, in the recorded order."""
     keywords = dict(golden.config["optimizer"])
     assert keywords.pop("name") == "AdamW"
     steps, batch = golden.config["steps"], golden.config["batch"]
 
-    class InOrder(IMMRecipe):
-        def visits(self, num_images: int, seed: int) -> Iterator[int]:
-            return iter(range(num_images))
+    network, formula = golden.precond(), loss_of(golden.config["loss"])
+    draws = [golden.recorded(formula.matrix_size, f"_{step}") for step in range(steps)]
 
-    model = Replayed(golden)
-    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    recipe = InOrder(batch_size=batch, ema_beta=golden.config["ema_beta"], **keywords)
-    with TemporaryDirectory() as folder:
-        examples = torch.cat([golden.tensor(f"images_{step}") for step in range(steps)])
-        write_shard(folder, 0, examples, golden.tensor("labels").argmax(dim=1).repeat(steps))
-        write_index(folder, [range(steps * batch)], model.image_shape, "latents")
-        snapshots = train(
-            model, ExampleSet(folder, "latents"), Path(folder, "run"), num_steps=steps, snapshot_steps=[],
-            recipe=recipe, seed=0, processes=Processes(),
-        )  # fmt: skip
-        log = [json.loads(line) for line in Path(folder, "run", LOG_FILE).read_text().splitlines()]
-        average = load_state(snapshots[-1].path)
-    golden.matches(np.array([entry["loss"] for entry in log]), "losses", rtol=golden.tolerance["losses_rtol"])
+    def loss_of_step(latents: Tensor, labels: Tensor, noise: RecordedNoise) -> Tensor:
+        one_hot = torch.nn.functional.one_hot(labels, network.label_dim).float()
+        return formula(network, latents, one_hot, noise)
+
+    model = Replayed(network, golden.inputs["images_0"].shape[1:], network.label_dim, loss_of_step, draws)
+    model.batch_multiple = formula.matrix_size
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    recipe = IMMRecipe(batch_size=batch, ema_beta=golden.config["ema_beta"], **keywords)
+    examples = torch.cat([golden.tensor(f"images_{step}") for step in range(steps)])
+    run = train_on(model, recipe, "latents", examples, golden.tensor("labels").argmax(dim=1).repeat(steps))
+    golden.matches(np.array([entry["loss"] for entry in run.log]), "losses", rtol=golden.tolerance["losses_rtol"])
     share = number(r"atol = ([\d.]+) \* max", golden.tolerance["deltas"])
     enough = number(r">= (\d+)% of the entries", golden.tolerance["deltas"]) / 100
-    for kind, weights in (("net", model.network.state_dict()), ("ema", average)):
+    for kind, weights in (("net", network.state_dict()), ("ema", run.weights)):
         for name in golden.named(f"{kind}_delta__"):
             expected = golden.outputs[f"{kind}_delta__{name}"]
             delta = cropped(weights[name].double() - before[name].double(), expected.shape).numpy()
@@ -438,7 +390,5 @@ HANDLERS: dict[str, Callable[[Golden], None]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     golden = Golden(name)
-    kind = golden.case["kind"]
-    assert kind in HANDLERS, f"no handler for cases of kind {kind!r}"
-    HANDLERS[kind](golden)
+    handler(golden.case["kind"], HANDLERS)(golden)
     assert not golden.unmatched

@@ -2,12 +2,8 @@
 
 # ruff: noqa: N999 - named after the architecture, as its folder is spelled
 
-import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -17,13 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from neon.checkpoint import load_state
-from neon.distributed import Processes
-from neon.examples import ExampleSet, write_index, write_shard
-from neon.model import GenerativeModel
-from neon.noise import Noise
-from neon.selftrain import LOG_FILE, train
 from tests.golden.recipe import fill_module
+from tests.goldens import GOLDEN_DIR, Replayed, handler, load_arrays, load_golden, train_on
 from tests.replay import RecordedNoise
 from xAR import transformer as transformer_module
 from xAR.loss import flow_loss
@@ -42,8 +33,8 @@ from xAR.transformer import (
 )
 from xAR.vae import AutoencoderKL, as_bytes, center_crop, posterior
 
-FOLDER = Path(os.environ.get("NEON_GOLDEN_DIR", Path(__file__).parent / "golden")) / "xAR"
-CASES: dict[str, dict] = json.loads((FOLDER / "golden.json").read_text())["cases"]
+FOLDER = GOLDEN_DIR / "xAR"
+CASES: dict[str, dict] = load_golden(FOLDER)["cases"]
 KEYWORDS = {
     "width": "width", "heads": "heads", "encoder_depth": "encoder_depth", "decoder_depth": "decoder_depth",
     "label_drop_prob": "label_drop", "attn_dropout": "attn_dropout", "proj_dropout": "proj_dropout",
@@ -59,11 +50,7 @@ class Golden:
     def __init__(self, name: str) -> None:
         self.case = CASES[name]
         self.config: dict[str, Any] = self.case["config"]
-        with np.load(FOLDER / self.case["file"]) as arrays:
-            self.inputs, self.outputs = (
-                {name.removeprefix(f"{kind}:"): array for name, array in arrays.items() if name.startswith(f"{kind}:")}
-                for kind in ("in", "out")
-            )
+        self.inputs, self.outputs = load_arrays(FOLDER / self.case["file"], "in:", "out:")
         self.unmatched = set(self.outputs)
 
     def tensor(self, name: str) -> Tensor:
@@ -156,71 +143,28 @@ def loss(golden: Golden) -> None:
     golden.matches(torch.stack([g[place] for g, place in zip(gradients, largest, strict=True)]), "param_grad_max")
 
 
-class Replayed(GenerativeModel):
-    """The network of a case, trained on its latents with its draws."""
-
-    architecture = "replayed"
-
-    def __init__(self, golden: Golden) -> None:
-        super().__init__()
-        self.config = {}
-        self.network = golden.transformer().requires_grad_(True)
-        self.num_classes = self.network.classes
-        self.image_shape = (3, 256, 256)
-        self.draws = iter([golden.recorded(step) for step in range(len(golden.inputs["label"]))])
-
-    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        assert labels is not None
-        return flow_loss(self.network, examples, labels, next(self.draws))
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        raise NotImplementedError
-
-    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        raise NotImplementedError
-
-
 def optim(golden: Golden) -> None:
     """Through the project's own loop, on a set of the recorded latents, in the recorded order, once per average."""
     keywords = dict(golden.config["optim"])
     steps, batch = golden.inputs["label"].shape
     images_per_epoch = keywords.pop("iterations_per_epoch") * batch
-    norms: list[Tensor] = []
-
-    class Watched(XARRecipe):
-        def visits(self, num_images: int, seed: int) -> Iterator[int]:
-            return iter(range(num_images))
-
-        def repair_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-            parameters = list(parameters)
-            norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
-            super().repair_gradients(parameters)
-
     for number, rate in enumerate(keywords.pop("ema_rates")):
-        norms.clear()
-        model = Replayed(golden)
-        before = {name: parameter.detach().clone() for name, parameter in model.network.named_parameters()}
+        network = golden.transformer().requires_grad_(True)
+        draws = [golden.recorded(step) for step in range(steps)]
+        model = Replayed(network, (3, 256, 256), network.classes, partial(flow_loss, network), draws)
+        before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
         golden.matches(list(before), "param_names")
-        recipe = Watched(batch_size=batch, images_per_epoch=images_per_epoch, ema_rate=rate, **keywords)
-        with TemporaryDirectory() as folder:
-            write_shard(folder, 0, golden.tensor("latent").flatten(0, 1), golden.tensor("label").flatten())
-            write_index(folder, [range(steps * batch)], model.image_shape, "latents")
-            snapshots = train(
-                model, ExampleSet(folder, "latents"), Path(folder, "run"), num_steps=steps, snapshot_steps=[],
-                recipe=recipe, seed=0, processes=Processes(),
-            )  # fmt: skip
-            log = [json.loads(line) for line in Path(folder, "run", LOG_FILE).read_text().splitlines()]
-            average = load_state(snapshots[-1].path)
-        golden.matches([entry["loss"] for entry in log], "loss")
-        golden.matches(torch.stack(norms), "grad_norm")
-        golden.matches([entry["lr"] for entry in log], "lr")
-        after = {"moved_norm": dict(model.network.named_parameters()), f"ema{number}_moved_norm": average}
+        recipe = XARRecipe(batch_size=batch, images_per_epoch=images_per_epoch, ema_rate=rate, **keywords)
+        run = train_on(
+            model, recipe, "latents", golden.tensor("latent").flatten(0, 1), golden.tensor("label").flatten()
+        )
+        golden.matches([entry["loss"] for entry in run.log], "loss")
+        golden.matches(run.grad_norms, "grad_norm")
+        golden.matches([entry["lr"] for entry in run.log], "lr")
+        after = {"moved_norm": dict(network.named_parameters()), f"ema{number}_moved_norm": run.weights}
         for name, weights in after.items():
             golden.matches(torch.stack([(weights[key] - start).norm() for key, start in before.items()]), name)
-        for prefix, weights in (("param:", after["moved_norm"]), (f"ema{number}:", average)):
+        for prefix, weights in (("param:", after["moved_norm"]), (f"ema{number}:", run.weights)):
             for name in golden.outputs:
                 if name.startswith(prefix):
                     golden.matches(weights[name.removeprefix(prefix)], name)
@@ -401,7 +345,5 @@ HANDLERS = {
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     golden = Golden(name)
-    kind = golden.case["kind"]
-    assert kind in HANDLERS, f"no handler for cases of kind {kind!r}"
-    HANDLERS[kind](golden)
+    handler(golden.case["kind"], HANDLERS)(golden)
     assert not golden.unmatched

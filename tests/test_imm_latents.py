@@ -21,10 +21,9 @@ from neon.command_line import run_program
 from neon.dataset import ImageDataset, write_images, write_labels
 from neon.errors import RequestError
 from neon.examples import ExampleSet
-from tests.test_edm_programs import Killed, dies_after
+from tests.programs import ROOT, Killed, dies_after, same_files
 from tests.tiny import save_sd_vae, tiny_sd_vae
 
-ROOT = Path(__file__).parent.parent
 SAFETENSORS, BIN = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 IMAGES = torch.randint(0, 256, (10, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 SQUARE = IMAGES[..., :16]
@@ -331,18 +330,14 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
             open_set(path)
 
 
-def test_a_killed_encoding_goes_on(images: Path, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_encoding_goes_on(images: Path, saved: Path, tmp_path: Path) -> None:
     assert encode(images, tmp_path / "whole", saved) == 0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(examples, "write_shard", dies_after(2, examples.write_shard))
+    with dies_after(2, examples, "write_shard"), pytest.raises(Killed):
         encode(images, tmp_path / "killed", saved)
-    with monkeypatch.context() as patch:
-        patch.setattr(examples, "write_shard", dies_after(2, examples.write_shard))
+    with dies_after(2, examples, "write_shard"):
         assert encode(images, tmp_path / "killed", saved) == 0
-    shards = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
-    assert len(shards) == 3
-    for name in shards:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert len([*(tmp_path / "whole").glob("*.safetensors")]) == 3
+    same_files(tmp_path / "whole", tmp_path / "killed", "*.safetensors")
 
 
 @pytest.mark.parametrize(

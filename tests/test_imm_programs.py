@@ -1,10 +1,7 @@
 """IMM's programs as users run them, on tiny networks of latents and of pixels."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,20 +17,29 @@ from imm.finetune import Finetune, IMMPlan
 from imm.flags import ALIASES
 from imm.model import IMM
 from imm.sample import Sample
-from neon import evaluate, selftrain
+from imm.vae import weights_file
 from neon.checkpoint import load_state
 from neon.command_line import run_program
-from neon.dataset import ImageDataset, write_images, write_labels
+from neon.dataset import ArrayDataset, write_images, write_labels
 from neon.merge import merge_files
-from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
 from neon.model import load_model, save_model
 from neon.selftrain import snapshot_steps
 from tests.pickles import write_imm_pickle
-from tests.test_edm_programs import Killed, dies_after
+from tests.programs import (
+    ROOT,
+    evaluation_goes_on,
+    images,
+    in_worlds,
+    losses,
+    refused,
+    run_as_typed,
+    same_files,
+    same_scores,
+    training_goes_on,
+    work_in,
+    write_real,
+)
 from tests.tiny import save_sd_vae, tiny_colour_images, tiny_imm
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +55,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(folder / "pixels.safetensors", tiny_imm(0, **pixels))
     save_model(folder / "plain.safetensors", tiny_imm(0, **pixels, label_dim=0, num_classes=0))
     save_sd_vae(folder / "vae")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        features = SmallFeatures("tiny6", (3, 16, 16), dim=6, num_classes=3).eval().requires_grad_(False)
-    features.save(folder / "features.safetensors")
-    real = tiny_colour_images(60)
-    assert real.labels is not None
-    images = F.interpolate(real.images, scale_factor=2)
-    Statistics.from_features(features_of(features, images)).save(folder / "real.npz")
-    write_images(folder / "real", range(60), images)
-    write_labels(folder / "real", real.labels.tolist(), 60)
-    write_images(folder / "unlabelled", range(8), images[:8])
+    small = tiny_colour_images(60)
+    real = ArrayDataset(F.interpolate(small.images, scale_factor=2), small.labels, small.path)
+    write_real(folder, real)
+    write_images(folder / "unlabelled", range(8), real.images[:8])
     write_labels(folder / "unlabelled", None, 8)
     return folder
 
@@ -67,10 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files in it."""
-    for file in files.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, files, monkeypatch)
 
 
 def run_sample(flags: str) -> int:
@@ -89,15 +85,6 @@ def run_finetune(flags: str) -> int:
 def scores(flags: str, name: str = "scores.json") -> dict:
     assert run_fid(f"{flags} --json {name}") == 0
     return json.loads(Path(name).read_text())
-
-
-def images(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    dataset = ImageDataset(path)
-    return dataset.load(range(len(dataset)))
-
-
-def losses(run: str) -> list[float]:
-    return [json.loads(line)["loss"] for line in Path(run, "training.jsonl").read_text().splitlines()]
 
 
 def test_as_many_images_of_each_class_as_asked_for(here: Path) -> None:
@@ -151,35 +138,19 @@ def test_a_pickle_trained_in_half_precision_fits_its_base_and_is_sampled_as_the_
     assert torch.equal(half, full) and not torch.equal(full, brief) and (full - brief).abs().max() < 20
 
 
-def test_a_killed_evaluation_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "--network_pkl pixels.safetensors --N 20 --batch_size 4 --num_steps 1"
-    whole = scores(flags)["fd_tiny6"]
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(3, evaluate.sample_block))
-        run_fid(flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "sample_block", dies_after(2, evaluate.sample_block))
-        assert scores(flags)["fd_tiny6"] == whole
+def test_a_killed_evaluation_goes_on(here: Path) -> None:
+    evaluation_goes_on(scores, "--network_pkl pixels.safetensors --N 20 --batch_size 4 --num_steps 1")
 
 
 RUN = "--batch 8 --batch_gpu 4 --total_images 64 --save_interval 24 --lr 1e-3"
 
 
-def test_self_training_writes_averages_raw_weights_and_copies_and_survives_a_kill(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_self_training_writes_averages_raw_weights_and_copies_and_survives_a_kill(here: Path) -> None:
     flags = f"--network_pkl base.pkl --data real --state_every 0.000001 --ema_rate 0.9 {RUN} --outdir"
-    assert run_finetune(f"{flags} whole") == 0
-    names = sorted(path.name for path in Path("whole").glob("snapshot*"))
+    names = training_goes_on(run_finetune, flags)
     assert [name[9:19] for name in names] == ["000000.024", "000000.048", "000000.064"]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(selftrain._Run, "one_step", dies_after(5, selftrain._Run.one_step))
-        run_finetune(f"{flags} killed")
-    assert run_finetune(f"{flags} killed") == 0
     base = load_state("base.pkl")
     for name in names:
-        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
         averaged, raw = load_state(Path("whole", name)), load_state(Path("whole", f"raw-{name}"))
         moved = [sum((state[n] - base[n]).norm() for n in base) for state in (averaged, raw)]
         assert 0 < moved[0] < moved[1], "the average lags"
@@ -207,7 +178,7 @@ def test_training_on_latents_ours_or_published_is_training_on_the_images(here: P
     pixels, labels = images("real")
     assert labels is not None
     model = tiny_imm()
-    model.use_vae("vae")
+    model.use_autoencoder(weights_file("vae"))
     published_zip(Path("latents.zip"), model.encode(pixels, None), labels.tolist())  # type: ignore[arg-type]
     for data, vae in (("real", "vae"), ("kept", "nowhere"), ("latents.zip", "nowhere")):
         flags = f"--network_pkl base.pkl --data {data} --outdir {data}-run {RUN} --vae_path {vae}"
@@ -298,10 +269,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
 ) -> None:
     published_zip(here / "wide.zip", torch.ones(8, 8, 4, 4), [0, 1] * 4)
     published_zip(here / "bare.zip", torch.ones(8, 8, 2, 2), None)
-    assert run(flags) == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.replace("│", " ").split())
-    assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+    refused(run(flags), message, here, capsys)
 
 
 def test_the_two_published_networks_are_not_mistaken_for_each_other(
@@ -330,15 +298,7 @@ def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
 @pytest.fixture(scope="module")
 def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    outputs = {}
-    for world_size in (1, 2, 3):
-        out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launcher, "-m", "tests.imm_driver", str(files), str(out)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-    return outputs
+    return in_worlds("imm_driver", files, tmp_path_factory)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -346,14 +306,8 @@ def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
     runs: dict[int, Path], world_size: int
 ) -> None:
     one, many = runs[1], runs[world_size]
-    for folder, pattern in (("set", "*.png"), ("latents", "*.safetensors"), ("training", "*snapshot*")):
-        names = sorted(path.name for path in (one / folder).glob(pattern))
-        assert names and names == sorted(path.name for path in (many / folder).glob(pattern))
-        for name in names:
-            assert (one / folder / name).read_bytes() == (many / folder / name).read_bytes(), name
-    a, b = (json.loads((out / "scores.json").read_text()) for out in (one, many))
-    assert a["num_images"] == b["num_images"] == 20
-    np.testing.assert_allclose(a["fd_tiny6"], b["fd_tiny6"], rtol=1e-9)
+    same_files(one, many, "set/*.png", "latents/*.safetensors", "training/*snapshot*")
+    same_scores(one, many)
 
 
 @pytest.mark.parametrize(
@@ -370,11 +324,5 @@ def test_the_published_commands_run_as_typed(files: Path, tmp_path: Path, flags:
         (tmp_path / "imm" / file.name).symlink_to(file)
     (tmp_path / "imm" / "pretrained").mkdir()
     (tmp_path / "imm" / "pretrained" / "sd-vae-ft-ema").symlink_to(files / "vae")
-    environment = {**os.environ, "PYTHONPATH": "imm", "OMP_NUM_THREADS": "1"}
-    command = (
-        f"{Path(sys.executable).with_name('torchrun')} --standalone --nproc_per_node=1 imm/calculate_fid.py "
-        f"{flags.format(files=files)} --features {files}/features.safetensors"
-    )
-    done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")
+    flags = f"{flags} --features {{files}}/features.safetensors".format(files=files)
+    run_as_typed(f"imm/calculate_fid.py {flags}", tmp_path, "imm")

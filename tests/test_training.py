@@ -2,19 +2,20 @@
 
 import dataclasses
 import errno
-import json
 from pathlib import Path
 from typing import IO
 
 import pytest
 import torch
 
+from neon import selftrain
 from neon.checkpoint import load_state, open_checkpoint
 from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.model import load_model
 from neon.recipe import Recipe
-from neon.selftrain import LOG_FILE, STATE_FILE, train
+from neon.selftrain import STATE_FILE, train
+from tests.programs import Killed, dies_after, log, losses
 from tests.tiny import tiny_edm, tiny_images
 
 RECIPE = Recipe(batch_size=8, lr=1e-3)
@@ -35,9 +36,9 @@ def weights(path: Path) -> torch.Tensor:
 
 def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
     run(tmp_path, num_steps=60)
-    losses = [json.loads(line)["loss"] for line in (tmp_path / LOG_FILE).read_text().splitlines()]
-    assert len(losses) == 60
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    found = losses(tmp_path)
+    assert len(found) == 60
+    assert sum(found[-10:]) < 0.8 * sum(found[:10])
 
 
 def test_a_snapshot_is_a_model_and_says_what_it_is(tmp_path: Path) -> None:
@@ -49,33 +50,16 @@ def test_a_snapshot_is_a_model_and_says_what_it_is(tmp_path: Path) -> None:
         assert checkpoint.metadata["images_seen"] == "48" and checkpoint.metadata["weights"] == "raw"
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize(("averages", "state_every_seconds"), [(False, 0.0), (True, 0.0), (False, 60.0)])
-def test_a_killed_run_continues_to_the_same_bits(
-    tmp_path: Path, averages: bool, state_every_seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, averages: bool, state_every_seconds: float) -> None:
     recipe = dataclasses.replace(RECIPE, ema_halflife_kimg=0.02 if averages else None, lr_rampup_kimg=0.03)
     whole = run(tmp_path / "whole", recipe=recipe)
-    from neon import selftrain
-
-    one_step = selftrain._Run.one_step
-
-    def dies(self):
-        if self.step == 4:
-            raise Killed
-        return one_step(self)
-
-    monkeypatch.setattr(selftrain._Run, "one_step", dies)
-    with pytest.raises(Killed):
+    with dies_after(4, selftrain._Run, "one_step"), pytest.raises(Killed):
         run(tmp_path / "killed", recipe=recipe, state_every_seconds=state_every_seconds)
-    monkeypatch.undo()
     continued = run(tmp_path / "killed", recipe=recipe)
     for a, b in zip(whole, continued, strict=True):
         assert torch.equal(weights(a.path), weights(b.path))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / LOG_FILE).read_text().splitlines()]
+    steps = [entry["step"] for entry in log(tmp_path / "killed")]
     assert steps == [1, 2, 3, 4, 5, 6], "every step is told once"
 
 
@@ -107,13 +91,9 @@ def test_the_average_lags_the_weights(tmp_path: Path) -> None:
     assert 0 < (averaged - base).norm() < 0.1 * (raw - base).norm()
 
 
-def test_settings_of_an_unfinished_run_are_not_mixed(tmp_path: Path, monkeypatch) -> None:
-    from neon import selftrain
-
-    monkeypatch.setattr(selftrain._Run, "write_snapshot", lambda self, **_: (_ for _ in ()).throw(Killed()))
-    with pytest.raises(Killed):
+def test_settings_of_an_unfinished_run_are_not_mixed(tmp_path: Path) -> None:
+    with dies_after(0, selftrain._Run, "write_snapshot"), pytest.raises(Killed):
         run(tmp_path)
-    monkeypatch.undo()
     with pytest.raises(RequestError, match="other settings"):
         run(tmp_path, seed=2)
 

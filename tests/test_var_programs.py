@@ -1,27 +1,36 @@
 """VAR's programs as users run them, on a tiny transformer and tokenizer."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from neon import evaluate
 from neon.checkpoint import load_state, open_checkpoint
 from neon.command_line import run_program
-from neon.dataset import ImageDataset, write_images, write_labels
 from neon.examples import ExampleSet
 from neon.merge import merge_files
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
 from neon.model import load_model
 from neon.noise import ImageNoise
-from tests.test_edm_programs import Killed, dies_after
+from tests.programs import (
+    ROOT,
+    Killed,
+    dies_after,
+    evaluation_goes_on,
+    images,
+    in_worlds,
+    log,
+    losses,
+    refused,
+    run_as_typed,
+    same_files,
+    same_scores,
+    training_goes_on,
+    work_in,
+    write_real,
+)
 from tests.tiny import tiny_colour_images, tiny_tokenizer, tiny_var
 from VAR.calculate_fid import CalculateFID
 from VAR.encode import Encode
@@ -33,7 +42,6 @@ from VAR.sample import Sample
 from VAR.train_tokenizer import TrainTokenizer
 from VAR.transformer import VAR
 
-ROOT = Path(__file__).parent.parent
 COMMON = "--vae_ckpt vae.pth --top_k 0 --top_p 0"
 
 
@@ -47,26 +55,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(tiny_var(0, depth=3).network.state_dict(), folder / "deep.pth")
     torch.save(tiny_tokenizer().state_dict(), folder / "vae.pth")
     torch.save(tiny_tokenizer(vocab=24).state_dict(), folder / "other_vae.pth")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        features = SmallFeatures("tiny6", (3, 8, 8), dim=6, num_classes=3).eval().requires_grad_(False)
-    features.save(folder / "features.safetensors")
-    real = tiny_colour_images(60)
-    assert real.labels is not None
-    Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
+    write_real(folder, tiny_colour_images(60))
     Statistics.from_features(torch.rand(20, 7)).save(folder / "wide.npz")
-    write_images(folder / "real", range(60), real.images)
-    write_labels(folder / "real", real.labels.tolist(), 60)
     return folder
 
 
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files in it."""
-    for file in files.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, files, monkeypatch)
 
 
 def run_sample(flags: str) -> int:
@@ -85,11 +82,6 @@ def run_finetune(flags: str) -> int:
 def scores(flags: str, name: str = "scores.json") -> dict:
     assert run_fid(f"{flags} --json {name}") == 0
     return json.loads(Path(name).read_text())
-
-
-def images(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    dataset = ImageDataset(path)
-    return dataset.load(range(len(dataset)))
 
 
 def test_every_class_is_sampled_equally_often_and_written_down(here: Path) -> None:
@@ -121,14 +113,12 @@ def test_an_image_depends_on_its_index_and_seed_only(here: Path) -> None:
     assert not torch.equal(other[0].int(), many[0].int())
 
 
-def test_a_killed_sampling_of_tokens_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_sampling_of_tokens_goes_on(here: Path) -> None:
     flags = "--var_ckpt base.pth --num_images 10 --batch_size 2 --tokens --outdir"
     assert run_sample(f"{flags} whole") == 0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(VARModel, "sample_tokens", dies_after(3, VARModel.sample_tokens))
+    with dies_after(3, VARModel, "sample_tokens"), pytest.raises(Killed):
         run_sample(f"{flags} killed")
-    with monkeypatch.context() as patch:
-        patch.setattr(VARModel, "sample_tokens", dies_after(2, VARModel.sample_tokens))
+    with dies_after(2, VARModel, "sample_tokens"):
         assert run_sample(f"{flags} killed") == 0
     whole, killed = (ExampleSet(name, TOKENS).load(range(10))[0].int() for name in ("whole", "killed"))
     assert torch.equal(whole, killed)
@@ -147,41 +137,22 @@ def test_scores_are_those_of_the_images_and_a_sweep_those_of_merged_files(here: 
     assert other["fd_tiny6"] != values[0]
 
 
-def test_a_killed_evaluation_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "--var_ckpt base.pth --N 20 --batch_size 4"
-    whole = scores(flags)["fd_tiny6"]
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(3, evaluate.sample_block))
-        run_fid(flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "sample_block", dies_after(2, evaluate.sample_block))
-        assert scores(flags)["fd_tiny6"] == whole
+def test_a_killed_evaluation_goes_on(here: Path) -> None:
+    evaluation_goes_on(scores, "--var_ckpt base.pth --N 20 --batch_size 4")
 
 
 RUN = "--batch 8 --batch_gpu 4 --total_images 64 --save_interval 24 --target_lr 1e-3"
 
 
 @pytest.mark.parametrize("kind", ["pixels", "tokens"])
-def test_self_training_lowers_the_loss_on_its_set_and_survives_a_kill(
-    here: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    from neon import selftrain
-
+def test_self_training_lowers_the_loss_on_its_set_and_survives_a_kill(here: Path, kind: str) -> None:
     extra = "--tokens" if kind == "tokens" else ""
     assert run_sample(f"--var_ckpt base.pth --outdir set --num_images 24 --batch_size 8 {extra}") == 0
     flags = f"--var_ckpt base.pth --data set --state_every 0.000001 {RUN} --outdir"
-    assert run_finetune(f"{flags} whole") == 0
-    names = sorted(path.name for path in Path("whole").glob("snapshot*"))
+    names = training_goes_on(run_finetune, flags)
     assert [name[9:19] for name in names] == ["000000.024", "000000.048", "000000.064"]
-    rates = [json.loads(line)["lr"] for line in Path("whole/training.jsonl").read_text().splitlines()]
+    rates = [entry["lr"] for entry in log("whole")]
     assert rates == pytest.approx([1e-3 * seen / 64 for seen in range(0, 64, 8)])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(selftrain._Run, "one_step", dies_after(5, selftrain._Run.one_step))
-        run_finetune(f"{flags} killed")
-    assert run_finetune(f"{flags} killed") == 0
-    for name in names:
-        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
     assert load_model(Path("whole", names[-1])).config == load_model("base.pth").config
 
 
@@ -189,19 +160,19 @@ def test_training_from_scratch_learns(here: Path) -> None:
     flags = "--data real --depth 2 --width 32 --heads 2 --classes 3 --patch_nums 1 2 4 --constant_lr --outdir run"
     budget = "--batch 20 --batch_gpu 20 --total_images 2000 --save_interval 100000 --target_lr 5e-3"
     assert run_finetune(f"{flags} {budget}") == 0
-    losses = [json.loads(line)["loss"] for line in Path("run/training.jsonl").read_text().splitlines()]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    found = losses("run")
+    assert sum(found[-10:]) < 0.8 * sum(found[:10])
 
 
 def test_a_tokenizer_is_trained_and_recognised(here: Path) -> None:
     flags = "--data real --outdir run --vocab 16 --code_channels 4 --base_channels 32 --channel_mult 1 2"
     budget = "--patch_nums 1 2 4 --batch 20 --total_images 800 --lr 3e-3"
     assert run_program(TrainTokenizer, {}, f"{flags} {budget}".split()) == 0
-    losses = [json.loads(line)["loss"] for line in Path("run/training.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.5 * losses[0]
+    found = losses("run")
+    assert found[-1] < 0.5 * found[0]
     [snapshot] = Path("run").glob("snapshot*")
     model = tiny_var()
-    model.use_tokenizer(snapshot)
+    model.use_autoencoder(snapshot)
     noise = ImageNoise(range(2))
     assert model.sample(noise, model.labels(range(2), noise), model.default_settings).shape == (2, 3, 8, 8)
 
@@ -264,10 +235,7 @@ TRAIN = f"--var_ckpt base.pth --data real --outdir out {RUN}"
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], run: Callable[[str], int], flags: str, message: str
 ) -> None:
-    assert run(flags) == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.replace("│", " ").split())
-    assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+    refused(run(flags), message, here, capsys)
 
 
 def test_statistics_of_another_resolution_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,15 +263,7 @@ def test_a_missing_tokenizer_is_told_with_the_command_that_fetches_it(
 @pytest.fixture(scope="module")
 def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    outputs = {}
-    for world_size in (1, 2, 3):
-        out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launcher, "-m", "tests.var_driver", str(files), str(out)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-    return outputs
+    return in_worlds("var_driver", files, tmp_path_factory)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -311,19 +271,8 @@ def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
     runs: dict[int, Path], world_size: int
 ) -> None:
     one, many = runs[1], runs[world_size]
-    for folder, pattern in (("set", "*.png"), ("tokens", "examples*"), ("training", "snapshot*")):
-        names = sorted(path.name for path in (one / folder).glob(pattern))
-        assert names and names == sorted(path.name for path in (many / folder).glob(pattern))
-        for name in names:
-            a, b = one / folder / name, many / folder / name
-            if folder == "training":  # their metadata name the folder of the tokens
-                ours, theirs = load_state(a), load_state(b)
-                assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in ours)
-            else:
-                assert a.read_bytes() == b.read_bytes(), name
-    a, b = (json.loads((out / "scores.json").read_text()) for out in (one, many))
-    assert a["num_images"] == b["num_images"] == 20
-    np.testing.assert_allclose(a["fd_tiny6"], b["fd_tiny6"], rtol=1e-9)
+    same_files(one, many, "set/*.png", "tokens/examples*", "training/snapshot*")
+    same_scores(one, many)
 
 
 def test_the_published_command_runs_as_typed(files: Path, tmp_path: Path) -> None:
@@ -332,12 +281,8 @@ def test_the_published_command_runs_as_typed(files: Path, tmp_path: Path) -> Non
     for name in ("base.pth", "real.npz", "features.safetensors"):
         (tmp_path / name).symlink_to(files / name)
     (tmp_path / "vae_ch160v4096z32.pth").symlink_to(files / "vae.pth")
-    environment = {**os.environ, "PYTHONPATH": "VAR/VAR_imagenet_256", "OMP_NUM_THREADS": "1"}
     command = (
-        f"{Path(sys.executable).with_name('torchrun')} --standalone --nproc_per_node=1 "
         "VAR/VAR_imagenet_256/calculate_fid.py --var_ckpt base.pth --num_images 12 --batch_size 64 --img_size 8 "
         "--fid_stats real.npz --features features.safetensors --top_k 10"
     )
-    done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")
+    run_as_typed(command, tmp_path, "VAR/VAR_imagenet_256")

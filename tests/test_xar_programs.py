@@ -1,25 +1,31 @@
 """xAR's programs as users run them, on a tiny transformer and autoencoder."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from neon import evaluate
 from neon.checkpoint import load_state, open_checkpoint
 from neon.command_line import run_program
-from neon.dataset import ImageDataset, write_images, write_labels
 from neon.merge import merge_files
-from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
 from neon.model import load_model
-from tests.test_edm_programs import Killed, dies_after
+from tests.programs import (
+    ROOT,
+    evaluation_goes_on,
+    images,
+    in_worlds,
+    log,
+    losses,
+    refused,
+    run_as_typed,
+    same_files,
+    same_scores,
+    training_goes_on,
+    work_in,
+    write_real,
+)
 from tests.tiny import tiny_colour_images, tiny_vae, tiny_xar
 from xAR.calculate_fid import CalculateFID
 from xAR.encode import Encode
@@ -27,7 +33,6 @@ from xAR.finetune import PRESETS, Finetune
 from xAR.flags import ALIASES
 from xAR.sample import Sample
 
-ROOT = Path(__file__).parent.parent
 COMMON = "--vae_path vae.ckpt --flow_steps 3"
 
 
@@ -43,25 +48,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = tiny_vae().state_dict()
     del broken["decoder.conv_out.weight"]
     torch.save({"model": broken}, folder / "broken.ckpt")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        features = SmallFeatures("tiny6", (3, 8, 8), dim=6, num_classes=3).eval().requires_grad_(False)
-    features.save(folder / "features.safetensors")
-    real = tiny_colour_images(60)
-    assert real.labels is not None
-    Statistics.from_features(features_of(features, real.images)).save(folder / "real.npz")
-    write_images(folder / "real", range(60), real.images)
-    write_labels(folder / "real", real.labels.tolist(), 60)
+    write_real(folder, tiny_colour_images(60))
     return folder
 
 
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files in it."""
-    for file in files.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return work_in(tmp_path, files, monkeypatch)
 
 
 def run_sample(flags: str) -> int:
@@ -80,11 +74,6 @@ def run_finetune(flags: str) -> int:
 def scores(flags: str, name: str = "scores.json") -> dict:
     assert run_fid(f"{flags} --json {name}") == 0
     return json.loads(Path(name).read_text())
-
-
-def images(path: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    dataset = ImageDataset(path)
-    return dataset.load(range(len(dataset)))
 
 
 def test_exactly_as_many_images_as_asked_for_of_every_class_alike(here: Path) -> None:
@@ -112,40 +101,22 @@ def test_a_sweep_scores_what_merged_files_score(here: Path) -> None:
     assert torch.equal(merged["mask"], load_state("base.pth")["mask"]), "its minus infinities are copied"
 
 
-def test_a_killed_evaluation_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "--model_ckpt base.pth --N 20 --batch_size 4"
-    whole = scores(flags)["fd_tiny6"]
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(evaluate, "sample_block", dies_after(3, evaluate.sample_block))
-        run_fid(flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "sample_block", dies_after(2, evaluate.sample_block))
-        assert scores(flags)["fd_tiny6"] == whole
+def test_a_killed_evaluation_goes_on(here: Path) -> None:
+    evaluation_goes_on(scores, "--model_ckpt base.pth --N 20 --batch_size 4")
 
 
 RUN = "--batch 8 --batch_gpu 4 --total_images 64 --save_interval 24 --lr 1e-3 --warmup_epochs 2"
 
 
-def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from neon import selftrain
-
+def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(here: Path) -> None:
     assert run_sample("--model_ckpt base.pth --outdir set --num_images 24 --batch_size 8") == 0
     flags = f"--model_ckpt base.pth --data set --state_every 0.000001 --ema_rate 0.9 {RUN} --outdir"
-    assert run_finetune(f"{flags} whole") == 0
-    names = sorted(path.name for path in Path("whole").glob("snapshot*"))
+    names = training_goes_on(run_finetune, flags)
     assert [name[9:19] for name in names] == ["000000.024", "000000.048", "000000.064"]
-    rates = [json.loads(line)["lr"] for line in Path("whole/training.jsonl").read_text().splitlines()]
+    rates = [entry["lr"] for entry in log("whole")]
     assert rates == pytest.approx([1e-3 * min(seen / 24 / 2, 1) for seen in range(0, 64, 8)])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(selftrain._Run, "one_step", dies_after(5, selftrain._Run.one_step))
-        run_finetune(f"{flags} killed")
-    assert run_finetune(f"{flags} killed") == 0
     base = load_state("base.pth")
     for name in names:
-        assert Path("whole", name).read_bytes() == Path("killed", name).read_bytes()
         averaged, raw = load_state(Path("whole", name)), load_state(Path("whole", f"raw-{name}"))
         moved = [
             sum((state[n] - base[n]).norm() for n in ("pred.weight", "z_proj.weight")) for state in (averaged, raw)
@@ -158,12 +129,9 @@ def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(
 def test_training_on_kept_latents_is_training_on_the_images(here: Path) -> None:
     encode = "--vae_path vae.ckpt --data real --outdir latents --img_size 8"
     assert run_program(Encode, {}, encode.split()) == 0
-    losses = {}
     for data in ("real", "latents"):
         assert run_finetune(f"--model_ckpt base.pth --data {data} --outdir {data}-run {RUN}") == 0
-        lines = Path(f"{data}-run/training.jsonl").read_text().splitlines()
-        losses[data] = [json.loads(line)["loss"] for line in lines]
-    assert losses["real"] == pytest.approx(losses["latents"], rel=1e-4)
+    assert losses("real-run") == pytest.approx(losses("latents-run"), rel=1e-4)
     assert run_program(Encode, {}, encode.replace("8", "16").split()) == 2
 
 
@@ -171,8 +139,8 @@ def test_small_images_are_learnt_without_an_autoencoder(here: Path) -> None:
     flags = "--data real --pixel_patch 2 --grid 4 --width 32 --heads 2 --depth 1 --classes 3 --outdir run"
     budget = "--batch 20 --batch_gpu 20 --total_images 3000 --save_interval 100000 --lr 3e-3 --warmup_epochs 0"
     assert run_finetune(f"{flags} {budget} --ema_rate 0.9 --attn_dropout 0 --proj_dropout 0") == 0
-    losses = [json.loads(line)["loss"] for line in Path("run/training.jsonl").read_text().splitlines()]
-    assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
+    found = losses("run")
+    assert sum(found[-20:]) < 0.8 * sum(found[:20])
     [last] = Path("run").glob("snapshot*")
     assert run_sample(f"--model_ckpt {last} --outdir out --num_images 3") == 0
     assert images("out")[0].shape == (3, 3, 8, 8)
@@ -222,10 +190,7 @@ SAMPLE = "--model_ckpt base.pth --outdir out --num_images 4"
 def test_a_wrong_request_is_one_line_and_leaves_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], run: Callable[[str], int], flags: str, message: str
 ) -> None:
-    assert run(flags) == 2
-    error = capsys.readouterr().err
-    assert message in " ".join(error.replace("│", " ").split())
-    assert not list(here.rglob("out/*.png")) and not list(here.rglob("*snapshot*"))
+    refused(run(flags), message, here, capsys)
 
 
 def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
@@ -239,15 +204,7 @@ def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
 @pytest.fixture(scope="module")
 def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    outputs = {}
-    for world_size in (1, 2, 3):
-        out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [*launcher, "-m", "tests.xar_driver", str(files), str(out)]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-    return outputs
+    return in_worlds("xar_driver", files, tmp_path_factory)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -255,25 +212,16 @@ def test_the_number_of_processes_changes_no_image_no_score_and_no_weight(
     runs: dict[int, Path], world_size: int
 ) -> None:
     one, many = runs[1], runs[world_size]
-    for folder, pattern in (("set", "*.png"), ("training", "*snapshot*")):
-        names = sorted(path.name for path in (one / folder).glob(pattern))
-        assert names and names == sorted(path.name for path in (many / folder).glob(pattern))
-        for name in names:
-            assert (one / folder / name).read_bytes() == (many / folder / name).read_bytes(), name
-    a, b = (json.loads((out / "scores.json").read_text()) for out in (one, many))
-    assert a["num_images"] == b["num_images"] == 20
-    np.testing.assert_allclose(a["fd_tiny6"], b["fd_tiny6"], rtol=1e-9)
+    same_files(one, many, "set/*.png", "training/*snapshot*")
+    same_scores(one, many)
 
 
 def test_the_published_command_runs_as_typed(files: Path, tmp_path: Path) -> None:
     """Only the number of processes and images, paths, sizes of the tiny model and the feature network differ."""
     (tmp_path / "xAR").symlink_to(ROOT / "xAR")
-    environment = {**os.environ, "PYTHONPATH": "xAR", "OMP_NUM_THREADS": "1"}
     command = (
-        f"{Path(sys.executable).with_name('torchrun')} --standalone --nproc_per_node=1 xAR/calculate_fid.py "
-        f"--model_ckpt {files}/base.pth --cfg 2.3 --vae_path {files}/vae.ckpt --num_images 12 --batch_size 64 "
-        f"--flow_steps 4 --img_size 8 --fid_stats {files}/real.npz --features {files}/features.safetensors"
+        f"xAR/calculate_fid.py --model_ckpt {files}/base.pth --cfg 2.3 --vae_path {files}/vae.ckpt --num_images 12 "
+        f"--batch_size 64 --flow_steps 4 --img_size 8 --fid_stats {files}/real.npz "
+        f"--features {files}/features.safetensors"
     )
-    done = subprocess.run(command.split(), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")
+    run_as_typed(command, tmp_path, "xAR")

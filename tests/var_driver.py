@@ -1,12 +1,6 @@
 """VAR's programs one after the other in one process group, for the tests that start it under torchrun."""
 
-import os
-import sys
-
-import torch
-
-from neon.command_line import run_program
-from neon.distributed import processes
+from tests.programs import drive
 from VAR.calculate_fid import CalculateFID
 from VAR.finetune import Finetune
 from VAR.flags import ALIASES
@@ -14,26 +8,19 @@ from VAR.sample import Sample
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (Sample, "--var_ckpt base.pth --outdir {out}/set --num_images 13 --batch_size 3 --top_k 9"),
-    (Sample, "--var_ckpt base.pth --outdir {out}/tokens --num_images 13 --batch_size 3 --top_k 9 --tokens"),
+    (Sample, "--var_ckpt base.pth --outdir set --num_images 13 --batch_size 3 --top_k 9"),
+    (Sample, "--var_ckpt base.pth --outdir tokens --num_images 13 --batch_size 3 --top_k 9 --tokens"),
     (
         CalculateFID,
         "--var_ckpt base.pth --self_trained tuned.pth --w 0.5 --ref real.npz --features features.safetensors "
-        "--num_images 20 --batch_size 3 --top_k 9 --json {out}/scores.json",
+        "--num_images 20 --batch_size 3 --top_k 9 --json scores.json",
     ),
     (
         Finetune,
-        "--var_ckpt base.pth --data {out}/tokens --outdir {out}/training --batch 16 --batch_gpu 4 --total_images 48 "
+        "--var_ckpt base.pth --data tokens --outdir training --batch 16 --batch_gpu 4 --total_images 48 "
         "--save_interval 16 --target_lr 1e-3",
     ),
 )
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    with processes("cpu"):
-        for program, flags in COMMANDS:
-            words = [*flags.format(out=out).split(), "--vae_ckpt", "vae.pth", "--device", "cpu"]
-            if code := run_program(program, ALIASES, words):
-                sys.exit(code)
+    drive(COMMANDS, ALIASES, "--vae_ckpt vae.pth")

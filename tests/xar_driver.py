@@ -1,12 +1,6 @@
 """xAR's programs one after the other in one process group, for the tests that start it under torchrun."""
 
-import os
-import sys
-
-import torch
-
-from neon.command_line import run_program
-from neon.distributed import processes
+from tests.programs import drive
 from xAR.calculate_fid import CalculateFID
 from xAR.finetune import Finetune
 from xAR.flags import ALIASES
@@ -14,25 +8,18 @@ from xAR.sample import Sample
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (Sample, "--model_ckpt base.pth --outdir {out}/set --num_images 13 --batch_size 3 --flow_steps 3"),
+    (Sample, "--model_ckpt base.pth --outdir set --num_images 13 --batch_size 3 --flow_steps 3"),
     (
         CalculateFID,
         "--model_ckpt base.pth --self_trained tuned.pth --w 0.5 --ref real.npz --features features.safetensors "
-        "--num_images 20 --batch_size 3 --flow_steps 3 --json {out}/scores.json",
+        "--num_images 20 --batch_size 3 --flow_steps 3 --json scores.json",
     ),
     (
         Finetune,
-        "--model_ckpt base.pth --data real --outdir {out}/training --batch 16 --batch_gpu 4 --total_images 48 "
+        "--model_ckpt base.pth --data real --outdir training --batch 16 --batch_gpu 4 --total_images 48 "
         "--save_interval 16 --lr 1e-3 --warmup_epochs 1",
     ),
 )
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    with processes("cpu"):
-        for program, flags in COMMANDS:
-            words = [*flags.format(out=out).split(), "--vae_path", "vae.ckpt", "--device", "cpu"]
-            if code := run_program(program, ALIASES, words):
-                sys.exit(code)
+    drive(COMMANDS, ALIASES, "--vae_path vae.ckpt")
