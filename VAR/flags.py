@@ -7,12 +7,11 @@ from typing import Annotated, Any
 import tyro
 
 from neon.distributed import Processes
-from neon.download import shared_file, usual_file
+from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
-from VAR.model import VARModel
-from VAR.published import TOKENIZER_FILE
+from VAR.model import VARModel, tokenizer_file
 from VAR.sampler import VARSettings
 
 ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--more_smooth"}
@@ -33,7 +32,7 @@ class ModelFlags(NetworkFlags):
         """The checkpoint's path and its model with the tokenizer; a RequestError if flags and files disagree."""
         path = shared_file(self.var_ckpt, group)
         model = self.open(path, VARModel, group)
-        model.use_tokenizer(self.tokenizer(group))
+        model.use_autoencoder(self.tokenizer(group))
         depth = len(model.network.blocks)
         if self.model_depth not in (None, depth):
             raise RequestError(f"--model_depth {self.model_depth}: {path} has {depth} blocks; leave the flag out")
@@ -51,10 +50,7 @@ class ModelFlags(NetworkFlags):
 
     def tokenizer(self, group: Processes) -> Path:
         """Where the tokenizer lies."""
-        if self.vae_ckpt is not None:
-            return shared_file(self.vae_ckpt, group)
-        fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
-        return usual_file(TOKENIZER_FILE, ("", "checkpoints", "pretrained"), "the tokenizer", fetch, "--vae_ckpt")
+        return tokenizer_file(None if self.vae_ckpt is None else shared_file(self.vae_ckpt, group))
 
 
 @dataclass(frozen=True, kw_only=True)

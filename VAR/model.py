@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
+from neon.download import usual_file
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
 from VAR.preprocess import ENLARGEMENT, as_input, enlarge
-from VAR.published import published_settings, recognise, recognise_tokenizer
+from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe
 from VAR.sampler import VARSettings, generate, generate_tokens
 from VAR.transformer import VAR
@@ -24,7 +26,7 @@ TOKENS = "VAR tokens"
 
 
 class VARModel(GenerativeModel):
-    """A transformer over the tokens of all scales; `use_tokenizer` gives it the tokenizer, which is never trained.
+    """A transformer over the tokens of all scales; `use_autoencoder` gives it the tokenizer, which is never trained.
 
     config: {"transformer": keywords of VAR}.
     """
@@ -59,12 +61,11 @@ class VARModel(GenerativeModel):
         shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
         return {"transformer": recognise(shapes, checkpoint.tensor("lvl_1L"))}
 
-    def use_tokenizer(self, path: str | os.PathLike[str]) -> None:
-        """Load the tokenizer of checkpoint `path`, frozen, onto the device of the transformer.
+    def autoencoder_file(self, named: Path | None) -> Path:
+        return tokenizer_file(named)
 
-        Raises:
-            RequestError: the file holds no tokenizer, or one that speaks another language than the transformer.
-        """
+    def use_autoencoder(self, path: Path) -> None:
+        """Load the tokenizer of checkpoint `path`, frozen; a RequestError if it speaks another language."""
         tokenizer = load_tokenizer(path, self.patch_nums)
         found = tuple(tokenizer.quantize.embedding.weight.shape)
         if found != (self.network.vocab, self.network.code_channels):
@@ -144,6 +145,14 @@ class VARModel(GenerativeModel):
     def _autocast(self) -> torch.autocast:
         device = next(self.network.parameters()).device.type
         return torch.autocast(device, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+def tokenizer_file(named: Path | None) -> Path:
+    """Where the tokenizer lies: `named`, or its usual place; a RequestError if it is not there."""
+    if named is not None:
+        return named
+    fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
+    return usual_file(TOKENIZER_FILE, ("", "checkpoints", "pretrained"), "the tokenizer", fetch, "--vae_ckpt")
 
 
 def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:

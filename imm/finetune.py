@@ -24,7 +24,7 @@ from imm.loss import IMMLoss
 from imm.model import IMM
 from imm.networks import MODELS
 from imm.recipe import IMMRecipe
-from imm.vae import DOWNSAMPLING, LATENT_CHANNELS
+from imm.vae import DOWNSAMPLING, LATENT_CHANNELS, weights_file
 from neon import __version__
 from neon.augment import AUGMENT_DIM, augmentation_for, labels_read_by
 from neon.command_line import run_program
@@ -199,7 +199,7 @@ class Finetune(ModelFlags, TrainingFlags):
                 f"no such network can be built ({error}); change --width, --heads, --patch_size or --channel_mult"
             ) from error
         if in_latents and not dataset.encoded:
-            model.use_vae(self.vae_path)
+            model.use_autoencoder(weights_file(self.vae_path))
         model.network.mixed_precision = PRECISIONS[self.precision]
         return model
 

@@ -55,7 +55,7 @@ class ModelFlags(NetworkFlags):
         model = self.open(path, IMM, group)
         self.set_time_embedding(path, model)
         if model.in_latents and needs_vae:
-            model.use_vae(self.vae_path)
+            model.use_autoencoder(weights_file(self.vae_path))
         self.check_side(path, model)
         model.network.mixed_precision = PRECISIONS[self.precision]
         return path, model

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from imm.precond import IMMPrecond
 from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
-from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, as_input, load_codec
+from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, as_input, load_codec, weights_file
 from neon.augment import AugmentPipe
 from neon.checkpoint import Checkpoint
 from neon.dataset import to_uint8
@@ -26,7 +27,7 @@ ASSUMED = {"temb_type": "stride"}
 
 
 class IMM(GenerativeModel):
-    """A preconditioned DiT or U-Net with IMM's samplers and loss; `use_vae` gives one of latents its autoencoder.
+    """A preconditioned DiT or U-Net with its samplers and loss; `use_autoencoder` is for those of latents.
 
     config: {"network": keywords of IMMPrecond, "loss": keywords of IMMLoss (absent: those of the published network
     that it is, else IMMLoss's own)}. A config without temb_type is that of a bare state dict, which does not tell
@@ -76,9 +77,13 @@ class IMM(GenerativeModel):
         keywords = recognise(checkpoint.specs)
         return None if keywords is None else {"network": keywords}
 
-    def use_vae(self, path: str | os.PathLike[str] | None) -> None:
-        """Load the autoencoder of folder `path` (None: where it usually lies), frozen, onto the network's device."""
-        self.set_codec(load_codec(path, self._device), path)
+    def autoencoder_file(self, named: Path | None) -> Path | None:
+        """The weights of the autoencoder in the folder `named`, or in its usual place."""
+        return weights_file(named) if self.in_latents else super().autoencoder_file(named)
+
+    def use_autoencoder(self, path: Path) -> None:
+        """Load the autoencoder of which `path` holds the weights, frozen, onto the network's device."""
+        self.set_codec(load_codec(path.parent, self._device), path)
 
     def set_codec(self, codec: Codec, source: str | os.PathLike[str] | None = None) -> None:
         """Use `codec`, frozen; `source` is named in errors."""

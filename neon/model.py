@@ -68,6 +68,26 @@ class GenerativeModel(nn.Module, ABC):
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
         """uint8 [B, C, H, W] -> what training consumes (pixels, latents, tokens), one row per image."""
 
+    def autoencoder_file(self, named: Path | None) -> Path | None:
+        """Where the frozen network lies through which this model sees images: `named`, or its usual place.
+
+        None: it works on pixels.
+
+        Raises:
+            RequestError: the file is missing, or `named` for a model of pixels.
+        """
+        if named is not None:
+            raise RequestError(f"{named}: a model of {self.architecture} works on pixels; leave its autoencoder out")
+        return None
+
+    def use_autoencoder(self, path: Path) -> None:
+        """Load the frozen network that `autoencoder_file` found, onto the device of the model.
+
+        Raises:
+            RequestError: the file does not hold it, or it does not fit the model.
+        """
+        raise NotImplementedError(f"{self.architecture} works on pixels")
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         self.network.compile()

@@ -28,7 +28,7 @@ def right(model: GenerativeModel, **settings: object) -> float:
 def test_var_draws_images_of_the_class_it_is_asked_for() -> None:
     model = load_model(ASSETS / "small_var_base.safetensors")
     assert isinstance(model, VARModel)
-    model.use_tokenizer(ASSETS / "small_var_tokenizer.safetensors")
+    model.use_autoencoder(ASSETS / "small_var_tokenizer.safetensors")
     plain = right(model, guidance=0.0, top_k=0, top_p=0.0)
     assert plain > 0.6
     assert right(model, guidance=1.5, top_k=0, top_p=0.0) > plain, "guidance makes the class plainer"

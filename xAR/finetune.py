@@ -157,7 +157,7 @@ class Finetune(ModelFlags, TrainingFlags):
                 f"no such transformer can be built ({error}); change --width, --heads or --grid"
             ) from error
         if not model.pixel_patch:
-            model.use_vae(self.autoencoder(group))
+            model.use_autoencoder(self.autoencoder(group))
         model.precision = PRECISIONS[self.precision]
         return model
 

@@ -8,16 +8,15 @@ import tyro
 
 from neon.command_line import warn
 from neon.distributed import Processes
-from neon.download import shared_file, usual_file
+from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
-from xAR.model import XARModel
+from xAR.model import XARModel, vae_file
 from xAR.sampler import XARSettings
 from xAR.transformer import SIZES
 
 ALIASES = {"--N": "--num_images", "--fid_stats": "--ref"}
-VAE_FILE = "kl16.ckpt"
 NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth": 2, "heads": 3}}
 """keywords of XAR by what `--model` calls them: the published sizes, and one for small images"""
 
@@ -38,7 +37,7 @@ class ModelFlags(NetworkFlags):
         path = shared_file(self.model_ckpt, group)
         model = self.open(path, XARModel, group)
         if not model.pixel_patch:
-            model.use_vae(self.autoencoder(group))
+            model.use_autoencoder(self.autoencoder(group))
         self.check_model(path, model)
         model.precision = PRECISIONS[self.precision]
         return path, model
@@ -62,11 +61,7 @@ class ModelFlags(NetworkFlags):
 
     def autoencoder(self, group: Processes) -> Path:
         """Where the autoencoder lies."""
-        if self.vae_path is not None:
-            return shared_file(self.vae_path, group)
-        folders = ("", "xAR/pretrained", "pretrained", "checkpoints")
-        fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
-        return usual_file(VAE_FILE, folders, "the autoencoder", fetch, "--vae_path")
+        return vae_file(None if self.vae_path is None else shared_file(self.vae_path, group))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
+from neon.download import usual_file
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
@@ -20,12 +22,13 @@ from xAR.sampler import XARSettings, generate_latents
 from xAR.transformer import XAR
 from xAR.vae import AutoencoderKL, as_bytes, as_input, center_crop
 
+VAE_FILE = "kl16.ckpt"
 MOMENTS = "xAR moments"
 """what sets of encoded images hold: [2, 2c, G, G] an image, as it is and mirrored"""
 
 
 class XARModel(GenerativeModel):
-    """A transformer over cells of latents; `use_vae` gives it the autoencoder, which is never trained.
+    """A transformer over cells of latents; `use_autoencoder` gives it the autoencoder, which is never trained.
 
     config: {"transformer": keywords of XAR, "pixel_patch": p}. With `pixel_patch` there is no autoencoder: the
     latents are squares of p x p pixels, for small images.
@@ -61,7 +64,10 @@ class XARModel(GenerativeModel):
         shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
         return {"transformer": recognise(shapes, checkpoint.tensor("mask"))}
 
-    def use_vae(self, path: str | os.PathLike[str]) -> None:
+    def autoencoder_file(self, named: Path | None) -> Path | None:
+        return super().autoencoder_file(named) if self.pixel_patch else vae_file(named)
+
+    def use_autoencoder(self, path: Path) -> None:
         """Load the autoencoder of checkpoint `path`, frozen, onto the device of the transformer; all names must fit."""
         vae = load_vae(path)
         if vae.embed_dim != self.network.latent_channels:
@@ -152,6 +158,15 @@ class XARModel(GenerativeModel):
     def _autocast(self) -> torch.autocast:
         kind = self._device.type
         return torch.autocast(kind, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+def vae_file(named: Path | None) -> Path:
+    """Where the autoencoder lies: `named`, or its usual place; a RequestError if it is not there."""
+    if named is not None:
+        return named
+    folders = ("", "xAR/pretrained", "pretrained", "checkpoints")
+    fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
+    return usual_file(VAE_FILE, folders, "the autoencoder", fetch, "--vae_path")
 
 
 def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
