@@ -1,4 +1,4 @@
-"""The two ways a command can end badly, told apart by exit code.
+"""The ways a command can end badly, told apart by exit code.
 
 Both carry one line that says what was being done, to which file or flag, what was found, what was
 expected and what to do next. Programs print that line; nothing else is a user's business.
@@ -15,3 +15,7 @@ class WorkError(RuntimeError):
     """The request was sound and the work failed (disk full, killed writer, non-finite result): exit code 1."""
 
     exit_code = 1
+
+
+class DegenerateError(WorkError):
+    """Weights or images that cannot be scored: not finite, overflowing, or all alike. A search goes on past it."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.dataset import TrainingImages
 from neon.distributed import Processes
-from neon.errors import RequestError, WorkError
+from neon.errors import DegenerateError, RequestError, WorkError
 from neon.files import append_json
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
@@ -100,7 +100,13 @@ class Tally:
         return torch.cat(self._kept)
 
     def scores(self, reference: Reference, name: str) -> Scores:
-        """Scores against `reference`; raises WorkError if features are not finite (weights or images are broken)."""
+        """Scores against `reference`.
+
+        Raises:
+            DegenerateError: features are not finite (weights or images are broken), or those of all images alike.
+        """
+        if self.done > 1 and not self.moments.covariance.any():
+            raise DegenerateError(f"{name}: all {self.done} images look the same")
         distance = reference.frechet.distance(Statistics.from_moments(self.moments, name=name))
         found: dict[str, Any] = {}
         if self.inception_score is not None:
@@ -240,7 +246,7 @@ def evaluate(
         identity: what the images are; a `state` of another identity is refused.
 
     Raises:
-        WorkError: features are not finite (the weights, or the images, are broken).
+        DegenerateError: features are not finite (the weights, or the images, are broken), or all alike.
     """
     tally = Tally(extractor, len(seeds), keep_features=reference.manifold is not None, device=processes.device)
     if state is not None:
@@ -264,18 +270,27 @@ def evaluate(
         if state is not None and now - saved > SAVE_EVERY_SECONDS:
             tally.save(state, identity)
             saved = time.monotonic()
-    scores = processes.on_main(lambda: tally.scores(reference, title))
-    if state is not None:
-        processes.on_main(lambda: state.unlink(missing_ok=True))
-    return scores
+
+    def score() -> Scores:
+        try:
+            return tally.scores(reference, title)
+        finally:
+            if state is not None:
+                state.unlink(missing_ok=True)
+
+    return processes.on_main(score)
 
 
 class ScoreLog:
-    """Every evaluation of a run, appended to a file as it finishes; a finished one is never computed again."""
+    """Every evaluation of a run, appended to a file as it finishes; a finished one is never computed again.
+
+    So are those that failed for their weights or images (`DegenerateError`): they would fail again.
+    """
 
     def __init__(self, path: str | os.PathLike[str], processes: Processes) -> None:
         self.path, self.processes = Path(path), processes
-        self.entries: dict[str, Scores] = {}
+        self.entries: dict[str, Scores | str] = {}
+        """scores, or why there are none, by the name of the evaluation"""
         if self.path.exists():
             for line in self.path.read_text().splitlines():
                 try:
@@ -283,13 +298,24 @@ class ScoreLog:
                 except ValueError:  # half a line, left by a killed run: that evaluation is made again
                     continue
                 name = entry.pop("name")
-                self.entries[name] = Scores(**entry)
+                self.entries[name] = entry["failure"] if "failure" in entry else Scores(**entry)
 
     def get_or(self, name: str, compute: Callable[[], Scores]) -> Scores:
-        """The recorded scores called `name`; if there are none, computed and recorded."""
+        """The recorded scores called `name`; if there are none, computed and recorded.
+
+        Raises:
+            DegenerateError: the evaluation fails, or failed, for its weights or images.
+        """
         known = self.processes.from_main(self.entries.get(name))
         if known is None:
-            made = known = compute()
-            self.processes.on_main(lambda: append_json(self.path, {"name": name, **asdict(made)}))
+            try:
+                made = known = compute()
+                record = {"name": name, **asdict(made)}
+            except DegenerateError as error:
+                known = str(error)
+                record = {"name": name, "failure": known}
+            self.processes.on_main(lambda: append_json(self.path, record))
         self.entries[name] = known
+        if isinstance(known, str):
+            raise DegenerateError(known)
         return known

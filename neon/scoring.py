@@ -119,14 +119,8 @@ def score_network(
     if flags.json is not None:
         processes.on_main(lambda: check_writable(flags.json, overwrite=True))  # type: ignore[arg-type]
     ref = shared_file(flags.ref, processes)
-    statistics = Statistics.load(ref)
-    _check_resolution(ref, model.image_shape[-1])
     extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
-    if statistics.dim != extractor.dim:
-        raise RequestError(
-            f"{ref}: statistics of {statistics.dim} features, but {extractor.name} has {extractor.dim}; "
-            "use statistics made with the same features (`neon stats`)"
-        )
+    statistics = load_statistics(ref, model, extractor)
     if len(sampling.seeds) <= extractor.dim:
         warn(
             f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
@@ -140,25 +134,48 @@ def score_network(
         base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         live = LiveMerge(model.network, base, load_state(flags.self_trained, flags.key))
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
-    manifold: Manifold | None = None
+    manifold = None
     if flags.precision_recall is not None:
-        real = tally_images(
-            ImageDataset(flags.precision_recall),
+        manifold = load_manifold(
+            flags.precision_recall,
             extractor,
+            nearest_k=flags.nearest_k,
             batch_size=sampling.batch_size,
             processes=processes,
-            keep_features=True,
         )
-
-        def build() -> None:
-            nonlocal manifold
-            manifold = Manifold(real.features, k=flags.nearest_k)
-
-        processes.on_main(build)  # only there features are compared
     reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
     scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
     record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
     processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+
+
+def load_statistics(ref: Path, model: GenerativeModel, extractor: FeatureExtractor) -> Statistics:
+    """The statistics in `ref`; a RequestError if they are of other features, or of images of another resolution."""
+    statistics = Statistics.load(ref)
+    _check_resolution(ref, model.image_shape[-1])
+    if statistics.dim != extractor.dim:
+        raise RequestError(
+            f"{ref}: statistics of {statistics.dim} features, but {extractor.name} has {extractor.dim}; "
+            "use statistics made with the same features (`neon stats`)"
+        )
+    return statistics
+
+
+def load_manifold(
+    path: Path, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
+) -> Manifold | None:
+    """The manifold of the real images in `path`; None in processes other than the main one, which compares features."""
+    real = tally_images(
+        ImageDataset(path), extractor, batch_size=batch_size, processes=processes, keep_features=True
+    )  # fmt: skip
+    manifold: Manifold | None = None
+
+    def build() -> None:
+        nonlocal manifold
+        manifold = Manifold(real.features, k=nearest_k)
+
+    processes.on_main(build)
+    return manifold
 
 
 def _check_resolution(ref: Path, side: int) -> None:

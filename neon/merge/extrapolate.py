@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from neon.errors import RequestError, WorkError
+from neon.errors import DegenerateError, RequestError
 
 # Elements merged at a time. On a CPU the result (16 MB in float32) is still in a shared cache when it is checked for
 # non-finite elements, so that the check costs no pass over memory; smaller pieces are no faster on idle cores and much
@@ -82,7 +82,7 @@ def merge_tensor(
 
     Raises:
         RequestError: shapes differ, w is not finite, or a dtype has no extrapolation.
-        WorkError: an element finite in both tensors is not finite in the result.
+        DegenerateError: an element finite in both tensors is not finite in the result.
     """
     check_weight(w)
     check_mergeable(name, base.dtype, self_trained.dtype)
@@ -136,7 +136,7 @@ def _repair(b: torch.Tensor, s: torch.Tensor, out: torch.Tensor, w: float, name:
     out.copy_(torch.where(finite, out.to(b.dtype), b))
     overflowed = int((torch.isfinite(b) & ~torch.isfinite(out.to(b.dtype))).sum())
     if overflowed:
-        raise WorkError(f"{name}: {overflowed} elements overflow {out.dtype} at w = {w:g}; use a w nearer to 0")
+        raise DegenerateError(f"{name}: {overflowed} elements overflow {out.dtype} at w = {w:g}; use a w nearer to 0")
 
 
 def _sum_is_finite(values: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neon.errors import RequestError, WorkError
+from neon.errors import DegenerateError, RequestError
 
 NUM_CLASSES = 1008
 """outputs of the TensorFlow network, 1,000 of which are ImageNet's classes"""
@@ -74,7 +74,7 @@ class InceptionScore:
 
         Raises:
             RequestError: some of the images were not seen yet.
-            WorkError: a logit was not finite.
+            DegenerateError: a logit was not finite.
         """
         if self._seen != self._num_images:
             raise RequestError(f"an Inception Score of {self._num_images} images has seen {self._seen} of them so far")
@@ -82,7 +82,7 @@ class InceptionScore:
         q = self._probabilities / sizes[:, None]
         scores = (self._negentropy / sizes - torch.special.xlogy(q, q).sum(1)).exp().cpu().numpy()
         if not np.isfinite(scores).all():
-            raise WorkError(f"some of the class logits of {self._num_images} images are not finite")
+            raise DegenerateError(f"some of the class logits of {self._num_images} images are not finite")
         return float(scores.mean()), float(scores.std())
 
     def state(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neon.errors import RequestError, WorkError
+from neon.errors import DegenerateError, RequestError
 
 # Rows of a distance matrix held at once: memory is this times the number of points, and a block stays in cache
 # (2,000 x 2,000 points of 64 features: 0.07 s against 0.17 s for the whole matrix, one thread).
@@ -52,7 +52,7 @@ class Manifold:
 
         Raises:
             RequestError: not floats of shape [N, F], or k is not in 1..N-1.
-            WorkError: a feature is not finite.
+            DegenerateError: a feature is not finite.
         """
         self.k = k
         self._real = _checked(real_features, "real", k)
@@ -97,7 +97,7 @@ def _checked(features: Tensor, side: str, k: int) -> Tensor:
     if not 1 <= k < len(features):
         raise RequestError(f"k must be in 1..N-1, found k={k} with N={len(features)} {side} points")
     if not features.isfinite().all():
-        raise WorkError(f"some of the {len(features)} {side} features are not finite")
+        raise DegenerateError(f"some of the {len(features)} {side} features are not finite")
     return features.detach().to(torch.float64)
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neon.errors import RequestError, WorkError
+from neon.errors import DegenerateError, RequestError
 from neon.files import atomic_write
 
 # Largest |sigma - sigma^T| accepted, relative to the largest |sigma|. Covariances computed in float32 differ
@@ -175,11 +175,11 @@ class Statistics:
 
         Raises:
             RequestError: fewer than two samples were seen.
-            WorkError: a feature was not finite.
+            DegenerateError: a feature was not finite.
         """
         mu, sigma = moments.mean.cpu().numpy(), moments.covariance.cpu().numpy()
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-            raise WorkError(f"{name}: some of the features of {moments.count} images are not finite")
+            raise DegenerateError(f"{name}: some of the features of {moments.count} images are not finite")
         return cls(mu=mu, sigma=sigma, count=moments.count, name=name)
 
     @classmethod
