@@ -1,34 +1,38 @@
-"""One self-contained HTML page and PNG plots of a run: scores, the curve over w, samples from the same noise."""
+"""What a run found out: the scores, every evaluation that led to the choice, and what they say in words.
 
-import base64
-import html
-import io
+A report is kept in its run folder as `report.json` and pictures, and can be shown again from there
+(`neon.page`) without computing anything.
+"""
+
 import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
+from scipy.special import stdtrit
 from torch import Tensor
 
+from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.files import atomic_write
+from neon.files import atomic_write, write_json
+from neon.sheets import as_png, images_of, sheet
 
-BASE_COLOUR, NEON_COLOUR, GREY = "#3b6fb6", "#d6336c", "#868e96"
+RECORD_FILE, SAMPLES_FOLDER = "report.json", "samples"
+REAL_NAME = "real images"
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a way to sample, scored on several disjoint blocks of seeds."""
+    """One line of the table: a way to sample, scored on several disjoint blocks of report seeds."""
 
     name: str
-    calls: int
-    """network calls per image"""
+    calls: int | None = None
+    """network calls per image; None: not counted"""
     blocks: tuple[Scores, ...]
 
     @property
@@ -41,223 +45,278 @@ class Row:
         """Standard deviation over blocks."""
         return statistics.stdev(block.distance for block in self.blocks) if len(self.blocks) > 1 else 0.0
 
-    def mean(self, name: str) -> float:
-        """Mean over blocks of the score called `name`."""
-        return statistics.fmean(getattr(block, name) for block in self.blocks)
+    def mean(self, name: str) -> float | None:
+        """Mean over blocks of the score called `name`; None: not scored."""
+        values = [getattr(block, name) for block in self.blocks]
+        return None if None in values else statistics.fmean(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One evaluation on selection seeds."""
+
+    w: float
+    guidance: float | None = None
+    """None: the sampler has none, or it was not searched"""
+    snapshot: str | None = None
+    """a label of the self-trained weights, such as "12.8 kimg"; None: there is one only"""
+    kimg: float | None = None
+    """the budget of that snapshot"""
+    scores: Scores | None = None
+    """None: it failed"""
+    failure: str | None = None
+    """why it failed"""
+    searched: bool = True
+    """False: evaluated for the picture only"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a report shows."""
+    """What a page shows."""
 
     title: str
     metric: str
+    """name of the distance: `fid`, or `fd_<features>`"""
     rows: tuple[Row, ...]
     """all lines of the table, the next two among them"""
     base: Row
     neon: Row
+    """the same object as `base` where nothing better was found"""
     w: float
-    curve: dict[float, Scores]
-    """w -> scores on selection seeds"""
-    searched: tuple[float, ...]
-    """the w that the search evaluated; the others were added for the picture"""
-    grids: tuple[tuple[str, Tensor], ...]
-    """title, uint8 [N, C, H, W]: the same N seeds and classes in each, except for real images"""
-    notes: tuple[str, ...]
+    """the choice"""
+    guidance: float | None = None
+    snapshot: str | None = None
+    evaluated: tuple[Evaluated, ...] = ()
+    """in order of evaluation"""
+    fit: tuple[tuple[float, float], ...] = ()
+    """(w, fitted distance) at the chosen guidance and snapshot"""
+    grids: dict[float, Tensor] = field(default_factory=dict)
+    """w -> uint8 [N, C, H, W], the same N seeds and classes for each w"""
+    real: Tensor | None = None
+    """real images to compare with, uint8 [M, C, H, W]"""
+    notes: tuple[str, ...] = ()
     """how the figures came about, a sentence each"""
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """what it takes to make the figures again, as JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """By how much a row's distance is below the base's, block by block on the same seeds."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    """of 95% confidence (Student's t over the paired differences); None: one block tells nothing of the noise"""
+
+    @property
+    def certain(self) -> bool:
+        """Whether the whole interval is on the good side."""
+        return self.interval is not None and self.interval[0] > 0
+
+
+def paired_gain(base: Row, neon: Row) -> Gain:
+    """The gain of `neon` over `base`, whose blocks are of the same seeds, so that most of the noise cancels."""
+    gains = [before.distance - after.distance for before, after in zip(base.blocks, neon.blocks, strict=True)]
+    mean, count = statistics.fmean(gains), len(gains)
+    if count == 1:
+        return Gain(mean=mean, interval=None)
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(gains) / count**0.5
+    return Gain(mean=mean, interval=(mean - half, mean + half))
+
+
+def number(value: float) -> str:
+    """A distance as text: two decimals, or three digits where those would say little."""
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+
+
+def score_text(row: Row) -> str:
+    """The distance and, over several blocks, its spread."""
+    spread = f"{row.spread:.2f}" if row.distance >= 1 else f"{row.spread:.2g}"
+    return number(row.distance) + (f" ± {spread}" if len(row.blocks) > 1 else "")
+
+
+def change_text(report: Report, row: Row) -> str:
+    """The change of the distance against the base; nothing for the base itself."""
+    return "" if row is report.base else f"{row.distance / report.base.distance - 1:+.0%}"
+
+
+def choice_text(report: Report) -> str:
+    """What was chosen: `w = 1 (guidance 2.7, snapshot 12.8 kimg)`."""
+    more = [f"guidance {report.guidance:g}"] if report.guidance is not None else []
+    more += [f"snapshot {report.snapshot}"] if report.snapshot is not None else []
+    return f"w = {report.w:g}" + (f" ({', '.join(more)})" if more else "")
+
+
+def grid_name(report: Report, w: float) -> str:
+    """What the images sampled at `w` are called."""
+    if w == 0:
+        return "base (w = 0)"
+    if w == -1:
+        return "self-trained (w = -1)"
+    return f"{'Neon' if w > 0 else 'chosen'} (w = {w:g})" if w == report.w else f"w = {w:g}"
+
+
+def main_grids(report: Report) -> list[tuple[str, Tensor]]:
+    """The grids to look at first, each under its name: base, self-trained, the choice and real images."""
+    wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in report.grids]
+    found = [(grid_name(report, w), report.grids[w]) for w in wanted]
+    return found if report.real is None else [*found, (REAL_NAME, report.real)]
 
 
 def headline(report: Report) -> str:
-    """The result in one sentence."""
+    """The result in one sentence, with the gain held against its noise."""
     base, neon = report.base, report.neon
-    change = neon.distance / base.distance - 1
-    gain = base.distance - neon.distance
-    noise = max(base.spread, neon.spread)
-    certainty = f"{gain / noise:.0f} times the spread over blocks" if noise > 0 else "with no spread over blocks"
-    if gain <= 2 * noise:
+    if neon is base:
         return (
-            f"No gain: at w = {report.w:g} the distance to real images is {neon.distance:.2f} against "
-            f"{base.distance:.2f} for the base, within the spread over blocks ({noise:.2f}); keep the base."
+            f"No gain: no merge did better than the base, whose distance to real images is {score_text(base)}; keep it."
         )
-    return (
-        f"Neon with w = {report.w:g} lowers the distance to real images from {base.distance:.2f} to "
-        f"{neon.distance:.2f} ({change:+.0%}), {certainty}."
+    gain, change = paired_gain(base, neon), change_text(report, neon)
+    if gain.mean <= 0:
+        return (
+            f"No gain: with {choice_text(report)} the distance to real images is {number(neon.distance)} against "
+            f"{number(base.distance)} for the base; keep the base."
+        )
+    way = "Neon" if report.w > 0 else "A step towards the self-trained model"
+    result = (
+        f"{way} with {choice_text(report)} lowers the distance to real images from {number(base.distance)} to "
+        f"{number(neon.distance)} ({change})"
     )
+    if gain.interval is None:
+        return f"{result} on one block of seeds, which does not tell how much of that is noise; score more blocks."
+    low, high = (number(end) for end in gain.interval)
+    certainty = f"between {low} and {high} with {CONFIDENCE:.0%} confidence ({len(base.blocks)} paired blocks of seeds)"
+    if not gain.certain:
+        return (
+            f"No gain beyond the noise: with {choice_text(report)} the distance to real images is "
+            f"{number(neon.distance)} against {number(base.distance)} for the base, a gain {certainty}; keep the base."
+        )
+    return f"{result}, a gain of {number(gain.mean)}, {certainty}."
 
 
-def bias_undone(base: Row, neon: Row) -> str:
-    """Which bias of the sampler Neon undid, read from precision and recall before and after."""
-    precision, recall = (base.mean("precision"), neon.mean("precision")), (base.mean("recall"), neon.mean("recall"))
-    figures = f"precision {precision[0]:.2f} → {precision[1]:.2f}, recall {recall[0]:.2f} → {recall[1]:.2f}"
-    if recall[1] > recall[0] and precision[1] <= precision[0]:
+def bias_undone(base: Row, neon: Row) -> str | None:
+    """Which bias of the sampler Neon undid, read from precision and recall; None where those are not scored."""
+    before, after = (base.mean("precision"), base.mean("recall")), (neon.mean("precision"), neon.mean("recall"))
+    if neon is base or before[0] is None or before[1] is None or after[0] is None or after[1] is None:
+        return None
+    figures = f"precision {before[0]:.2f} → {after[0]:.2f}, recall {before[1]:.2f} → {after[1]:.2f}"
+    if after[1] > before[1] and after[0] <= before[0]:
         return f"The base's sampler was too concentrated on typical images; Neon gave the variety back ({figures})."
-    if precision[1] > precision[0] and recall[1] <= recall[0]:
+    if after[0] > before[0] and after[1] <= before[1]:
         return f"The base's sampler was too noisy; Neon made its images more faithful ({figures})."
-    if precision[1] > precision[0] and recall[1] > recall[0]:
+    if after[0] > before[0] and after[1] > before[1]:
         return f"Neon made the base's images both more faithful and more varied ({figures})."
     return f"Neither fidelity nor variety improved ({figures})."
 
 
+def summary(report: Report) -> list[str]:
+    """The result and, where it is known, the bias undone: a sentence each."""
+    bias = bias_undone(report.base, report.neon)
+    return [headline(report)] if bias is None else [headline(report), bias]
+
+
+def table(report: Report) -> list[list[str]]:
+    """The rows as text, the header first; a column that no row has figures for is left out."""
+    columns = [
+        ["", *(row.name for row in report.rows)],
+        ["calls", *("" if row.calls is None else str(row.calls) for row in report.rows)],
+        [report.metric, *map(score_text, report.rows)],
+        ["change", *(change_text(report, row) for row in report.rows)],
+    ]
+    for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
+        means = [row.mean(name) for row in report.rows]
+        columns.append([title, *("" if mean is None else f"{mean:.2f}" for mean in means)])
+    return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
+
+
 def text_table(report: Report) -> str:
     """The rows as plain text."""
-    lines = [f"{'':<26}{'calls':>6}{report.metric:>18}{'change':>9}{'precision':>11}{'recall':>8}"]
-    for row in report.rows:
-        change = "" if row is report.base else f"{row.distance / report.base.distance - 1:+.0%}"
-        score = f"{row.distance:.2f} ± {row.spread:.2f}"
-        lines.append(
-            f"{row.name:<26}{row.calls:>6}{score:>18}{change:>9}{row.mean('precision'):>11.2f}{row.mean('recall'):>8.2f}"
-        )
-    return "\n".join(lines)
-
-
-def curve_plot(report: Report) -> bytes:
-    """PNG: distance, precision and recall against w, with the reported scores beside the selection points."""
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    ws = sorted(report.curve)
-    left.plot(ws, [report.curve[w].distance for w in ws], color=GREY, lw=1.2, zorder=1)
-    extra = [w for w in ws if w not in report.searched]
-    searched = [w for w in ws if w in report.searched]
-    left.scatter(
-        searched, [report.curve[w].distance for w in searched], color="black", s=28, label="searched", zorder=2
+    lines = table(report)
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        f"{name:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for name, *cells in lines
     )
-    left.scatter(
-        extra, [report.curve[w].distance for w in extra],
-        facecolors="white", edgecolors=GREY, s=28, label="for the picture", zorder=2,
-    )  # fmt: skip
-    for row, w, colour in ((report.base, 0.0, BASE_COLOUR), (report.neon, report.w, NEON_COLOUR)):
-        left.errorbar(
-            [w], [row.distance], yerr=[row.spread], fmt="D", color=colour, ms=6, capsize=3,
-            label=f"{row.name}, reported", zorder=3,
-        )  # fmt: skip
-    left.axvline(0, color=GREY, lw=0.6, ls=":")
-    left.set(xlabel="merge weight w", ylabel=f"{report.metric} (lower is better)", ylim=(0, None))
-    left.legend(fontsize=7, frameon=False)
-    right.plot(ws, [report.curve[w].precision for w in ws], "o-", color=BASE_COLOUR, ms=4, label="precision")
-    right.plot(ws, [report.curve[w].recall for w in ws], "o-", color=NEON_COLOUR, ms=4, label="recall")
-    right.axvline(0, color=GREY, lw=0.6, ls=":")
-    right.axvline(report.w, color=NEON_COLOUR, lw=0.8, ls="--")
-    right.set(xlabel="merge weight w", ylim=(0, 1))
-    right.legend(fontsize=7, frameon=False)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
-def image_grid(images: Tensor, columns: int, scale: int = 3) -> Image.Image:
-    """uint8 [N, C, H, W] as one picture of `columns` columns, each pixel `scale` x `scale`, 1 pixel apart."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
-    for i, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
-        sheet[top : top + height, left : left + width] = image
-    picture = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+def save(report: Report, folder: str | os.PathLike[str]) -> None:
+    """Keep the report in its run folder: `report.json`, and a picture of each grid in `samples/`."""
+    folder = Path(folder)
+    pictures = {_grid_file(folder, w): images for w, images in report.grids.items()}
+    if report.real is not None:
+        pictures[_real_file(folder)] = report.real
+    for path, images in pictures.items():
+        with atomic_write(path) as file:
+            file.write(as_png(sheet(images)))
+    places = [next(i for i, row in enumerate(report.rows) if row is one) for one in (report.base, report.neon)]
+    record = {
+        "title": report.title,
+        "metric": report.metric,
+        "rows": [asdict(row) for row in report.rows],
+        "base": places[0],
+        "neon": places[1],
+        "w": report.w,
+        "guidance": report.guidance,
+        "snapshot": report.snapshot,
+        "evaluated": [asdict(one) for one in report.evaluated],
+        "fit": report.fit,
+        "grids": [{"w": w, "shape": tuple(images.shape)} for w, images in report.grids.items()],
+        "real": None if report.real is None else tuple(report.real.shape),
+        "notes": report.notes,
+        "provenance": report.provenance,
+    }
+    write_json(folder / RECORD_FILE, record)
 
 
-def samples_plot(grids: Sequence[tuple[str, Tensor]], columns: int = 10) -> bytes:
-    """PNG: the grids side by side, each under its title."""
-    sheets = [np.asarray(image_grid(images, columns, scale=1)) for _, images in grids]
-    aspect = max(sheet.shape[0] / sheet.shape[1] for sheet in sheets)
-    figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    places = np.atleast_1d(figure.subplots(1, len(grids)))
-    for axes, (title, _), sheet in zip(places, grids, sheets, strict=True):
-        axes.imshow(sheet, cmap="gray", interpolation="nearest")
-        axes.set_title(title, fontsize=9)
-        axes.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+def load(folder: str | os.PathLike[str]) -> Report:
+    """The report that was saved in `folder`.
+
+    Raises:
+        RequestError: there is none, or a file of it is missing or not readable.
+    """
+    folder = Path(folder)
+    path = folder / RECORD_FILE
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise RequestError(
+            f"{folder}: no report to show ({RECORD_FILE}: {error.strerror}); name the folder of a finished run"
+        ) from error
+    try:
+        record = json.loads(text)
+        rows = tuple(Row(**{**row, "blocks": tuple(Scores(**one) for one in row["blocks"])}) for row in record["rows"])
+        known = {name: record[name] for name in ("title", "metric", "w", "guidance", "snapshot", "provenance")}
+        known |= {"base": rows[record["base"]], "neon": rows[record["neon"]]}
+        known |= {"notes": tuple(record["notes"]), "fit": tuple((w, value) for w, value in record["fit"])}
+        known["evaluated"] = tuple(
+            Evaluated(**{**one, "scores": one["scores"] and Scores(**one["scores"])}) for one in record["evaluated"]
+        )
+        grids = {float(grid["w"]): grid["shape"] for grid in record["grids"]}
+        real = record["real"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise RequestError(
+            f"{path}: not readable as a report ({type(error).__name__}: {error}); run again what wrote it"
+        ) from error
+    return Report(
+        rows=rows,
+        grids={w: _read_images(_grid_file(folder, w), shape) for w, shape in grids.items()},
+        real=None if real is None else _read_images(_real_file(folder), real),
+        **known,
+    )
 
 
-def write_report(path: str | os.PathLike[str], report: Report) -> None:
-    """Write the page: no script, no network access, everything inside one file."""
-    with atomic_write(path) as file:
-        file.write(_page(report).encode())
+def _grid_file(folder: Path, w: float) -> Path:
+    return folder / SAMPLES_FOLDER / f"w{w:g}.png"
 
 
-def _picture(data: bytes, description: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    return f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(description)}">'
+def _real_file(folder: Path) -> Path:
+    return folder / SAMPLES_FOLDER / "real.png"
 
 
-def _table(report: Report) -> str:
-    names = ("weights and sampler", "network calls per image", report.metric, "change", "precision", "recall")
-    head = "".join(f"<th scope=col>{html.escape(name)}" for name in names)
-    body = ""
-    for row in report.rows:
-        change = "" if row is report.base else f"{row.distance / report.base.distance - 1:+.0%}"
-        figures = (
-            f"{row.calls}", f"{row.distance:.2f} ± {row.spread:.2f}", change,
-            f"{row.mean('precision'):.2f}", f"{row.mean('recall'):.2f}",
-        )  # fmt: skip
-        cells = "".join(f"<td>{figure}" for figure in figures)
-        mark = ' class="neon"' if row is report.neon else ""
-        body += f"<tr{mark}><th scope=row>{html.escape(row.name)}{cells}</tr>"
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _grids(report: Report) -> str:
-    figures = ""
-    for title, images in report.grids:
-        buffer = io.BytesIO()
-        image_grid(images, columns=10).save(buffer, format="png")
-        figures += f"<figure>{_picture(buffer.getvalue(), title)}<figcaption>{html.escape(title)}</figcaption></figure>"
-    return f"<div class=grids>{figures}</div>"
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c1e21;--paper:#fff;--line:#d8dce0;--soft:#f4f6f8;--neon:#d6336c}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181b;--line:#3a3f45;--soft:#202327;--neon:#ff6b9d}}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-  max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
-.headline{font-size:1.15rem;border-left:4px solid var(--neon);padding-left:.8rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right}th:first-child{text-align:left}
-thead th{font-weight:600;font-size:.85rem}tbody th{font-weight:400}.neon th,.neon td{font-weight:700;color:var(--neon)}
-img{max-width:100%;height:auto;background:#fff;border-radius:4px;image-rendering:pixelated}
-.plot img{image-rendering:auto}
-.grids{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
-figure{margin:0}figcaption{font-size:.9rem;text-align:center}.grids img{width:100%}
-pre{background:var(--soft);padding:.8rem;overflow-x:auto;font-size:.8rem;border-radius:4px}
-@media print{body{max-width:none;margin:0}h2,figure,table{break-inside:avoid}}
-"""
-
-
-def _page(report: Report) -> str:
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
-    provenance = html.escape(json.dumps(report.provenance, indent=2))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(report.title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{html.escape(report.title)}</h1>
-<p class="headline">{html.escape(headline(report))}</p>
-<p>{html.escape(bias_undone(report.base, report.neon))}</p>
-<h2>Scores</h2>
-{_table(report)}
-<h2>The choice of w</h2>
-<p>w = 0 is the base, w = -1 the self-trained model, w &gt; 0 Neon:
-θ<sub>neon</sub> = (1 + w) θ<sub>base</sub> - w θ<sub>self-trained</sub>.</p>
-<div class="plot">{_picture(curve_plot(report), "distance, precision and recall against w")}</div>
-<h2>Samples from the same noise</h2>
-{_grids(report)}
-<h2>How it was measured</h2>
-<ul>{notes}</ul>
-<details><summary>Provenance</summary><pre>{provenance}</pre></details>
-</body>
-</html>
-"""
+def _read_images(path: Path, shape: Sequence[int]) -> Tensor:
+    try:
+        with Image.open(path) as picture:
+            return images_of(picture, shape)
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{path}: not readable as the samples of this report ({error}); run again what wrote it"
+        ) from error

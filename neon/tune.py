@@ -1,63 +1,466 @@
-"""Choosing w with few evaluations.
+"""Choosing w, the guidance scale and the training budget with few evaluations.
 
-The distance as a function of w has one minimum, is close to a parabola around it and rises steeply
-beyond, so three points and the vertex of the parabola through them come close to a fine grid.
+A value (a Fréchet distance, lower is better) has one minimum in w, is close to a parabola around it and rises
+steeply beyond; the best guidance rises with w; snapshots of one self-training share a direction, so that they
+differ mostly in how far along it a given w goes. `search` fits a quadratic that knows this to the points
+evaluated so far and evaluates where it promises most. Nothing here samples, scores or reads a file.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-NODES = (0.0, 0.5, 1.0)
-HIGHEST_W = 1.5
-CLOSEST = 0.08
-"""a check nearer than this to an evaluated w would teach nothing"""
+import numpy as np
+from numpy.typing import NDArray
+
+from neon.errors import RequestError, WorkError
+
+Array = NDArray[np.float64]
+
+# How the search walks. The first step in w has half the length of the self-training's update; values often explode
+# beyond twice that update, so it never walks more than half as far again as it has been. Two points of one snapshot
+# are at least `_CLOSEST` apart (w relative to 1 + |w|, guidance relative to its range): nearer teaches nothing.
+_STEP = 0.5
+_REACH = 1.5
+_W_GRID = 0.02
+_CLOSEST = 0.03
+# Where the base is tried first, in parts of the range of guidance (its best is low, since w raises it), and by how
+# much of its range guidance rises for the second step in w.
+_BASE_GUIDANCE = (0.25, 0.6)
+_LEAN = 0.25
+
+_CURVE_POINTS = 61
+
+# What the model believes before it sees values, in units of the largest excess over the best: coefficients may be
+# large; more w and more guidance make up for each other; snapshots differ by about the excess.
+_WIDE = 10.0
+_TILT, _TILT_SPREAD = -1.0, 2.0
+_SNAPSHOT = 1.0
+# A quadratic holds around the minimum only: an excess counts with this relative error, and a wall with more.
+_MISFIT = 0.25
+# The model's promise for a point: its mean less so many standard deviations.
+_OPTIMISM = 0.5
+
+
+class EvaluationFailed(Exception):  # noqa: N818 - an outcome of an evaluation, not a fault of the program
+    """Raised by `evaluate` for a point without a value: NaN weights, collapsed images. The search goes on."""
+
+
+class Point(NamedTuple):
+    """What one evaluation is of. The base is spelled (0, guidance, 0): no snapshot enters it."""
+
+    w: float
+    guidance: float | None = None
+    """the scale in the sampler's settings; None: the sampler has none, or it is not searched"""
+    snapshot: int = 0
+    """which of the self-trained weights, in ascending order of budget"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The result of a search: the best evaluated w, and every point that led to it."""
+class Evaluation:
+    """A point and its value; None if the evaluation failed, with the reason in `note`."""
 
-    w: float
-    distance: float
-    points: dict[float, float]
-    """w -> distance, in order of evaluation"""
-
-
-def vertex(points: dict[float, float], lowest: float, highest: float) -> float:
-    """Where the parabola through the three points around the best one is lowest, within [lowest, highest].
-
-    Points that do not curve upwards have no vertex: the end of the interval on their falling side is
-    returned then.
-    """
-    ordered = sorted(points)
-    best = min(ordered, key=lambda w: points[w])
-    middle = min(max(ordered.index(best), 1), len(ordered) - 2)
-    a, b, c = ordered[middle - 1 : middle + 2]
-    left = (points[b] - points[a]) / (b - a)
-    right = (points[c] - points[b]) / (c - b)
-    curvature = (right - left) / (c - a)
-    if curvature <= 0:
-        return highest if points[c] < points[a] else lowest
-    return min(max((a + b) / 2 - left / (2 * curvature), lowest), highest)
+    point: Point
+    value: float | None
+    note: str = ""
 
 
-def search_w(
-    distance: Callable[[float], float],
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What was evaluated, in order, and what it says."""
+
+    evaluations: tuple[Evaluation, ...]
+    best: Evaluation
+    """the lowest value; the base unless that is beaten by more than twice the noise"""
+    base: Evaluation
+    """w = 0 at its own best guidance, so that no gain of guidance alone is credited to w"""
+    reason: str
+    """why the search stopped, and which ranges the best point ends at"""
+    model: "_Model" = field(repr=False, compare=False)
+
+    @property
+    def gain(self) -> float:
+        """How much lower the best value is than the base's."""
+        return _value(self.base) - _value(self.best)
+
+    def helps(self, noise: float = 0.0) -> bool:
+        """Whether the gain exceeds twice `noise`, the standard deviation of the difference of two values."""
+        return self.gain > 2 * noise
+
+    def fitted(self, w: float, guidance: float | None = None, snapshot: int | None = None) -> float | None:
+        """The fitted quadratic, along the best point's guidance and snapshot unless others are given.
+
+        None where it does not hold (far above the minimum), and throughout if fewer than three points have values.
+        """
+        if sum(evaluation.value is not None for evaluation in self.evaluations) < 3:
+            return None
+        best = self.best.point
+        guidance = best.guidance if guidance is None else guidance
+        return self.model.value(Point(w, guidance, best.snapshot if snapshot is None else snapshot))
+
+    def curve(self, guidance: float | None = None, snapshot: int | None = None) -> tuple[tuple[float, float], ...]:
+        """Points (w, value) of `fitted` between the lowest and the highest w evaluated, where it holds."""
+        ends = [evaluation.point.w for evaluation in self.evaluations]
+        ws = np.linspace(min(ends), max(ends), _CURVE_POINTS).tolist()
+        return tuple((w, value) for w in ws if (value := self.fitted(w, guidance, snapshot)) is not None)
+
+
+def search(
+    evaluate: Callable[[Point], float],
     *,
-    nodes: Sequence[float] = NODES,
-    lowest: float = 0.0,
-    highest: float = HIGHEST_W,
-    checks: int = 2,
-) -> Choice:
-    """Minimise `distance(w)` over [lowest, highest]: the nodes, then the vertex, up to `checks` times.
+    w: tuple[float, float],
+    guidance: tuple[float, float] | None = None,
+    snapshots: Sequence[float] = (1.0,),
+    tolerance: float = 0.01,
+    noise: float = 0.0,
+    limit: int = 12,
+) -> Search:
+    """Minimise `evaluate` over w, guidance and snapshots; deterministic given the values.
 
-    The best evaluated point is kept, never a predicted one.
+    The base comes first, at up to four scales of guidance; then w at the middle snapshot, with guidance; then, if
+    that gained, each other snapshot where its update is as long; then wherever the model promises a gain.
+
+    Args:
+        evaluate: the value of a point, lower is better; raises EvaluationFailed if it has none (as does a
+            value that is not finite).
+        w: lowest and highest w; widened to contain 0, which is always evaluated.
+        guidance: lowest and highest scale; None if it is not searched.
+        snapshots: length of each snapshot's update |theta_s - theta_r|, or its budget: the best w of another
+            snapshot is near w times the ratio of lengths.
+        tolerance: the search stops when it expects to gain less than this part of the best value ...
+        noise: ... or than twice this, the standard deviation of the difference of two values.
+        limit: never evaluate more points than this.
+
+    Raises:
+        RequestError: an empty range, a length that is not positive, a limit below 1.
+        WorkError: the base itself has no value.
     """
-    points = {w: distance(w) for w in nodes}
-    for _ in range(checks):
-        w = round(vertex(points, lowest, highest), 3)
-        if min(abs(w - known) for known in points) < CLOSEST:
-            break
-        points[w] = distance(w)
-    best = min(points, key=lambda w: points[w])
-    return Choice(w=best, distance=points[best], points=points)
+    space = _Space.of(w, guidance, snapshots)
+    if limit < 1:
+        raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
+    record = _Record(evaluate, space, noise)
+    steps = _Steps(record, tolerance)
+    for point in steps.walk():
+        if len(record.evaluations) == limit:
+            return record.result(f"the limit of {limit} evaluations was reached")
+        record.add(point)
+    return record.result(f"no other point is expected to gain more than {steps.enough:.3g}")
+
+
+def grid(
+    evaluate: Callable[[Point], float],
+    w: Sequence[float],
+    guidance: Sequence[float | None] = (None,),
+    snapshots: Sequence[float] = (1.0,),
+    *,
+    noise: float = 0.0,
+) -> Search:
+    """Evaluate every w at every guidance and snapshot, and the base once per guidance, whether `w` holds 0 or not.
+
+    Arguments, results and errors as of `search`.
+    """
+    scales = [scale for scale in guidance if scale is not None]
+    bounds = (min(scales), max(scales)) if len(set(scales)) > 1 else None
+    space = _Space.of((min(w, default=0.0), max(w, default=0.0)), bounds, snapshots)
+    record = _Record(evaluate, space, noise)
+    points = [Point(0.0, scale) for scale in guidance]
+    points += [Point(x, scale, i) for i in range(len(snapshots)) for x in w if x != 0 for scale in guidance]
+    for point in dict.fromkeys(points):
+        record.add(point)
+    return record.result(f"the grid of {len(record.evaluations)} points was evaluated")
+
+
+def _value(evaluation: Evaluation) -> float:
+    """The value, infinite if the evaluation failed."""
+    return math.inf if evaluation.value is None else evaluation.value
+
+
+def _lowest(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The lowest of evaluations that include the base.
+
+    Raises:
+        WorkError: all failed, hence the base did.
+    """
+    lowest = min(evaluations, key=_value)
+    if lowest.value is None:
+        raise WorkError(f"w = 0: the base itself could not be scored ({lowest.note}); mend that before choosing w")
+    return lowest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Space:
+    """The ranges searched, and the coordinates in which snapshots resemble each other."""
+
+    w: tuple[float, float]
+    guidance: tuple[float, float] | None
+    lengths: tuple[float, ...]
+
+    @classmethod
+    def of(cls, w: tuple[float, float], guidance: tuple[float, float] | None, lengths: Sequence[float]) -> "_Space":
+        """The space with 0 in the range of w."""
+        for name, bounds in (("w", w), ("guidance", guidance)):
+            if bounds and not (all(map(math.isfinite, bounds)) and bounds[0] <= bounds[1]):
+                raise RequestError(f"{name}: {bounds[0]:g} to {bounds[1]:g} is no range; expected lowest, then highest")
+        if guidance and guidance[0] == guidance[1]:
+            raise RequestError(f"guidance: the range is the single value {guidance[0]:g}; fix it instead of searching")
+        if not lengths or not all(0 < length < math.inf for length in lengths):
+            raise RequestError(f"snapshots: expected the positive length of each update, found {list(lengths)}")
+        return cls(
+            w=(min(float(w[0]), 0.0), max(float(w[1]), 0.0)),
+            guidance=guidance and (float(guidance[0]), float(guidance[1])),
+            lengths=tuple(lengths),
+        )
+
+    @property
+    def reference(self) -> int:
+        """The snapshot searched first: the middle one, so that w carries over to shorter and longer ones."""
+        return len(self.lengths) // 2
+
+    def ratio(self, snapshot: int) -> float:
+        """How much longer the snapshot's update is than the reference's."""
+        return self.lengths[snapshot] / self.lengths[self.reference]
+
+    def coordinates(self, points: Sequence[Point]) -> Array:
+        """One row per point: displacement w |update| / |reference update|, guidance in parts of its range, and for
+        each snapshot whether the point is of it (never so for the base and the reference)."""
+        low, high = self.guidance or (0.0, 1.0)
+        rows = np.zeros((len(points), 2 + len(self.lengths)))
+        for row, (w, guidance, snapshot) in zip(rows, points, strict=True):
+            row[0] = w * self.ratio(snapshot)
+            row[1] = 0.0 if guidance is None or self.guidance is None else (guidance - low) / (high - low)
+            row[2 + snapshot] = w != 0 and snapshot != self.reference
+        return rows
+
+    def scales(self) -> list[float | None]:
+        """Every guidance considered: its bounds and the round numbers between, 20 to 200 of them."""
+        if self.guidance is None:
+            return [None]
+        low, high = self.guidance
+        step = 10.0 ** math.floor(math.log10((high - low) / 10)) / 2
+        between = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+        return [float(scale) for scale in np.unique(np.round([low, *between, high], 9))]
+
+    def weights(self, snapshot: int, low: float, high: float) -> list[float]:
+        """Every w but 0 considered for displacements between `low` and `high`: the bounds of w and round numbers."""
+        low, high = max(self.w[0], low / self.ratio(snapshot)), min(self.w[1], high / self.ratio(snapshot))
+        between = np.arange(math.ceil(low / _W_GRID), math.floor(high / _W_GRID) + 1) * _W_GRID
+        ends = [end for end in self.w if low <= end <= high]
+        return [float(w) for w in np.unique(np.round([*between, *ends], 9)) if w != 0]
+
+
+class _Model:
+    """The quadratic in (displacement, guidance) that fits the values, with the uncertainty of its coefficients.
+
+    Each snapshot but the reference adds its own slope and curvature along the displacement, nothing at w = 0,
+    where all are the base. Bayesian linear regression with a normal prior (Rasmussen and Williams 2006, eq. 2.8)
+    on the excess over the best value. An excess beyond the range that matters (three times the gain, or the best
+    value itself) enters by its logarithm, and a failed point as the worst one seen, so that a wall says
+    "not here" without bending the fit where it counts.
+    """
+
+    def __init__(self, space: _Space, evaluations: Sequence[Evaluation], noise: float) -> None:
+        self.space = space
+        values = np.array([_value(evaluation) for evaluation in evaluations])
+        self.best = float(values.min())
+        base = min(_value(evaluation) for evaluation in evaluations if evaluation.point.w == 0)
+        self.range = max(3 * (base - self.best), abs(self.best)) or 1.0
+        excess = values - self.best
+        worst = max(excess[np.isfinite(excess)].max(), 2 * self.range)
+        excess = np.where(np.isfinite(excess), excess, worst)
+        excess = np.where(excess > self.range, self.range * (1 + np.log(np.maximum(excess / self.range, 1.0))), excess)
+        coordinates = space.coordinates([evaluation.point for evaluation in evaluations])
+        self.unit = float(np.abs(coordinates[:, 0]).max()) or 1.0
+        least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
+        scale = max(excess.max(), least)
+        spread = np.array([_WIDE] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * len(space.lengths)) * scale
+        believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * len(space.lengths)) * scale
+        error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
+        design = self._terms(coordinates) / error[:, None]
+        self.covariance = np.linalg.inv(design.T @ design + np.diag(spread**-2))
+        self.coefficients = believed + self.covariance @ design.T @ (excess / error - design @ believed)
+
+    def _terms(self, coordinates: Array) -> Array:
+        """The monomials that the coefficients belong to, [N, 6 + 2 snapshots]."""
+        v, h, of_snapshot = coordinates[:, :1] / self.unit, coordinates[:, 1:2], coordinates[:, 2:]
+        return np.hstack([np.ones_like(v), v, v * v, h, h * h, v * h, v * of_snapshot, v * v * of_snapshot])
+
+    def value(self, point: Point) -> float | None:
+        """The fitted value at a point, None where it is out of the range in which values were fitted as they are."""
+        excess = float((self._terms(self.space.coordinates([point])) @ self.coefficients)[0])
+        return self.best + excess if excess <= self.range else None
+
+    def promise(self, coordinates: Array, reference: Array) -> Array:
+        """How far each row may lie below the reference row: expected gain plus a part of its standard deviation."""
+        difference = self._terms(reference) - self._terms(coordinates)
+        variance = np.einsum("ni,ij,nj->n", difference, self.covariance, difference)
+        return difference @ self.coefficients + _OPTIMISM * np.sqrt(variance)
+
+
+class _Record:
+    """The evaluations made so far."""
+
+    def __init__(self, evaluate: Callable[[Point], float], space: _Space, noise: float) -> None:
+        self.evaluate, self.space, self.noise = evaluate, space, noise
+        self.evaluations: list[Evaluation] = []
+
+    def add(self, point: Point) -> None:
+        """Evaluate a point; a value that is not finite is a failure."""
+        try:
+            value = float(self.evaluate(point))
+        except EvaluationFailed as failure:
+            self.evaluations.append(Evaluation(point=point, value=None, note=str(failure)))
+            return
+        failed = not math.isfinite(value)
+        note = f"the value is {value}" if failed else ""
+        self.evaluations.append(Evaluation(point=point, value=None if failed else value, note=note))
+
+    @property
+    def base(self) -> Evaluation:
+        """w = 0 at its best guidance so far."""
+        return _lowest([evaluation for evaluation in self.evaluations if evaluation.point.w == 0])
+
+    @property
+    def lowest(self) -> Evaluation:
+        """The lowest value so far."""
+        return _lowest(self.evaluations)
+
+    def model(self) -> _Model:
+        """The fit to all evaluations."""
+        return _Model(self.space, self.evaluations, self.noise)
+
+    def result(self, reason: str) -> Search:
+        """The search as it stands; the base wins unless it is beaten by more than twice the noise."""
+        base, best = self.base, self.lowest
+        if _value(base) - _value(best) <= 2 * self.noise:
+            best = base
+        edges = [
+            f"the best {name} is the edge of its range, {at:g}: the optimum may lie beyond"
+            for name, at, bounds in (
+                ("w", best.point.w, self.space.w),
+                ("guidance", best.point.guidance, self.space.guidance),
+            )
+            if bounds and at in bounds and (name, at) != ("w", 0.0)
+        ]
+        return Search(
+            evaluations=tuple(self.evaluations),
+            best=best,
+            base=base,
+            reason="; ".join([reason, *edges]),
+            model=self.model(),
+        )
+
+
+class _Steps:
+    """The order in which points are evaluated: each step looks at the record of those before it."""
+
+    def __init__(self, record: _Record, tolerance: float) -> None:
+        self.record, self.space, self.tolerance = record, record.space, tolerance
+
+    def walk(self) -> Iterator[Point]:
+        """Every point worth evaluating, the most telling first."""
+        yield from self.base()
+        yield from self.bracket(self.record.base.point.guidance)
+        reference = self.space.reference
+        yield from self.descend([reference])
+        others = [snapshot for snapshot in range(len(self.space.lengths)) if snapshot != reference]
+        for snapshot in others:
+            w, guidance, best = self.record.lowest.point
+            if w != 0:
+                w *= self.space.lengths[best] / self.space.lengths[snapshot]
+                yield Point(round(min(max(w, self.space.w[0]), self.space.w[1]), 3), guidance, snapshot)
+        if others:
+            yield from self.descend([reference, *others])
+
+    def base(self) -> Iterator[Point]:
+        """w = 0, where guidance is best: two scales, a third beyond the better one, and the vertex."""
+        if self.space.guidance is None:
+            yield Point(0.0)
+            return
+        low, high = self.space.guidance
+        left, right = (self.scale(low + part * (high - low)) for part in _BASE_GUIDANCE)
+        yield Point(0.0, left)
+        yield Point(0.0, right)
+        first, second = map(_value, self.record.evaluations)
+        yield Point(0.0, low if first <= second else high)
+        vertex = self.most_promising([Point(0.0, scale) for scale in self.space.scales()])
+        if vertex:
+            yield vertex
+
+    def bracket(self, guidance: float | None) -> Iterator[Point]:
+        """Two steps in w: onwards if the first one gains; else with more guidance, or to the other side, or back."""
+        low, high = self.space.w
+        reference = self.space.reference
+        first = min(_STEP, high) or max(-_STEP, low)
+        if first == 0:
+            return
+        yield Point(first, guidance, reference)
+        further = min(max(2 * first, low), high)
+        other_side = max(-_STEP, low) if first > 0 else 0.0
+        if self.record.lowest.point.w == first and further != first:
+            yield Point(further, self.leaning(guidance, further), reference)
+        elif self.record.lowest.point.w == first:
+            yield Point(first / 2, guidance, reference)
+        elif guidance is not None:
+            yield Point(first, self.leaning(guidance, first), reference)
+        else:
+            yield Point(other_side or first / 2, guidance, reference)
+
+    def descend(self, snapshots: Sequence[int]) -> Iterator[Point]:
+        """The most promising point of these snapshots, as long as there is one."""
+        while True:
+            low, high = self.reach()
+            point = self.most_promising(
+                [
+                    Point(w, scale, snapshot)
+                    for snapshot in snapshots
+                    for w in self.space.weights(snapshot, low, high)
+                    for scale in self.space.scales()
+                ]
+            )
+            if point is None:
+                return
+            yield point
+
+    def most_promising(self, candidates: Sequence[Point]) -> Point | None:
+        """The candidate that may gain most; None if that is too little, or too close to what is known."""
+        known = self.space.coordinates([evaluation.point for evaluation in self.record.evaluations])
+        rows = self.space.coordinates(candidates)
+        fresh = np.ones(len(rows), bool)
+        for row in known:
+            away = np.hypot((rows[:, 0] - row[0]) / (1 + abs(row[0])), rows[:, 1] - row[1])
+            fresh &= (away > _CLOSEST) | ((rows[:, 2:] != row[2:]).any(axis=1) & (row[0] != 0))
+        if not fresh.any():
+            return None
+        best = self.space.coordinates([self.record.lowest.point])
+        promise = np.where(fresh, self.record.model().promise(rows, best), -np.inf)
+        return candidates[int(promise.argmax())] if promise.max() > self.enough else None
+
+    @property
+    def enough(self) -> float:
+        """The gain that is worth an evaluation."""
+        return max(self.tolerance * abs(_value(self.record.lowest)), 2 * self.record.noise)
+
+    def reach(self) -> tuple[float, float]:
+        """The displacements within reach of those that have values, and short of those that failed."""
+        evaluations = self.record.evaluations
+        at = self.space.coordinates([evaluation.point for evaluation in evaluations])[:, 0]
+        failed = np.array([evaluation.value is None for evaluation in evaluations])
+        low = min(at[~failed].min(), 0.0) - _STEP
+        high = max(_REACH * at[~failed].max(), _STEP)
+        hair = 1e-6
+        return (
+            float(max([low, *(at[failed & (at < 0)] + hair)])),
+            float(min([high, *(at[failed & (at > 0)] - hair)])),
+        )
+
+    def scale(self, guidance: float) -> float | None:
+        """The considered guidance nearest to a given one."""
+        return min(self.space.scales(), key=lambda scale: abs((scale or 0.0) - guidance))
+
+    def leaning(self, guidance: float | None, w: float) -> float | None:
+        """Guidance moved the way its best moves with w: up for w > 0."""
+        if guidance is None or self.space.guidance is None:
+            return None
+        low, high = self.space.guidance
+        return self.scale(guidance + math.copysign(_LEAN * (high - low), w))

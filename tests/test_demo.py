@@ -24,6 +24,7 @@ from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.merge import merge_state
 from neon.model import load_model
+from neon.page import report_again
 from neon.runs import run_folder
 from tests.demo_driver import SMALL
 
@@ -92,26 +93,33 @@ def test_the_merged_checkpoint_is_the_model_that_was_scored(finished: Path) -> N
 
 
 class References(HTMLParser):
-    """Collects every attribute of a page that could fetch something."""
+    """Collects every attribute of a page that could fetch something, but for places inside the page itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        assert tag not in ("link", "iframe", "object", "embed")
+        values = [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        self.found += [value for value in values if not value.startswith("#")]
 
 
 def test_the_report_is_one_file_that_fetches_nothing(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     references = References()
     references.feed(page)
-    assert len(references.found) == 5, "the curve and four grids"
-    assert all(reference.startswith("data:image/png;base64,") for reference in references.found)
     scores = json.loads((finished / "scores.json").read_text())
+    assert len(references.found) == len(scores["selection"]) + 1, "a grid for each w, and one of real images"
+    assert all(reference.startswith("data:image/png;base64,") for reference in references.found)
     for text in (f"{scores['base']:.2f}", f"{scores['neon']:.2f}", "precision", "recall", "fd_fashion64"):
         assert text in page
+
+
+def test_the_page_can_be_written_again_from_the_run_folder(finished: Path) -> None:
+    page = (finished / "report.html").read_bytes()
+    (finished / "report.html").unlink()
+    assert report_again(finished).read_bytes() == page
 
 
 def test_a_finished_run_is_shown_again_and_computes_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

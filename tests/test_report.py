@@ -1,44 +1,237 @@
-"""What a report says about its figures."""
+"""What a report says about its figures, what its page shows, and that both survive the run folder."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy.stats import ttest_rel
 
+from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.report import Report, Row, bias_undone, headline, text_table
+from neon.page import page, report_again, write_report
+from neon.plots import draw_distance, plots
+from neon.report import Evaluated, Report, Row, bias_undone, headline, load, paired_gain, save, summary, text_table
+from neon.sheets import images_of, sheet
 
 
-def row(name: str, distances: tuple[float, ...], precision: float = 0.5, recall: float = 0.5) -> Row:
-    scores = (Scores(distance=d, precision=precision, recall=recall, num_images=10, seconds=1.0) for d in distances)
-    return Row(name=name, calls=5, blocks=tuple(scores))
+def scores(distance: float, precision: float | None = None, recall: float | None = None) -> Scores:
+    return Scores(distance=distance, precision=precision, recall=recall, num_images=10)
 
 
-def report(base: Row, neon: Row) -> Report:
+def row(name: str, distances: tuple[float, ...], precision: float | None = 0.5, recall: float | None = 0.5) -> Row:
+    return Row(name=name, calls=5, blocks=tuple(scores(d, precision, recall) for d in distances))
+
+
+BASE = row("base", (10.0, 11.0, 12.0))
+
+
+def report(neon: Row, base: Row = BASE, w: float = 1.0) -> Report:
+    return Report(title="t", metric="fd_x", rows=(base, neon), base=base, neon=neon, w=w)
+
+
+def tuned() -> Report:
+    """A search over w, guidance and two snapshots, one evaluation of which failed."""
+    short, long = {"snapshot": "6.4 kimg", "kimg": 6.4}, {"snapshot": "12.8 kimg", "kimg": 12.8}
+    evaluated = (
+        Evaluated(w=0.0, guidance=1.5, scores=scores(8.25, 0.9, 0.3)),
+        Evaluated(w=0.0, guidance=2.0, scores=scores(9.5, 0.9, 0.3)),
+        Evaluated(w=1.0, guidance=1.5, scores=scores(4.75, 0.7, 0.5), **short),
+        Evaluated(w=1.0, guidance=2.0, scores=scores(3.5, 0.8, 0.6), **short),
+        Evaluated(w=3.0, guidance=2.5, failure="features are not finite <nan>", **short),
+        Evaluated(w=0.5, guidance=2.0, scores=scores(3.75, 0.8, 0.6), **long),
+        Evaluated(w=-1.0, guidance=2.0, scores=scores(19.5, 0.9, 0.1), searched=False, **short),
+    )
+    base = row("base", (10.0, 11.0, 12.0), None, None)
+    neon = row("Neon", (5.0, 5.5, 6.5), None, None)
     return Report(
-        title="t", metric="fd_x", rows=(base, neon), base=base, neon=neon, w=1.0, curve={}, searched=(),
-        grids=(), notes=(), provenance={},
-    )  # fmt: skip
+        title="tuning <b>&",
+        metric="fid",
+        rows=(base, row("self-trained", (20.0, 21.0, 22.0), None, None), neon),
+        base=base,
+        neon=neon,
+        w=1.0,
+        guidance=2.0,
+        snapshot="6.4 kimg",
+        evaluated=evaluated,
+        fit=((0.0, 9.4), (0.5, 5.0), (1.0, 3.6)),
+        grids={w: torch.arange(3 * 3 * 4 * 5).reshape(3, 3, 4, 5).mul(i + 1).byte() for i, w in enumerate((-1, 0, 1))},
+        real=torch.full((2, 3, 4, 5), 77, dtype=torch.uint8),
+        notes=("w < 2 only",),
+        provenance={"command": "neon tune --out 'a&b'", "range": (0.0, float("inf"))},
+    )
 
 
 def test_a_gain_is_told_with_its_size_and_certainty() -> None:
-    text = headline(report(row("base", (10.0, 11.0, 12.0)), row("Neon", (4.0, 5.0, 6.0))))
-    assert "from 11.00 to 5.00 (-55%)" in text and "6 times the spread" in text
+    text = headline(report(row("Neon", (4.0, 5.0, 5.7))))
+    assert "Neon with w = 1 lowers" in text and "from 11.00 to 4.90 (-55%)" in text
+    assert "between 5.67 and 6.53 with 95% confidence (3 paired blocks of seeds)" in text
 
 
-@pytest.mark.parametrize("neon", [(9.5, 10.5, 11.5), (14.0, 15.0, 16.0)])
+def test_the_certainty_is_that_of_a_paired_t_test() -> None:
+    before, after = (10.0, 11.5, 12.0, 10.2), (9.1, 10.9, 11.8, 8.7)
+    interval = ttest_rel(before, after).confidence_interval(0.95)
+    found = paired_gain(row("base", before), row("Neon", after)).interval
+    assert found == pytest.approx((interval.low, interval.high))
+
+
+def test_a_gain_hidden_by_the_spread_of_blocks_shows_when_they_are_paired() -> None:
+    assert paired_gain(row("base", (10.0, 20.0, 30.0)), row("Neon", (9.0, 19.1, 28.9))).certain
+    assert not paired_gain(row("base", (10.0, 20.0, 30.0)), row("Neon", (19.1, 28.9, 9.0))).certain
+
+
+@pytest.mark.parametrize("neon", [(9.5, 11.5, 10.5), (14.0, 15.0, 16.0), (10.0, 11.0, 12.0)])
 def test_a_change_within_the_noise_or_for_the_worse_is_no_gain(neon: tuple[float, ...]) -> None:
-    text = headline(report(row("base", (10.0, 11.0, 12.0)), row("Neon", neon)))
+    text = headline(report(row("Neon", neon)))
     assert text.startswith("No gain") and "keep the base" in text
 
 
+def test_where_the_base_was_chosen_the_headline_keeps_it() -> None:
+    assert headline(report(BASE, w=0.0)).startswith("No gain: no merge did better")
+    assert summary(report(BASE, w=0.0)) == [headline(report(BASE, w=0.0))], "no bias undone by doing nothing"
+
+
+def test_a_gain_on_one_block_is_not_called_certain() -> None:
+    text = headline(report(row("Neon", (5.0,)), base=row("base", (10.0,))))
+    assert "to 5.00 (-50%)" in text and "does not tell how much of that is noise" in text
+
+
+def test_a_negative_w_is_told_as_a_step_towards_the_self_trained_model() -> None:
+    text = headline(report(row("chosen", (4.0, 5.0, 5.7)), w=-0.4))
+    assert text.startswith("A step towards the self-trained model with w = -0.4 lowers") and "Neon" not in text
+
+
+def test_guidance_and_snapshot_of_the_choice_are_named() -> None:
+    assert "w = 1 (guidance 2, snapshot 6.4 kimg)" in headline(tuned())
+
+
 def test_the_bias_undone_is_read_from_precision_and_recall() -> None:
-    def told(before: tuple[float, float], after: tuple[float, float]) -> str:
+    def told(before: tuple[float, float], after: tuple[float, float]) -> str | None:
         return bias_undone(row("base", (1.0,), *before), row("Neon", (1.0,), *after))
 
-    assert "too concentrated" in told((0.9, 0.3), (0.8, 0.7))
-    assert "too noisy" in told((0.5, 0.9), (0.7, 0.8))
-    assert "both" in told((0.5, 0.5), (0.6, 0.6))
-    assert "Neither" in told((0.6, 0.6), (0.5, 0.5))
+    assert "too concentrated" in str(told((0.9, 0.3), (0.8, 0.7)))
+    assert "too noisy" in str(told((0.5, 0.9), (0.7, 0.8)))
+    assert "both" in str(told((0.5, 0.5), (0.6, 0.6)))
+    assert "Neither" in str(told((0.6, 0.6), (0.5, 0.5)))
+    assert bias_undone(row("base", (1.0,), None, None), row("Neon", (1.0,), None, None)) is None
 
 
 def test_the_table_has_a_line_per_row_with_the_change_against_the_base() -> None:
-    lines = text_table(report(row("base", (10.0, 12.0)), row("Neon", (5.0, 6.0)))).splitlines()
+    lines = text_table(report(row("Neon", (5.0, 6.0)), base=row("base", (10.0, 12.0)))).splitlines()
     assert len(lines) == 3 and "-50%" in lines[2] and "%" not in lines[1]
+    assert len({len(line) for line in lines}) == 1, "columns are aligned"
+
+
+def test_a_score_that_no_row_has_is_no_column() -> None:
+    assert "precision" in text_table(report(row("Neon", (5.0, 6.0, 7.0))))
+    assert "precision" not in text_table(tuned()) and "inception" not in text_table(tuned())
+
+
+def test_the_plots_are_those_there_are_figures_for() -> None:
+    assert [plot.name for plot in plots(tuned())] == ["distance", "shares", "heatmap", "budget"]
+    only_w = tuple(Evaluated(w=w, scores=scores(5.0)) for w in (0.0, 1.0))
+    assert [plot.name for plot in plots(dataclasses.replace(tuned(), evaluated=only_w))] == ["distance"]
+    assert plots(report(BASE)) == ()
+
+
+def test_every_evaluation_is_on_the_plot_and_failed_ones_are_marked() -> None:
+    axes = Figure().subplots()
+    draw_distance(axes, tuned())
+    drawn = {
+        label: handle.get_xydata() if isinstance(handle, Line2D) else handle.get_offsets()
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        if isinstance(handle, (Line2D, PathCollection))
+    }
+    assert drawn["searched"].tolist() == [[0.0, 9.5], [1.0, 3.5]]
+    assert drawn["for the picture"].tolist() == [[-1.0, 19.5]]
+    assert drawn["other settings"].tolist() == [[0.0, 8.25], [1.0, 4.75], [0.5, 3.75]]
+    assert drawn["fitted"].tolist() == [list(point) for point in tuned().fit]
+    assert drawn["failed"][:, 0].tolist() == [3.0]
+    low, high = axes.get_xlim()
+    assert low < -1 and high > 3, "the failed one is inside the picture"
+
+
+def test_every_evaluation_is_in_the_page_as_text() -> None:
+    shown = page(tuned())
+    for text in ("8.25", "9.50", "4.75", "3.50", "3.75", "19.50", "failed: features are not finite &lt;nan&gt;"):
+        assert text in shown, text
+    assert shown.count("for the picture</td>") == 1 and shown.count("<td>chosen</td>") == 1
+
+
+def test_what_others_wrote_is_escaped_in_the_page() -> None:
+    shown = page(tuned())
+    assert "tuning &lt;b&gt;&amp;" in shown and "<b>" not in shown
+    assert "w &lt; 2 only" in shown and "--out &#x27;a&amp;b&#x27;" in shown
+
+
+def test_the_page_names_no_address_and_forbids_itself_the_network() -> None:
+    shown = page(tuned())
+    assert re.search("https?://", shown) is None and "default-src 'none'" in shown
+
+
+def test_no_two_elements_of_the_page_share_a_name() -> None:
+    names = re.findall(r'\bid="([^"]*)"', page(tuned()))
+    assert len(names) > 20 and len(names) == len(set(names))
+
+
+def test_a_saved_report_gives_the_same_page_and_plots(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    save(tuned(), first)
+    write_report(first, tuned())
+    written = {file.name: file.read_bytes() for file in first.iterdir() if file.is_file()}
+    assert set(written) == {"report.json", "report.html", "curve.png", "samples.png", "heatmap.png", "budget.png"}
+    for name in written.keys() - {"report.json"}:
+        (first / name).unlink()
+    assert report_again(first) == first / "report.html"
+    assert {file.name: file.read_bytes() for file in first.iterdir() if file.is_file()} == written
+
+
+def test_a_loaded_report_keeps_images_and_which_rows_are_base_and_choice(tmp_path: Path) -> None:
+    save(tuned(), tmp_path)
+    found = load(tmp_path)
+    assert found.base is found.rows[0] and found.neon is found.rows[2]
+    assert all(torch.equal(found.grids[w], images) for w, images in tuned().grids.items())
+    assert found.real is not None and found.real.shape == (2, 3, 4, 5) and bool((found.real == 77).all())
+    save(report(BASE, w=0.0), tmp_path)
+    found = load(tmp_path)
+    assert found.neon is found.base
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.sampled_from([1, 3]), st.integers(1, 5), st.integers(1, 5))
+def test_images_come_back_from_a_sheet(count: int, channels: int, height: int, width: int) -> None:
+    images = torch.arange(count * channels * height * width).reshape(count, channels, height, width).byte()
+    assert torch.equal(images_of(sheet(images), images.shape), images)
+
+
+def test_a_folder_without_a_report_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no report to show \(report.json: No such file or directory\); name"):
+        report_again(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("damage", ["half", "a field less", "no row", "no picture", "another picture"])
+def test_a_damaged_report_is_refused_by_the_name_of_its_file(tmp_path: Path, damage: str) -> None:
+    save(tuned(), tmp_path)
+    record, picture = tmp_path / "report.json", tmp_path / "samples" / "w1.png"
+    content = json.loads(record.read_text())
+    if damage == "half":
+        record.write_text(record.read_text()[:100])
+    elif damage == "a field less":
+        record.write_text(json.dumps({**content, "rows": [{"name": "base"}]}))
+    elif damage == "no row":
+        record.write_text(json.dumps({**content, "neon": 9}))
+    elif damage == "no picture":
+        picture.unlink()
+    else:
+        sheet(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)).save(picture)
+    with pytest.raises(RequestError, match=r"(w1\.png|report\.json): not readable") as error:
+        load(tmp_path)
+    assert "run again what wrote it" in str(error.value) and "\n" not in str(error.value)

@@ -21,21 +21,23 @@ from neon.dataset import ImageDataset
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
 from neon.distributed import Processes
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.files import atomic_write, sha256_file, write_json
+from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, merge_files
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import features_of, load_features, score_name
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
+from neon.page import write_report
 from neon.recipe import Recipe
-from neon.report import Report, Row, bias_undone, curve_plot, headline, samples_plot, text_table, write_report
+from neon.report import Evaluated, Report, Row, save, summary, text_table
 from neon.runs import run_folder
 from neon.sampling import sample_block, write_samples
 from neon.selftrain import train
-from neon.tune import Choice, search_w
+from neon.tune import Search, search
 
-LOG_FILE, SCORES_FILE, REPORT_FILE = "evaluations.jsonl", "scores.json", "report.html"
-CURVE_FILE, SAMPLES_FILE, NEON_FILE = "curve.png", "samples.png", "neon.safetensors"
+HIGHEST_W = 1.5
+"""end of the search: beyond, small models fall apart"""
+LOG_FILE, SCORES_FILE, NEON_FILE = "evaluations.jsonl", "scores.json", "neon.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,9 @@ class _Demo:
         self.log = ScoreLog(self.out / LOG_FILE, self.processes)
         self.sample()
         self.self_train()
-        choice, curve = self.choose_w()
-        rows = self.report_rows(choice.w)
-        self.processes.on_main(lambda: self.finish(choice, curve, rows, time.monotonic() - started))
+        found, curve = self.choose_w()
+        rows = self.report_rows(found.best.point.w)
+        self.processes.on_main(lambda: self.finish(found, curve, rows, time.monotonic() - started))
 
     def sample(self) -> None:
         """The synthetic set S, sampled exactly as the evaluation samples."""
@@ -155,10 +157,11 @@ class _Demo:
 
         return self.log.get_or(title, compute)
 
-    def choose_w(self) -> tuple[Choice, dict[float, Scores]]:
+    def choose_w(self) -> tuple[Search, dict[float, Scores]]:
         """The best w on selection seeds against training statistics; and the curve, with points for the picture."""
-        choice = search_w(lambda w: self.score(w, Purpose.SELECTION).distance)
-        return choice, {w: self.score(w, Purpose.SELECTION) for w in [*choice.points, *self.plan.picture_w]}
+        found = search(lambda point: self.score(point.w, Purpose.SELECTION).distance, w=(0.0, HIGHEST_W), limit=5)
+        searched = [evaluation.point.w for evaluation in found.evaluations]
+        return found, {w: self.score(w, Purpose.SELECTION) for w in [*searched, *self.plan.picture_w]}
 
     def report_rows(self, w: float) -> dict[str, Row]:
         """Base, base at twice the steps, self-trained and Neon, on report seeds against test statistics."""
@@ -178,17 +181,15 @@ class _Demo:
             for key, (name, weight, calls) in plans.items()
         }
 
-    def finish(self, choice: Choice, curve: dict[float, Scores], rows: dict[str, Row], seconds: float) -> None:
-        """Write the merged checkpoint, plots, page and scores (main process only)."""
-        report = self.report(choice, curve, rows)
-        merge_files(self.plan.base, self.self_trained, [choice.w], self.out / NEON_FILE, overwrite=True)
-        for name, picture in ((CURVE_FILE, curve_plot(report)), (SAMPLES_FILE, samples_plot(report.grids))):
-            with atomic_write(self.out / name) as file:
-                file.write(picture)
-        write_report(self.out / REPORT_FILE, report)
+    def finish(self, found: Search, curve: dict[float, Scores], rows: dict[str, Row], seconds: float) -> None:
+        """Write the merged checkpoint, report, page and scores (main process only)."""
+        report = self.report(found, curve, rows)
+        merge_files(self.plan.base, self.self_trained, [report.w], self.out / NEON_FILE, overwrite=True)
+        save(report, self.out)
+        page = write_report(self.out, report)
         write_json(self.out / SCORES_FILE, self.result(report, rows, seconds))
-        print(f"\n{text_table(report)}\n\n{headline(report)}\n{bias_undone(report.base, report.neon)}")
-        print(f"\n{seconds:.0f} s. Report: {self.out / REPORT_FILE}", flush=True)
+        print("\n".join(["", text_table(report), "", *summary(report), ""]))
+        print(f"{seconds:.0f} s. Report: {page}", flush=True)
 
     def result(self, report: Report, rows: dict[str, Row], seconds: float) -> dict[str, Any]:
         """The content of `scores.json`: means over report blocks, and what they were made of."""
@@ -210,31 +211,28 @@ class _Demo:
             "w": report.w,
             "num_images": self.plan.num_images,
             "seconds": round(seconds, 1),
-            "summary": [headline(report), bias_undone(report.base, report.neon)],
+            "summary": summary(report),
             "rows": details,
-            "selection": {f"{w:g}": scores.distance for w, scores in report.curve.items()},
+            "selection": {f"{one.w:g}": one.scores.distance for one in report.evaluated if one.scores},
             "provenance": report.provenance,
         }
 
-    def report(self, choice: Choice, curve: dict[float, Scores], rows: dict[str, Row]) -> Report:
+    def report(self, found: Search, curve: dict[float, Scores], rows: dict[str, Row]) -> Report:
         """What the page shows."""
+        w, searched = found.best.point.w, {evaluation.point.w for evaluation in found.evaluations}
         return Report(
             title="Neon on Fashion-MNIST",
             metric=self.metric,
             rows=tuple(rows.values()),
             base=rows["base"],
-            neon=rows["neon"],
-            w=choice.w,
-            curve=curve,
-            searched=tuple(choice.points),
-            grids=(
-                ("base", self.grid(0.0)),
-                ("self-trained (w = -1)", self.grid(-1.0)),
-                (f"Neon (w = {choice.w:g})", self.grid(choice.w)),
-                ("real images (test set)", real_images()[:50]),
-            ),
-            notes=self.notes(len(choice.points)),
-            provenance=self.provenance(choice.w),
+            neon=rows["neon"] if w else rows["base"],
+            w=w,
+            evaluated=tuple(Evaluated(w=at, scores=scores, searched=at in searched) for at, scores in curve.items()),
+            fit=found.curve(),
+            grids={at: self.grid(at) for at in sorted({*curve, -1.0})},
+            real=real_images()[:50],
+            notes=self.notes(len(searched)),
+            provenance=self.provenance(w),
         )
 
     def grid(self, w: float) -> Tensor:

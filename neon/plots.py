@@ -1,0 +1,281 @@
+"""The plots of a report: distance, precision and recall against w, w x guidance, and the budget.
+
+Each is drawn once, to PNG for documents or to SVG for the page, whose colours follow the page's style.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from neon.evaluate import Scores
+from neon.report import Evaluated, Report, number
+from neon.sheets import sheet
+
+COLOURS = {"ink": "#1c1e21", "paper": "#fffffe", "grey": "#68707a", "base": "#2f5fa8", "neon": "#c2255c"}
+"""in a light page and in PNG; the page's style sets another value for each name in the dark"""
+INK, PAPER, GREY, BASE, NEON = COLOURS.values()
+SIZE = (5.0, 4.2)
+"""inches of one plot: text of 10 points stays readable on a phone 390 pixels wide"""
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+}
+LOG_RATIO = 20
+"""distances further apart than this are drawn on a logarithmic scale: beyond its minimum the curve has steep walls"""
+FEW = 24
+"""points of the heat map that are all labelled; of more, only the lowest at each guidance is"""
+
+
+class Plot(NamedTuple):
+    """One plot of a report."""
+
+    name: str
+    title: str
+    draw: Callable[[Axes, Report], None]
+
+
+class Point(NamedTuple):
+    """An evaluation that did not fail."""
+
+    of: Evaluated
+    scores: Scores
+
+
+def plots(report: Report) -> tuple[Plot, ...]:
+    """The plots for which the report has figures."""
+    found = [Plot("distance", f"{report.metric} against w", draw_distance)] if report.evaluated else []
+    points = _points(report)
+    if any(point.scores.precision is not None for point in points):
+        found.append(Plot("shares", "Precision and recall against w", draw_shares))
+    if len({one.w for one in report.evaluated}) > 1 and len({one.guidance for one in report.evaluated}) > 1:
+        found.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
+    if len(_best_of_snapshots(points)) > 1:
+        found.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
+    return tuple(found)
+
+
+def png(wanted: Sequence[Plot], report: Report) -> bytes:
+    """PNG: the plots side by side on white."""
+    with matplotlib.rc_context({**STYLE, "savefig.facecolor": "white"}):
+        figure = Figure(figsize=(SIZE[0] * len(wanted), SIZE[1]), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, plot in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
+            plot.draw(axes, report)
+        return _saved(figure, "png", {"Software": None})
+
+
+def svg(plot: Plot, report: Report) -> str:
+    """An `svg` element for a page: text as text, colours as `var(--name)`, no name shared with other plots."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        plot.draw(figure.subplots(), report)
+        text = _saved(figure, "svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return text
+
+
+def samples_png(grids: Sequence[tuple[str, Tensor]]) -> bytes:
+    """PNG: grids of images uint8 [N, C, H, W] side by side, each under its title."""
+    sheets = [sheet(images) for _, images in grids]
+    aspect = max(picture.height / picture.width for picture in sheets)
+    figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, _), picture in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids, sheets, strict=True):
+        axes.imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    return _saved(figure, "png", {"Software": None})
+
+
+def draw_distance(axes: Axes, report: Report) -> None:
+    """Distance against w: the fit, every evaluation, and the reported scores with their spread."""
+    here, elsewhere = _at_focus(report)
+    if report.fit:
+        axes.plot(*zip(*report.fit, strict=True), color=NEON, lw=1.5, ls="--", label="fitted", zorder=1)
+    else:
+        ordered = sorted(here, key=lambda point: point.of.w)
+        axes.plot([p.of.w for p in ordered], [p.scores.distance for p in ordered], color=GREY, lw=1, zorder=1)
+    searched = [point for point in here if point.of.searched]
+    extra = [point for point in here if not point.of.searched]
+    for points, marker, fill, edge, label in (
+        (elsewhere, "s", "none", GREY, "other settings"),
+        (searched, "o", INK, INK, "searched"),
+        (extra, "o", PAPER, INK, "for the picture"),
+    ):
+        if points:
+            axes.scatter(
+                [p.of.w for p in points], [p.scores.distance for p in points],
+                marker=marker, facecolors=fill, edgecolors=edge, s=28, label=label, zorder=2,
+            )  # fmt: skip
+    failed = [one.w for one in report.evaluated if one.scores is None]
+    if failed:
+        # At the top, since there is no value; unlike scatter, plot widens the axis to hold them.
+        places = [0.97] * len(failed)
+        axes.plot(failed, places, "x", transform=axes.get_xaxis_transform(), color=NEON, ms=7, label="failed")
+    reported = [(report.base, 0.0, BASE, "s", "base")]
+    reported += [(report.neon, report.w, NEON, "D", "choice")] if report.neon is not report.base else []
+    for row, w, colour, marker, name in reported:
+        axes.errorbar(
+            [w], [row.distance], yerr=[row.spread], fmt=marker, color=colour, ms=6, capsize=4,
+            label=f"{name}, reported", zorder=3,
+        )  # fmt: skip
+    values = [p.scores.distance for p in _points(report)] + [row.distance for row, *_ in reported]
+    if max(values) > LOG_RATIO * min(values) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max(values))
+    axes.axvline(0, color=GREY, lw=0.6, ls=":")
+    axes.set(xlabel="merge weight w", ylabel=f"{report.metric} (lower is better)")
+    _legend(axes)
+
+
+def draw_shares(axes: Axes, report: Report) -> None:
+    """Precision and recall against w, at the guidance and snapshot of the choice."""
+    here = sorted(_at_focus(report)[0], key=lambda point: point.of.w)
+    for name, form, colour in (("precision", "o-", BASE), ("recall", "s--", NEON)):
+        known = [(p.of.w, getattr(p.scores, name)) for p in here if getattr(p.scores, name) is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), form, color=colour, ms=5, label=name)
+    axes.axvline(0, color=GREY, lw=0.6, ls=":")
+    axes.axvline(report.w, color=INK, lw=0.8, ls="-.", label=f"chosen, w = {report.w:g}")
+    axes.set(xlabel="merge weight w", ylabel="share (higher is better)", ylim=(0, 1.02))
+    _legend(axes)
+
+
+def draw_heatmap(axes: Axes, report: Report) -> None:
+    """Distance over w and guidance at the snapshot of the choice: figures at the points, colours between them."""
+    _, snapshot = _focus(report)
+    shown = [(one, one.guidance) for one in report.evaluated if one.guidance is not None and _is_of(one, snapshot)]
+    points = [(one.w, level, one.scores.distance) for one, level in shown if one.scores is not None]
+    w, guidance, values = ([point[i] for point in points] for i in range(3))
+    if _span_an_area(w, guidance):
+        axes.tricontourf(w, guidance, np.log(values), levels=12, cmap="viridis_r", alpha=0.85)
+    lowest = {level: min(value for _, y, value in points if y == level) for level in guidance}
+    for x, y, value in points:
+        chosen = (x, y) == (report.w, report.guidance)
+        axes.plot(
+            x, y, "D" if chosen else "o", color=NEON if chosen else INK, mec=PAPER, ms=9 if chosen else 6,
+            label="chosen" if chosen else "evaluated", zorder=3,
+        )  # fmt: skip
+        if len(points) <= FEW or value == lowest[y]:
+            axes.annotate(
+                number(value), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8,
+                zorder=4 if chosen else 2, weight="bold" if chosen else "normal",
+                bbox={"boxstyle": "round,pad=0.15", "fc": PAPER, "ec": "none"},
+            )  # fmt: skip
+    for one, level in shown:
+        if one.scores is None:
+            axes.plot(one.w, level, "x", color=NEON, ms=7, label="failed")
+    axes.use_sticky_edges = False  # the coloured area would cut the labels at its rim
+    axes.margins(0.12)
+    axes.set(xlabel="merge weight w", ylabel="guidance")
+    _legend(axes)
+
+
+def draw_budget(axes: Axes, report: Report) -> None:
+    """The lowest distance found with each snapshot, and that of the base."""
+    points = _points(report)
+    best = _best_of_snapshots(points)
+    places = range(len(best))
+    axes.plot(places, [point.scores.distance for point in best], "o-", color=INK, ms=5, label="best of each snapshot")
+    for place, point in zip(places, best, strict=True):
+        axes.annotate(
+            f"{number(point.scores.distance)}\nw {point.of.w:g}", (place, point.scores.distance), (0, 8),
+            textcoords="offset points", ha="center", fontsize=8,
+        )  # fmt: skip
+        if point.of.snapshot == report.snapshot:
+            axes.plot([place], [point.scores.distance], "D", color=NEON, ms=8, label="chosen")
+    base = min((point.scores.distance for point in points if point.of.w == 0), default=None)
+    if base is not None:
+        axes.axhline(base, color=BASE, lw=1.2, ls="--", label=f"base, {number(base)}")
+    top = max([point.scores.distance for point in best] + [base or 0])
+    axes.set(xlabel="self-trained for", ylabel=f"{report.metric} (lower is better)", ylim=(0, 1.2 * top))
+    axes.set_xlim(-0.5, len(best) - 0.5)
+    names = [point.of.snapshot or "" if point.of.kimg is None else f"{point.of.kimg:g} kimg" for point in best]
+    axes.set_xticks(list(places), names)
+    _legend(axes)
+
+
+def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _legend(axes: Axes) -> None:
+    """Below the plot, each label once."""
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(
+        handles.values(),
+        handles.keys(),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=2,
+        fontsize=9,
+        frameon=False,
+    )
+
+
+def _points(report: Report) -> list[Point]:
+    return [Point(one, one.scores) for one in report.evaluated if one.scores is not None]
+
+
+def _focus(report: Report) -> tuple[float | None, str | None]:
+    """Guidance and snapshot at which curves over w are drawn: the choice's, or the best merge's if that is the base."""
+    if report.w != 0:
+        return report.guidance, report.snapshot
+    merges = [point for point in _points(report) if point.of.w != 0]
+    best = min(merges, key=lambda point: point.scores.distance, default=None)
+    return (report.guidance, report.snapshot) if best is None else (best.of.guidance, best.of.snapshot)
+
+
+def _is_of(one: Evaluated, snapshot: str | None) -> bool:
+    return one.w == 0 or one.snapshot == snapshot  # without self-trained weights in it, w = 0 is of every snapshot
+
+
+def _at_focus(report: Report) -> tuple[list[Point], list[Point]]:
+    """The points on the curve over w, and the others."""
+    guidance, snapshot = _focus(report)
+    points = _points(report)
+    here = [point for point in points if point.of.guidance == guidance and _is_of(point.of, snapshot)]
+    return here, [point for point in points if point not in here]
+
+
+def _best_of_snapshots(points: Sequence[Point]) -> list[Point]:
+    """The best point of each snapshot, by budget."""
+    best: dict[str, Point] = {}
+    for point in points:
+        label = point.of.snapshot
+        if point.of.w != 0 and label is not None:
+            best[label] = min(best.get(label, point), point, key=lambda one: one.scores.distance)
+    return sorted(best.values(), key=lambda point: math.inf if point.of.kimg is None else point.of.kimg)
+
+
+def _span_an_area(x: Sequence[float], y: Sequence[float]) -> bool:
+    """Whether some three of the points are no line, so that there is something to colour."""
+    return len(x) > 2 and int(np.linalg.matrix_rank(np.stack([x, y], 1) - [x[0], y[0]], tol=1e-6)) == 2
