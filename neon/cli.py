@@ -293,6 +293,159 @@ def fid(
         )
 
 
+def tune(
+    *,
+    base: Path,
+    self_trained: list[Path],
+    select_stats: Path,
+    report_stats: Path | None = None,
+    w: tuple[float, float] = (-0.5, 2.0),
+    guidance: tuple[float, float] | None = None,
+    grid: list[float] | None = None,
+    guidance_grid: list[float] | None = None,
+    metric: Literal["distance", "is", "precision", "recall"] = "distance",
+    num_images: int = 10_000,
+    report_images: int = 10_000,
+    blocks: int = 3,
+    set: list[str] | None = None,
+    vae: Path | None = None,
+    real_images: Path | None = None,
+    nearest_k: int = 5,
+    features: Features = "inception",
+    inception_weights: InceptionWeights = None,
+    batch_size: int = 64,
+    tolerance: float = 0.01,
+    limit: int = 16,
+    seed: int = 0,
+    out: Path = Path("runs/tune"),
+    fresh: bool = False,
+    device: Device = None,
+) -> None:
+    """Choose w (and guidance, and the snapshot) with few evaluations, and report the choice on other images.
+
+    Weights stay resident, every point is merged in place and scored on the same selection images. Base, self-trained
+    and Neon are then scored on report images of other seeds; the base is recommended where the gain is within the
+    noise. A killed run goes on; runs on several processes under `torchrun -m neon.cli tune ...`, with equal results.
+
+    Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
+    --select-stats train.npz --report-stats test.npz --guidance 1 3
+
+    Args:
+        base: Base weights, of a network that is recognised or written by neon.
+        self_trained: Snapshots of one self-training, in order of budget.
+        select_stats: Statistics of real images that the choice is made against (.npz).
+        report_stats: Statistics that the report is made against; by default the same.
+        w: Range of merge weights; 0, the base, is always in it.
+        guidance: Range of guidance; without it, that of the sampler's settings.
+        grid: Score all of these w for every snapshot, instead of a search.
+        guidance_grid: With --grid: for each of these guidances.
+        metric: What is best: the lowest distance, or the highest of another score.
+        num_images: Selection images behind each point.
+        report_images: Report images in each block.
+        blocks: Blocks of report images, at least 3.
+        set: Settings of the sampler, NAME=VALUE each.
+        vae: Autoencoder or tokenizer of a model that needs one; by default where it usually lies.
+        real_images: Folder or zip of real images: also scores precision and recall.
+        nearest_k: Which nearest neighbour gives the radius in precision and recall.
+        features: Feature network: inception, or a file made by `python -m neon.demo.train features`.
+        inception_weights: Weights of the Inception network; by default those in torch-fidelity's cache.
+        batch_size: Images per forward pass of one process.
+        tolerance: Relative gain below which the search ends.
+        limit: Evaluations of the search at most.
+        seed: Of the images.
+        out: Folder of the run: evaluations, tune.json, report.html.
+        fresh: Start anew, replacing a run that is in the folder.
+        device: By default a GPU where there is one.
+    """
+    from neon.distributed import processes
+    from neon.tuning import TunePlan, tune_command
+
+    if w[0] > 0 or w[1] < 0:
+        print(f"neon tune: --w {w[0]:g} {w[1]:g}: 0, the base, is added to the range", file=sys.stderr)
+    if guidance_grid is not None and grid is None:
+        raise RequestError("--guidance-grid: goes with --grid; for a search give --guidance LOW HIGH")
+    plan = TunePlan(
+        base=base,
+        self_trained=tuple(self_trained),
+        w=w,
+        guidance=guidance,
+        grid=None if grid is None else (tuple(grid), tuple(guidance_grid or ())),
+        metric=metric,
+        num_images=num_images,
+        report_images=report_images,
+        blocks=blocks,
+        batch_size=batch_size,
+        seed=seed,
+        tolerance=tolerance,
+        limit=limit,
+    )
+    with processes(device) as group:
+        tune_command(
+            plan,
+            select_stats=select_stats,
+            report_stats=report_stats or select_stats,
+            pairs=set or [],
+            vae=vae,
+            real_images=real_images,
+            nearest_k=nearest_k,
+            features=features,
+            inception_weights=inception_weights,
+            out=out,
+            fresh=fresh,
+            processes=group,
+        )
+
+
+def align(
+    *,
+    base: Path,
+    real: Path,
+    synthetic: Path,
+    self_trained: Path | None = None,
+    num_images: int = 2048,
+    batch_size: int = 128,
+    seed: int = 0,
+    vae: Path | None = None,
+    device: Device = None,
+    json: JsonFile = None,
+) -> None:
+    """Compare the gradients of real and synthetic images at the base: their cosine tells which sign of w to expect.
+
+    With self-trained weights also the w at which the loss on real images is lowest, and how much of the update would
+    survive rounding. The loss is not the distance of images: what is best for one is often not for the other.
+
+    Example: neon align --base base.safetensors --real real.zip --synthetic synthetic.zip --self-trained tuned.pth
+
+    Args:
+        base: Base weights, of a network that is recognised or written by neon.
+        real: Folder or zip of real images, that the self-training has not seen.
+        synthetic: Folder or zip of images of the base: the synthetic set S.
+        self_trained: Weights fine-tuned on S.
+        num_images: Images of each set at most.
+        batch_size: Images per gradient; at least two batches of each set are needed, for errors six or more.
+        seed: Of the noise of the loss.
+        vae: Autoencoder or tokenizer of a model that needs one; by default where it usually lies.
+        device: By default a GPU where there is one.
+        json: Also write the figures to this file.
+    """
+    from neon.align import align_command
+
+    align_command(base, real, synthetic, self_trained, num_images, batch_size, seed, vae, device, json)
+
+
+def report(run: tyro.conf.Positional[Path]) -> None:
+    """Write the page of a run of `neon tune` or `neon demo` again.
+
+    Example: neon report runs/tune
+
+    Args:
+        run: Folder of the run.
+    """
+    from neon.page import report_again
+
+    print(report_again(run))
+
+
 # A new subcommand is one row here; what it imports beyond the standard library belongs inside its function, so that
 # `neon --help` does not wait for torch.
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -302,6 +455,9 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "convert": convert,
     "stats": stats,
     "fid": fid,
+    "tune": tune,
+    "align": align,
+    "report": report,
 }
 
 

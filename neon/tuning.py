@@ -1,0 +1,482 @@
+"""The run behind `neon tune`: weights stay resident, each point is merged in place and scored, nothing is scored twice.
+
+Points are compared on the same selection images, so that their difference is that of the weights; what was chosen is
+then scored on report images, which share no seed with the selection, in several blocks that tell the noise.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neon import __version__
+from neon.checkpoint import load_state
+from neon.distributed import Processes
+from neon.errors import DegenerateError, RequestError
+from neon.evaluate import Reference, ScoreLog, Scores, evaluate
+from neon.files import sha256_file, write_json
+from neon.merge import LiveMerge, check_same_network
+from neon.metrics import FrechetReference
+from neon.metrics.features import FeatureExtractor, score_name
+from neon.model import GenerativeModel, load_model
+from neon.noise import Purpose, image_seeds
+from neon.page import write_report
+from neon.report import Evaluated, Report, Row, paired_gain, save, summary, text_table
+from neon.runs import run_folder
+from neon.sampling import sample_block
+from neon.scoring import INCEPTION, INCEPTION_DIM, load_extractor, load_manifold, load_statistics
+from neon.tune import EvaluationFailed, Point, Search, grid, search
+
+LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
+PICTURED = 36
+"""images in each grid of the page"""
+
+METRICS: dict[str, Callable[[Scores], float | None]] = {
+    "distance": lambda scores: scores.distance,
+    "is": lambda scores: None if scores.is_mean is None else -scores.is_mean,
+    "precision": lambda scores: None if scores.precision is None else -scores.precision,
+    "recall": lambda scores: None if scores.recall is None else -scores.recall,
+}
+"""what a search minimises: the distance, or one of these with its sign turned"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunePlan:
+    """What is searched, and what the choice is reported on."""
+
+    base: Path
+    self_trained: tuple[Path, ...]
+    """snapshots of one self-training, in order of budget"""
+    w: tuple[float, float] = (-0.5, 2.0)
+    """range of merge weights; 0, the base, is always in it"""
+    guidance: tuple[float, float] | None = None
+    """range of guidance; None: that of the settings"""
+    grid: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """all of these w (with, if there are any, all of these guidances) for every snapshot, instead of a search"""
+    metric: str = "distance"
+    num_images: int = 2000
+    """behind each point of the search"""
+    report_images: int = 2000
+    """in each block of the report"""
+    blocks: int = 3
+    """of report images"""
+    batch_size: int = 100
+    seed: int = 0
+    tolerance: float = 0.01
+    """relative gain below which the search ends"""
+    limit: int = 16
+    """evaluations of the search at most"""
+
+    def __post_init__(self) -> None:
+        for name, span in (("w", self.w), ("guidance", self.guidance)):
+            if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
+                raise RequestError(f"--{name} {span[0]:g} {span[1]:g}: expected a range, the lower end first")
+        if self.metric not in METRICS:
+            raise RequestError(f"--metric {self.metric}: unknown; expected one of {', '.join(METRICS)}")
+        for name in ("num_images", "report_images", "blocks", "batch_size", "limit"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.blocks < 3:
+            raise RequestError(f"--blocks {self.blocks}: expected at least 3, from which the noise can be told")
+        if not self.self_trained:
+            raise RequestError("--self_trained: expected one or several snapshots")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a tuning run found."""
+
+    point: Point
+    """the choice: w = 0, the base, where Neon does not help beyond the noise"""
+    search: Search
+    report: Report
+
+
+class Tuner:
+    """Scores points of a plan, each once, into the folder of the run."""
+
+    def __init__(
+        self,
+        plan: TunePlan,
+        model: GenerativeModel,
+        settings: Any,
+        extractor: FeatureExtractor,
+        selection: Reference,
+        reporting: Reference,
+        folder: Path,
+        processes: Processes,
+    ) -> None:
+        self.plan, self.model, self.settings, self.extractor = plan, model, settings, extractor
+        self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
+        self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        self.states = [load_state(path) for path in plan.self_trained]
+        self._live: tuple[int, LiveMerge] | None = None
+        self.log = ScoreLog(folder / LOG_FILE, processes)
+        self.images = 0
+        """sampled by this process group, without what was in the log"""
+
+    def lengths(self) -> list[float]:
+        """How far each snapshot is from the base: the Euclidean norm of the update of all weights."""
+        names = [name for name, _ in self.model.network.named_parameters()]
+        return [
+            math.sqrt(
+                sum(
+                    float((state[name].double() - self.base[name].cpu().double()).square().nan_to_num(0, 0, 0).sum())
+                    for name in names
+                )
+            )
+            for state in self.states
+        ]
+
+    def set(self, point: Point) -> Any:
+        """Put the weights of `point` into the network; the sampler's settings for it."""
+        if self._live is None or self._live[0] != point.snapshot:
+            # The network is written by whole states: it may hold any merge before.
+            self._live = (point.snapshot, LiveMerge(self.model.network, self.base, self.states[point.snapshot]))
+        self._live[1].set(point.w)
+        return self.settings if point.guidance is None else replace(self.settings, guidance=point.guidance)
+
+    def scores(self, point: Point, purpose: Purpose, block: int = 0) -> Scores:
+        """Scores of `point` on one block of images, from the log if they are there; a DegenerateError likewise."""
+        count = self.plan.num_images if purpose is Purpose.SELECTION else self.plan.report_images
+        name = f"{purpose.name.lower()} {block}: {self.text(point)}"
+
+        def compute() -> Scores:
+            settings = self.set(point)
+            self.images += count
+            return evaluate(
+                self.model,
+                image_seeds(purpose, self.plan.seed, count, start=block * count),
+                settings,
+                self.extractor,
+                self.selection if purpose is Purpose.SELECTION else self.reporting,
+                batch_size=self.plan.batch_size,
+                processes=self.processes,
+                title=name,
+                state=self.folder / STATE_FILE,
+                identity=name,
+            )
+
+        return self.log.get_or(name, compute)
+
+    def text(self, point: Point) -> str:
+        """The point in words, which is its name in the log."""
+        parts = [f"w {point.w:.6g}"]
+        if point.guidance is not None:
+            parts.append(f"guidance {point.guidance:.6g}")
+        if point.w != 0 and len(self.states) > 1:
+            parts.append(self.plan.self_trained[point.snapshot].stem)
+        return ", ".join(parts)
+
+    def value(self, point: Point) -> float:
+        """What the search minimises."""
+        try:
+            found = METRICS[self.plan.metric](self.scores(point, Purpose.SELECTION))
+        except DegenerateError as error:
+            raise EvaluationFailed(str(error)) from error
+        if found is None:
+            raise RequestError(f"--metric {self.plan.metric}: is not scored here; add --real_images, or use distance")
+        return found
+
+    def search(self) -> Search:
+        """The search, or the grid, of the plan."""
+        plan = self.plan
+        if plan.grid is not None:
+            ws, guidances = plan.grid
+            return grid(self.value, ws, guidances or (None,), self.lengths())
+        low, high = plan.w
+        return search(
+            self.value,
+            w=(min(low, 0.0), max(high, 0.0)),
+            guidance=plan.guidance,
+            snapshots=self.lengths(),
+            tolerance=plan.tolerance,
+            limit=plan.limit,
+        )
+
+    def row(self, name: str, point: Point) -> Row:
+        """One line of the report."""
+        blocks = tuple(self.scores(point, Purpose.REPORT, block) for block in range(self.plan.blocks))
+        return Row(name=name, calls=None, blocks=blocks)
+
+    def grids(self, point: Point, ws: Collection[float]) -> dict[float, Tensor]:
+        """The first images of the report at several w, from the same noise: uint8 [N, C, H, W] each."""
+        found = {}
+        seeds = image_seeds(Purpose.REPORT, self.plan.seed, PICTURED)
+        for w in sorted(ws):
+            try:
+                settings = self.set(point._replace(w=w))
+                found[w] = sample_block(self.model, range(PICTURED), seeds, settings, self.processes)[0].cpu()
+            except DegenerateError:
+                continue  # such weights have no images to show
+        return found
+
+
+def tune(
+    plan: TunePlan,
+    model: GenerativeModel,
+    settings: Any,
+    extractor: FeatureExtractor,
+    selection: Reference,
+    reporting: Reference,
+    folder: Path,
+    processes: Processes,
+    facts: dict[str, Any],
+    *,
+    fresh: bool = False,
+) -> Outcome:
+    """Search, report and write the page into `folder`, or what is left of it of a run that was killed.
+
+    `model` is the base, loaded; `facts` say what else the scores depend on, as JSON.
+
+    Raises:
+        RequestError: the folder is another run's, or files do not fit each other.
+        WorkError: the disk is full.
+    """
+    for path in plan.self_trained:
+        check_same_network(plan.base, path)
+    identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
+        tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
+        found = tuner.search()
+        outcome = _reported(tuner, found, identity)
+        processes.on_main(lambda: _write(tuner, outcome, time.monotonic() - started))
+    return outcome
+
+
+def _identity(plan: TunePlan, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "neon": __version__,
+        "torch": torch.__version__,
+        "architecture": model.architecture,
+        **asdict(plan),
+        "base": str(plan.base),
+        "self_trained": [str(path) for path in plan.self_trained],
+        "base_sha256": sha256_file(plan.base),
+        "self_trained_sha256": [sha256_file(path) for path in plan.self_trained],
+        "settings": asdict(settings),
+        **model.protocol,
+        **facts,
+    }
+
+
+def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
+    """Score base, self-trained and Neon on report images; the base wins where the gain is within the noise."""
+    plan, best, base = tuner.plan, found.best.point, found.base.point
+    rows = [tuner.row("base", base)]
+    if best.w == 0 or best.guidance != base.guidance:
+        others = [(f"base, guidance {best.guidance:g}", best._replace(w=0.0, snapshot=0))] if best.w != 0 else []
+        rows += [tuner.row(name, point) for name, point in others if point.guidance is not None]
+    trained = best if best.w != 0 else Point(0.0, base.guidance, len(tuner.states) - 1)
+    try:
+        rows.append(tuner.row("self-trained (w = -1)", trained._replace(w=-1.0)))
+    except DegenerateError as error:
+        print(f"self-trained weights cannot be scored: {error}", file=sys.stderr)
+    neon = rows[0]
+    if best.w != 0:
+        neon = tuner.row(f"Neon (w = {best.w:g})", best)
+        rows.append(neon)
+    helps = neon is not rows[0] and paired_gain(rows[0], neon).certain
+    at_choice = [e.point.w for e in found.evaluations if e.point.w and _same(e.point, trained)]
+    grids = tuner.grids(trained, {0.0, -1.0, best.w, *at_choice})
+    report = Report(
+        title=f"Neon: choice of w for {plan.base.name}",
+        metric=score_name(tuner.extractor),
+        rows=tuple(rows),
+        base=rows[0],
+        neon=neon,
+        w=best.w,
+        guidance=best.guidance,
+        snapshot=_label(plan, best),
+        evaluated=tuple(_evaluated(tuner, e.point, e.note) for e in found.evaluations),
+        fit=found.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
+        grids=grids,
+        real=None,
+        notes=_notes(tuner, found),
+        provenance={**identity, "command": " ".join(sys.argv)},
+    )
+    return Outcome(point=best if helps else base, search=found, report=report)
+
+
+def _same(a: Point, b: Point) -> bool:
+    return (a.guidance, a.snapshot) == (b.guidance, b.snapshot)
+
+
+def _label(plan: TunePlan, point: Point) -> str | None:
+    return None if point.w == 0 or len(plan.self_trained) == 1 else plan.self_trained[point.snapshot].stem
+
+
+def _evaluated(tuner: Tuner, point: Point, note: str) -> Evaluated:
+    scores, failure = None, None
+    try:
+        scores = tuner.scores(point, Purpose.SELECTION)  # from the log
+    except DegenerateError as error:
+        failure = str(error)
+    return Evaluated(
+        w=point.w,
+        guidance=point.guidance,
+        snapshot=_label(tuner.plan, point),
+        kimg=_kimg(tuner.plan.self_trained[point.snapshot]) if point.w != 0 else None,
+        scores=scores,
+        failure=failure,
+        searched=True,
+    )
+
+
+def _kimg(path: Path) -> float | None:
+    """The budget of a snapshot in thousand images, if its name tells."""
+    for part in path.stem.split("-"):
+        with contextlib.suppress(ValueError):
+            return float(part)
+    return None
+
+
+def _notes(tuner: Tuner, found: Search) -> tuple[str, ...]:
+    plan = tuner.plan
+    return (
+        f"{len(found.evaluations)} points were scored on the same {plan.num_images:,} selection images each; "
+        f"the search ended because {found.reason}.",
+        f"The table is of {plan.blocks} blocks of {plan.report_images:,} report images each, which share no seed with "
+        "the selection; the spread is the standard deviation over blocks.",
+        f"Sampler: {', '.join(f'{name} {value}' for name, value in asdict(tuner.settings).items())}.",
+        "The base is scored at its own best guidance, so that no gain of guidance is counted as Neon's.",
+    )
+
+
+def _write(tuner: Tuner, outcome: Outcome, seconds: float) -> None:
+    report, found, chosen = outcome.report, outcome.search, outcome.point
+    save(report, tuner.folder)
+    page = write_report(tuner.folder, report)
+    gained = None if report.neon is report.base else paired_gain(report.base, report.neon)
+    write_json(
+        tuner.folder / RESULT_FILE,
+        {
+            "metric": report.metric,
+            "recommended": "base" if chosen.w == 0 else "neon",
+            "w": chosen.w,
+            "guidance": chosen.guidance,
+            "self_trained": None if chosen.w == 0 else str(tuner.plan.self_trained[chosen.snapshot]),
+            "base": report.base.distance,
+            "neon": report.neon.distance,
+            "gain": None if gained is None else gained.mean,
+            "gain_interval": None if gained is None else gained.interval,
+            "blocks": tuner.plan.blocks,
+            "evaluations": len(found.evaluations),
+            "images": tuner.images,
+            "seconds": round(seconds, 1),
+            "reason": found.reason,
+            "best_on_selection": {**found.best.point._asdict(), "value": found.best.value},
+            "base_on_selection": {**found.base.point._asdict(), "value": found.base.value},
+        },
+    )
+    print("\n".join(["", text_table(report), "", *summary(report), ""]))
+    print(f"{len(found.evaluations)} evaluations, {seconds:.0f} s. Report: {page}", flush=True)
+
+
+def tune_command(
+    plan: TunePlan,
+    *,
+    select_stats: Path,
+    report_stats: Path,
+    pairs: Sequence[str],
+    vae: Path | None,
+    real_images: Path | None,
+    nearest_k: int,
+    features: str,
+    inception_weights: Path | None,
+    out: Path,
+    fresh: bool,
+    processes: Processes,
+) -> Outcome:
+    """`tune` of the files that `neon tune` names; everything that can be wrong with them is found before sampling."""
+    model = load_model(plan.base, device=processes.device)
+    settings = settings_with(model.default_settings, pairs)
+    guidances = plan.guidance or (plan.grid and plan.grid[1])
+    if guidances and not hasattr(settings, "guidance"):
+        raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
+    if guidances and model.num_classes == 0:
+        raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+    autoencoder = model.autoencoder_file(vae)
+    if autoencoder is not None:
+        model.use_autoencoder(autoencoder)
+    if features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
+        raise RequestError(
+            f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as features "
+            f"({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature network"
+        )
+    extractor = load_extractor(features, inception_weights, processes.device)
+    selection, reporting = (load_statistics(ref, model, extractor) for ref in (select_stats, report_stats))
+    manifold = None
+    if real_images is not None:
+        manifold = load_manifold(
+            real_images, extractor, nearest_k=nearest_k, batch_size=plan.batch_size, processes=processes
+        )
+    hashed = {
+        "select_stats_sha256": select_stats,
+        "report_stats_sha256": report_stats,
+        "autoencoder_sha256": autoencoder,
+        "feature_weights_sha256": inception_weights if features == INCEPTION else Path(features),
+    }
+    facts: dict[str, Any] = processes.on_main(
+        lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
+    )
+    facts |= {
+        "features": extractor.name,
+        "real_images": None if real_images is None else str(real_images),
+        "nearest_k": None if real_images is None else nearest_k,
+    }
+    return tune(
+        plan,
+        model,
+        settings,
+        extractor,
+        Reference(frechet=FrechetReference(selection), manifold=manifold),
+        Reference(frechet=FrechetReference(reporting), manifold=manifold),
+        out,
+        processes,
+        facts,
+        fresh=fresh,
+    )
+
+
+def settings_with(default: Any, pairs: Sequence[str]) -> Any:
+    """The sampler's settings `default` with `name=value` pairs in their place.
+
+    Raises:
+        RequestError: no such setting, or a value that makes no sense for it.
+    """
+    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            raise RequestError(f"--set {pair}: expected NAME=VALUE with a NAME of {', '.join(known)}")
+        given[name] = _parsed(pair, text, known[name])
+    try:
+        return replace(default, **given)
+    except ValueError as error:
+        raise RequestError(f"--set: {error}") from error
+
+
+def _parsed(pair: str, text: str, like: Any) -> Any:
+    """`text` as a value of the type of `like`."""
+    if isinstance(like, bool):
+        if text.lower() not in ("true", "false"):
+            raise RequestError(f"--set {pair}: expected true or false")
+        return text.lower() == "true"
+    if isinstance(like, tuple):
+        return tuple(_parsed(pair, part, 0.0) for part in text.split(",") if part)
+    try:
+        return type(like)(text)
+    except (TypeError, ValueError):
+        raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None

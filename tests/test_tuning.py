@@ -1,0 +1,190 @@
+"""`neon tune`, `neon align` and `neon report` as users run them, on a tiny network."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neon import cli, evaluate
+from neon.metrics import Statistics
+from neon.model import save_model
+from neon.noise import Purpose, image_seeds
+from neon.report import load
+from neon.tuning import settings_with
+from tests.programs import Killed, dies_after, work_in, write_real
+from tests.tiny import tiny_edm, tiny_images, tiny_imm
+
+USUAL = (
+    "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
+    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --limit 4 --device cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two snapshots on one line and one that is broken, features, statistics, and images."""
+    folder = tmp_path_factory.mktemp("files")
+    base, other = tiny_edm(0), tiny_edm(1)
+    save_model(folder / "base.safetensors", base)
+    weights, away = base.network.state_dict(), other.network.state_dict()
+    for name, step in (("tuned", 0.05), ("longer", 0.1)):
+        moved = {key: tensor + step * (away[key] - tensor) for key, tensor in weights.items()}
+        save_model(folder / f"{name}.safetensors", base, moved)
+    huge = {key: tensor + 1e30 * (away[key] - tensor) for key, tensor in weights.items()}
+    save_model(folder / "broken.safetensors", base, huge)
+    save_model(folder / "wide.safetensors", tiny_edm(0, model_channels=16))
+    save_model(folder / "unconditional.safetensors", tiny_edm(0, label_dim=0))
+    write_real(folder, tiny_images(60))
+    Statistics.from_features(torch.rand(20, 7)).save(folder / "seven.npz")
+    return folder
+
+
+@pytest.fixture
+def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return work_in(tmp_path, files, monkeypatch)
+
+
+def tune(flags: str) -> int:
+    return cli.main(["tune", *USUAL.split(), *flags.split()])
+
+
+def result(folder: str) -> dict:
+    return json.loads(Path(folder, "tune.json").read_text())
+
+
+def log(folder: str) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_a_run_tells_its_choice_and_reports_it_on_images_that_chose_nothing(here: Path) -> None:
+    assert tune("--out run --real-images real --nearest-k 3") == 0
+    found = result("run")
+    assert found["evaluations"] <= 4 and found["blocks"] == 3 and found["metric"] == "fd_tiny6"
+    names = [entry["name"] for entry in log("run")]
+    assert len(set(names)) == len(names), "nothing is scored twice"
+    assert names[0] == "selection 0: w 0"
+    assert {name.split(":")[0] for name in names} == {"selection 0", "report 0", "report 1", "report 2"}
+    report = load("run")
+    assert report.rows[0].name == "base" and all(len(row.blocks) == 3 for row in report.rows)
+    assert 0.0 in report.grids and -1.0 in report.grids
+    assert found["recommended"] == ("neon" if found["w"] else "base")
+    page = Path("run/report.html")
+    before = page.read_bytes()
+    page.unlink()
+    assert cli.main(["report", "run"]) == 0 and page.read_bytes() == before
+
+
+def test_selection_and_report_share_no_seed() -> None:
+    selection = set(image_seeds(Purpose.SELECTION, 0, 10_000))
+    for block in range(3):
+        assert selection.isdisjoint(image_seeds(Purpose.REPORT, 0, 10_000, start=block * 10_000))
+
+
+def test_guidance_snapshots_and_grids_are_searched(here: Path) -> None:
+    both = "--self-trained tuned.safetensors longer.safetensors --guidance 0 1"
+    assert tune(f"{both} --limit 7 --out search") == 0
+    assert result("search")["evaluations"] <= 7 and result("search")["guidance"] is not None
+    assert tune(f"{both} --grid 0 1 --guidance-grid 0 1 --out grid") == 0
+    names = [entry["name"].removeprefix("selection 0: ") for entry in log("grid") if "selection" in entry["name"]]
+    assert sorted(names) == sorted(
+        ["w 0, guidance 0", "w 0, guidance 1"]
+        + [f"w 1, guidance {g}, {name}" for g in (0, 1) for name in ("tuned", "longer")]
+    )
+
+
+def test_a_run_that_was_killed_inside_a_point_goes_on_to_the_same_result(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tune("--out whole") == 0
+    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(Killed), dies_after(4, evaluate, "sample_block"):
+        tune("--out killed")
+    assert len(log("killed")) == 1 and Path("killed/evaluation.safetensors").exists()
+    assert tune("--out killed") == 0
+    whole, killed = result("whole"), result("killed")
+    for name in ("w", "base", "neon", "gain", "best_on_selection"):
+        assert whole[name] == killed[name], name
+    with dies_after(0, evaluate, "sample_block"):
+        assert tune("--out killed") == 0, "what is done is not done again"
+
+
+def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(here: Path) -> None:
+    assert tune("--self-trained broken.safetensors --out run") == 0
+    failures = [entry for entry in log("run") if "failure" in entry]
+    assert failures and all(entry["name"].split(": ")[1] != "w 0" for entry in failures)
+    assert result("run")["recommended"] == "base" and result("run")["w"] == 0
+    assert any(one.failure for one in load("run").evaluated)
+
+
+def test_a_better_score_of_another_kind_can_be_asked_for(here: Path) -> None:
+    assert tune("--metric recall --real-images real --nearest-k 3 --out run") == 0
+    selected = [entry for entry in log("run") if entry["name"].startswith("selection")]
+    assert result("run")["best_on_selection"]["value"] == -max(entry["recall"] for entry in selected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--w 1 -1", "--w 1 -1: expected a range"),
+        ("--guidance 2 1", "--guidance 2 1: expected a range"),
+        ("--blocks 2", "--blocks 2: expected at least 3"),
+        ("--num-images 0", "--num_images 0"),
+        ("--self-trained wide.safetensors", "wide.safetensors"),
+        ("--select-stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
+        ("--report-stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
+        ("--set solver=dpm", "solver is 'dpm'"),
+        ("--set steps=3", "--set steps=3: expected NAME=VALUE with a NAME of"),
+        ("--set num_steps=three", "--set num_steps=three: expected a value such as"),
+        ("--metric recall", "--metric recall: is not scored here; add --real_images"),
+        ("--vae x", "works on pixels"),
+        ("--guidance-grid 1 2", "--guidance-grid: goes with --grid"),
+        ("--base unconditional.safetensors --self-trained unconditional.safetensors --guidance 0 1", "unconditional"),
+        ("--seed -1", "--seed is -1"),
+    ],
+)
+def test_a_wrong_request_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+    assert tune(f"{flags} --out run") == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not Path("run/tune.json").exists()
+
+
+def test_fid_of_fewer_images_than_features_is_refused_and_small_features_are_not(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tune("--features inception --out run") == 2
+    assert "FID of as few images as features (2048)" in capsys.readouterr().err
+
+
+def test_a_run_of_other_settings_does_not_mix(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune("--out run") == 0
+    assert tune("--out run --num-images 21") == 2
+    assert "holds a run with other settings (num_images is 20, now 21" in capsys.readouterr().err
+
+
+def test_zero_is_added_to_a_range_without_it_and_said_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune("--w 0.5 1 --out run") == 0
+    assert "0, the base, is added to the range" in capsys.readouterr().err
+    assert any(entry["name"] == "selection 0: w 0" for entry in log("run"))
+
+
+def test_settings_are_read_in_the_type_of_their_defaults() -> None:
+    model = tiny_imm()
+    found = settings_with(model.default_settings, ["num_steps=2", "guidance=2", "mid_nt=1.4", "restart=true"])
+    assert (found.num_steps, found.guidance, found.mid_nt, found.restart) == (2, 2.0, (1.4,), True)
+
+
+def test_alignment_is_told_and_written_down(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--base base.safetensors --real real --synthetic real --self-trained tuned.safetensors --batch-size 10"
+    assert cli.main(["align", *flags.split(), "--device", "cpu", "--json", "align.json"]) == 0
+    found = json.loads(Path("align.json").read_text())
+    assert found["num_real"] == 60 and "cosine" in capsys.readouterr().out
+    assert cli.main(["align", *flags.replace("10", "40").split(), "--device", "cpu"]) == 2
+
+
+@pytest.mark.parametrize("command", [["report", "."], ["report", "nowhere"]])
+def test_a_folder_without_a_report_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert cli.main(command) == 2
+    assert "report.json" in capsys.readouterr().err
