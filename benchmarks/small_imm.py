@@ -1,6 +1,6 @@
 """Neon on a small IMM of Fashion-MNIST in pixels: training, then scores at 1, 2, 4 and 8 steps over three seed blocks.
 
-    python benchmarks/small_imm.py prepare          # data, features, base: an hour, resumable
+    python benchmarks/small_imm.py prepare          # data, features, base: half an hour, resumable
     python benchmarks/small_imm.py study --cfg 1.5  # S, self-training, every w at every number of steps
     python benchmarks/small_imm.py precision        # how far lower precisions move the images
 
@@ -15,7 +15,18 @@ from typing import Any
 import torch
 import tyro
 from machine import machine
-from small_study import ASSETS, BLOCKS, DATA, ROOT, last_snapshot, prepare_data, program, record_study, scoring_flags
+from small_study import (
+    ASSETS,
+    BLOCKS,
+    DATA,
+    ROOT,
+    keep_model,
+    last_snapshot,
+    prepare_data,
+    program,
+    record_study,
+    scoring_flags,
+)
 
 from imm.model import IMM
 from neon.demo.fashion import DEBIAN_FOLDER
@@ -35,7 +46,7 @@ class Prepare:
 
     data: Path = DEBIAN_FOLDER
     """folder with the four Fashion-MNIST files"""
-    base_images: int = 300_000
+    base_images: int = 150_000
     """budget of the base"""
 
     def __call__(self) -> None:
@@ -50,7 +61,7 @@ class Prepare:
                 "--attn_resolutions 8 --f_type simple_edm --eps 0.006 --temb_type identity --k 8 --batch 64 "
                 f"--batch_gpu 64 --lr 1e-3 --ema_rate 0.998 --save_interval 50000 --total_images {self.base_images}",
             )
-            BASE.write_bytes(last_snapshot(RUN / "base").read_bytes())
+            keep_model(last_snapshot(RUN / "base"), BASE)
 
 
 @dataclass(frozen=True, kw_only=True)

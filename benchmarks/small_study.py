@@ -20,6 +20,7 @@ from neon.demo.train import fit_classifier
 from neon.files import write_json
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features
+from neon.model import load_model, save_model
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "runs" / "small_data"
@@ -83,6 +84,11 @@ def scoring_flags() -> str:
 def last_snapshot(folder: Path) -> Path:
     """The snapshot with the most training in `folder`."""
     return max(folder.glob("snapshot-*.safetensors"))
+
+
+def keep_model(snapshot: Path, asset: Path) -> None:
+    """Write the network of `snapshot` to `asset`, without the record of its run, which names folders of a machine."""
+    save_model(asset, load_model(snapshot))
 
 
 def record_study(results: Path, name: str, run: Path, ws: Sequence[float], *, blocks_of: str = "") -> None:

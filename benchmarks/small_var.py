@@ -17,6 +17,7 @@ from small_study import (
     BLOCKS,
     DATA,
     ROOT,
+    keep_model,
     last_snapshot,
     prepare_data,
     program,
@@ -64,7 +65,7 @@ class Prepare:
                 f"--classes 10 --patch_nums {PATCH_NUMS} --constant_lr --target_lr 1e-3 --batch 64 "
                 f"--total_images {self.base_images} --save_interval 100000",
             )
-            BASE.write_bytes(last_snapshot(RUN / "base").read_bytes())
+            keep_model(last_snapshot(RUN / "base"), BASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,18 @@ from pathlib import Path
 
 import torch
 import tyro
-from small_study import ASSETS, BLOCKS, DATA, ROOT, last_snapshot, prepare_data, program, record_study, scoring_flags
+from small_study import (
+    ASSETS,
+    BLOCKS,
+    DATA,
+    ROOT,
+    keep_model,
+    last_snapshot,
+    prepare_data,
+    program,
+    record_study,
+    scoring_flags,
+)
 
 from neon.demo.fashion import DEBIAN_FOLDER
 
@@ -44,7 +55,7 @@ class Prepare:
             )
             # The raw weights: after so few steps the average still holds some of the random start.
             last = last_snapshot(RUN / "base")
-            BASE.write_bytes(last.with_name(f"raw-{last.name}").read_bytes())
+            keep_model(last.with_name(f"raw-{last.name}"), BASE)
 
 
 @dataclass(frozen=True, kw_only=True)
