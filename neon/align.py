@@ -31,7 +31,7 @@ from neon.merge.states import check_pair, specs_of
 from neon.model import GenerativeModel, load_model
 from neon.noise import SEEDS_PER_PURPOSE, ImageNoise, Purpose, image_seeds
 from neon.progress import Progress
-from neon.selftrain import largest_divisor
+from neon.selftrain import check_trainable, largest_divisor, visit
 
 Prediction = Literal["w > 0", "w < 0", "undecided"]
 
@@ -347,7 +347,7 @@ def align(
     micro_batch = micro_batch or fitting
     counts = []
     for dataset in (real, synthetic):
-        _check(model, dataset, batch_size, micro_batch)
+        check_trainable(model, dataset, batch_size, micro_batch)
         counts.append(min(num_images, len(dataset)) // batch_size)
         if counts[-1] < 2:
             raise RequestError(
@@ -471,23 +471,6 @@ def text_table(report: AlignmentReport) -> str:
     return "\n".join(lines)
 
 
-def _check(model: GenerativeModel, dataset: TrainingImages, batch_size: int, micro_batch: int) -> None:
-    if tuple(dataset.image_shape) != tuple(model.image_shape):
-        raise RequestError(
-            f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
-        )
-    if model.num_classes and dataset.labels is None:
-        raise RequestError(
-            f"{dataset.path}: no labels, but the model knows {model.num_classes} classes; "
-            "expected a dataset.json or one folder per class"
-        )
-    if batch_size < 1 or micro_batch < 1 or batch_size % micro_batch or micro_batch % model.batch_multiple:
-        raise RequestError(
-            f"batches of {batch_size} images in micro-batches of {micro_batch}: expected the micro-batch to divide the "
-            f"batch and to be a multiple of {model.batch_multiple}"
-        )
-
-
 def _parts(
     model: GenerativeModel,
     dataset: TrainingImages,
@@ -499,7 +482,7 @@ def _parts(
     first_visit: int,
 ) -> list[list[tuple[list[int], list[int]]]]:
     """For each batch its micro-batches: which images, and the seeds of their noise. Puts the network in eval mode."""
-    _check(model, dataset, batch_size, micro_batch)
+    check_trainable(model, dataset, batch_size, micro_batch)
     total = batches * batch_size
     if total > len(dataset):
         raise RequestError(f"{dataset.path}: {len(dataset)} images; {batches} batches of {batch_size} need {total}")
@@ -536,14 +519,8 @@ def _loss(
     device: torch.device,
 ) -> Tensor:
     """The mean loss of some images, with `weights` in the place of the network's parameters."""
-    examples, labels = dataset.load(indices)
-    noise = ImageNoise(seeds, device)
-    examples = examples.to(device)
-    if not dataset.encoded:
-        examples = model.encode(examples, noise)
-    labels = None if labels is None or not model.num_classes else labels.to(device)
     placed = {f"model.network.{name}": values for name, values in weights.items()}
-    return functional_call(_MeanLoss(model), placed, (examples, labels, noise))
+    return functional_call(_MeanLoss(model), placed, visit(model, dataset, indices, seeds, device))
 
 
 def _finite(values: Tensor, what: str) -> Tensor:

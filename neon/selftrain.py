@@ -103,7 +103,7 @@ def train(
         WorkError: the loss is not finite.
     """
     micro_batch = micro_batch or recipe.batch_size
-    _check(model, dataset, recipe, micro_batch)
+    check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder = Path(folder)
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
     snapshots = [
@@ -176,7 +176,8 @@ def train_in_folder(
     return snapshots
 
 
-def _check(model: GenerativeModel, dataset: TrainingImages, recipe: Recipe, micro_batch: int) -> None:
+def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size: int, micro_batch: int) -> None:
+    """Raise a RequestError unless the images fit the model and the sizes each other."""
     if tuple(dataset.image_shape) != tuple(model.image_shape):
         raise RequestError(
             f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
@@ -186,11 +187,27 @@ def _check(model: GenerativeModel, dataset: TrainingImages, recipe: Recipe, micr
             f"{dataset.path}: no labels, but the model knows {model.num_classes} classes; "
             "expected a dataset.json or one folder per class"
         )
-    if recipe.batch_size % micro_batch or micro_batch % model.batch_multiple:
+    if batch_size < 1 or micro_batch < 1 or batch_size % micro_batch or micro_batch % model.batch_multiple:
         raise RequestError(
-            f"a batch of {recipe.batch_size} images in micro-batches of {micro_batch}: expected the micro-batch to "
+            f"a batch of {batch_size} images in micro-batches of {micro_batch}: expected the micro-batch to "
             f"divide the batch and to be a multiple of {model.batch_multiple}"
         )
+
+
+def visit(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    indices: Sequence[int],
+    noise_seeds: Sequence[int],
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None, ImageNoise]:
+    """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
+    examples, labels = dataset.load(indices)
+    noise = ImageNoise(noise_seeds, device)
+    examples = examples.to(device)
+    if not dataset.encoded:
+        examples = model.encode(examples, noise)
+    return examples, None if labels is None or not model.num_classes else labels.to(device), noise
 
 
 class _Run:
@@ -307,16 +324,11 @@ class _Run:
 
     def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         device = self.processes.device
-        examples, labels = self.dataset.load(indices)
-        noise = ImageNoise(noise_seeds, device)
-        examples = examples.to(device)
-        if not self.dataset.encoded:
-            examples = self.model.encode(examples, noise)
-        labels = None if labels is None or not self.model.num_classes else labels.to(device)
+        inputs = visit(self.model, self.dataset, indices, noise_seeds, device)
         # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(noise_seeds[0])
-            return self.model.training_loss(examples, labels, noise).mean()
+            return self.model.training_loss(*inputs).mean()
 
     def has_written(self, path: Path) -> bool:
         """Whether the snapshot `path` is there; a RequestError if it is there and of another run."""
