@@ -287,8 +287,8 @@ def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
         neon = tuner.row(f"Neon (w = {best.w:g})", best)
         rows.append(neon)
     helps = neon is not rows[0] and paired_gain(rows[0], neon).certain
-    at_choice = [e.point.w for e in found.evaluations if e.point.w and _same(e.point, trained)]
-    grids = tuner.grids(trained, {0.0, -1.0, best.w, *at_choice})
+    sampled = {evaluation.point.w for evaluation in found.evaluations if evaluation.value is not None}
+    grids = tuner.grids(trained, sampled | {0.0, -1.0})
     report = Report(
         title=f"Neon: choice of w for {plan.base.name}",
         metric=score_name(tuner.extractor),
@@ -308,12 +308,12 @@ def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
     return Outcome(point=best if helps else base, search=found, report=report)
 
 
-def _same(a: Point, b: Point) -> bool:
-    return (a.guidance, a.snapshot) == (b.guidance, b.snapshot)
-
-
 def _label(plan: TunePlan, point: Point) -> str | None:
-    return None if point.w == 0 or len(plan.self_trained) == 1 else plan.self_trained[point.snapshot].stem
+    """What the snapshot of a point is called on the page: its budget, or else its file; None if there is no choice."""
+    if point.w == 0 or len(plan.self_trained) == 1:
+        return None
+    budget = _kimg(plan.self_trained[point.snapshot])
+    return plan.self_trained[point.snapshot].stem if budget is None else f"{budget:g} kimg"
 
 
 def _evaluated(tuner: Tuner, point: Point, note: str) -> Evaluated:
