@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from imm.model import IMM
 from neon.errors import RequestError
 from neon.metrics.features import load_features
 from neon.model import GenerativeModel, load_model
@@ -38,6 +39,14 @@ def test_xar_draws_images_of_the_class_it_is_asked_for() -> None:
     model = load_model(ASSETS / "small_xar_base.safetensors")
     assert isinstance(model, XARModel)
     assert right(model, guidance=1.0, num_steps=8) > 0.5
+
+
+def test_imm_draws_images_of_the_class_it_is_asked_for_even_in_one_step() -> None:
+    model = load_model(ASSETS / "small_imm_base.safetensors")
+    assert isinstance(model, IMM)
+    plain = right(model, guidance=1.0, num_steps=1)
+    assert plain > 0.5
+    assert right(model, guidance=2.0, num_steps=2) > plain, "guidance makes the class plainer"
 
 
 def test_the_small_xar_is_known_by_name() -> None:
