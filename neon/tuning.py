@@ -124,17 +124,19 @@ class Tuner:
         """sampled by this process group, without what was in the log"""
 
     def lengths(self) -> list[float]:
-        """How far each snapshot is from the base: the Euclidean norm of the update of all weights."""
+        """How far each snapshot is from the base: the Euclidean norm of the update of all weights.
+
+        Raises:
+            RequestError: a snapshot is the base.
+        """
         names = [name for name, _ in self.model.network.named_parameters()]
-        return [
-            math.sqrt(
-                sum(
-                    float((state[name].double() - self.base[name].cpu().double()).square().nan_to_num(0, 0, 0).sum())
-                    for name in names
-                )
-            )
-            for state in self.states
-        ]
+        found = []
+        for path, state in zip(self.plan.self_trained, self.states, strict=True):
+            steps = (state[name].double() - self.base[name].cpu().double() for name in names)
+            found.append(math.sqrt(sum(float(step.square().nan_to_num(0, 0, 0).sum()) for step in steps)))
+            if not found[-1]:
+                raise RequestError(f"{path}: holds the weights of the base; expected weights after self-training")
+        return found
 
     def set(self, point: Point) -> Any:
         """Put the weights of `point` into the network; the sampler's settings for it."""

@@ -131,6 +131,7 @@ def test_a_better_score_of_another_kind_can_be_asked_for(here: Path) -> None:
         ("--blocks 2", "--blocks 2: expected at least 3"),
         ("--num-images 0", "--num_images 0"),
         ("--self-trained wide.safetensors", "wide.safetensors"),
+        ("--self-trained base.safetensors", "base.safetensors: holds the weights of the base"),
         ("--select-stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
         ("--report-stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
         ("--set solver=dpm", "solver is 'dpm'"),
