@@ -26,6 +26,7 @@ from neon.demo.assets import FEATURES as DEMO_FEATURES
 from neon.demo.assets import TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER
 from neon.files import write_json
+from neon.report import load
 
 RUN = ROOT / "runs" / "tune-study"
 RESULTS = Path(__file__).parent / "results"
@@ -120,11 +121,14 @@ def tuned(study: Study, snapshots: list[Path], out: Path, flags: str) -> dict[st
     return json.loads((out / "tune.json").read_text())
 
 
+def grid_points(study: Study, snapshots: list[Path]) -> int:
+    """How many points the grid has; w = 0 is the same in every snapshot."""
+    return len(study.guidance) * (1 + (len(WS) - 1) * len(snapshots))
+
+
 def blocks_of(out: Path) -> list[float]:
     """The distances of the choice of a run, block by block."""
-    report = json.loads((out / "report.json").read_text())
-    chosen = next(row for row in report["rows"] if row["name"] == report["neon"])
-    return [block["distance"] for block in chosen["blocks"]]
+    return [block.distance for block in load(out).neon.blocks]
 
 
 def launch_seconds(architecture: str, study: Study, snapshot: Path) -> float:
@@ -164,7 +168,7 @@ def main(architecture: Literal["edm", "VAR", "xAR", "imm"], /, data: Path = DEBI
     )
     snapshots = sorted((run / "self").glob("snapshot-*.safetensors"))
     ends = f"--w -0.5 2 --guidance {study.guidance[0]} {study.guidance[-1]}"
-    found = tuned(study, snapshots, run / "search", f"{ends} --limit 8")
+    found = tuned(study, snapshots, run / "search", f"{ends} --limit {grid_points(study, snapshots) // 8}")
     plain = tuned(
         study,
         snapshots,
