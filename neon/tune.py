@@ -29,8 +29,6 @@ _CLOSEST = 0.03
 # much of its range guidance rises for the second step in w.
 _BASE_GUIDANCE = (0.25, 0.6)
 _LEAN = 0.25
-# Evaluations kept back for a last look at all snapshots, beside one for each of them, while the middle one is searched.
-_REFINEMENTS = 2
 
 _CURVE_POINTS = 61
 
@@ -142,7 +140,7 @@ def search(
     if limit < 1:
         raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
     record = _Record(evaluate, space, noise)
-    steps = _Steps(record, tolerance, limit)
+    steps = _Steps(record, tolerance)
     for point in steps.walk():
         if len(record.evaluations) == limit:
             return record.result(f"the limit of {limit} evaluations was reached")
@@ -356,20 +354,16 @@ class _Record:
 class _Steps:
     """The order in which points are evaluated: each step looks at the record of those before it."""
 
-    def __init__(self, record: _Record, tolerance: float, limit: int) -> None:
-        self.record, self.space, self.tolerance, self.limit = record, record.space, tolerance, limit
+    def __init__(self, record: _Record, tolerance: float) -> None:
+        self.record, self.space, self.tolerance = record, record.space, tolerance
 
     def walk(self) -> Iterator[Point]:
         """Every point worth evaluating, the most telling first."""
         yield from self.base()
         yield from self.bracket(self.record.base.point.guidance)
         reference = self.space.reference
+        yield from self.descend([reference])
         others = [snapshot for snapshot in range(len(self.space.lengths)) if snapshot != reference]
-        kept = len(others) + _REFINEMENTS
-        for point in self.descend([reference]):
-            if others and len(self.record.evaluations) + kept >= self.limit:
-                break
-            yield point
         for snapshot in others:
             w, guidance, best = self.record.lowest.point
             if w != 0:

@@ -120,8 +120,6 @@ class Tuner:
         self.states = [load_state(path) for path in plan.self_trained]
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
-        self.images = 0
-        """sampled by this process group, without what was in the log"""
 
     def lengths(self) -> list[float]:
         """How far each snapshot is from the base: the Euclidean norm of the update of all weights.
@@ -153,7 +151,6 @@ class Tuner:
 
         def compute() -> Scores:
             settings = self.set(point)
-            self.images += count
             return evaluate(
                 self.model,
                 image_seeds(purpose, self.plan.seed, count, start=block * count),
@@ -374,7 +371,8 @@ def _write(tuner: Tuner, outcome: Outcome, seconds: float) -> None:
             "gain_interval": None if gained is None else gained.interval,
             "blocks": tuner.plan.blocks,
             "evaluations": len(found.evaluations),
-            "images": tuner.images,
+            "images": len(found.evaluations) * tuner.plan.num_images
+            + sum(len(row.blocks) for row in report.rows) * tuner.plan.report_images,
             "seconds": round(seconds, 1),
             "reason": found.reason,
             "best_on_selection": {**found.best.point._asdict(), "value": found.best.value},

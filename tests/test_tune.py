@@ -248,27 +248,19 @@ def test_the_choice_is_close_to_a_fine_grid_at_a_fraction_of_its_cost(
     assert np.mean(spent) <= usual
 
 
-@pytest.mark.parametrize("lengths", [(1.0,), LENGTHS])
-def test_the_limit_holds(lengths: tuple[float, ...]) -> None:
-    evaluate = family(3, guided=True, lengths=lengths)
-    longest = search(evaluate, w=(-0.5, 2), guidance=GUIDANCE, snapshots=lengths, limit=30)
+def test_the_limit_holds_and_a_longer_search_begins_like_a_shorter_one() -> None:
+    evaluate = family(3, guided=True, lengths=LENGTHS)
+    longest = search(evaluate, w=(-0.5, 2), guidance=GUIDANCE, snapshots=LENGTHS, limit=30)
     total = len(longest.evaluations)
     assert total < 20 and "limit" not in longest.reason
-    for limit in range(1, total):
-        found = search(evaluate, w=(-0.5, 2), guidance=GUIDANCE, snapshots=lengths, limit=limit)
-        assert len(found.evaluations) == limit and "limit" in found.reason
-        if len(lengths) == 1:
-            assert found.evaluations == longest.evaluations[:limit], "a raised limit goes on from what is known"
+    for limit in (1, 2, 4, 7, total - 1, total):
+        found = search(evaluate, w=(-0.5, 2), guidance=GUIDANCE, snapshots=LENGTHS, limit=limit)
+        assert found.evaluations == longest.evaluations[:limit], "hence a killed search goes on from cached values"
+        assert ("limit" in found.reason) == (limit < total)
     points = visited(longest)
     assert len(set(points)) == total
     assert all(point.snapshot == 0 for point in points if point.w == 0)
     assert all(-0.5 <= w <= 2 and guidance is not None and 1.25 <= guidance <= 4 for w, guidance, _ in points)
-
-
-def test_the_other_snapshots_are_tried_within_a_tight_limit() -> None:
-    evaluate = family(3, guided=True, lengths=LENGTHS)
-    found = search(evaluate, w=(-0.5, 2), guidance=GUIDANCE, snapshots=LENGTHS, limit=12)
-    assert {point.snapshot for point in visited(found) if point.w != 0} == set(range(len(LENGTHS)))
 
 
 def test_the_fitted_curve_follows_the_function_around_the_best_point_and_is_silent_far_off() -> None:
