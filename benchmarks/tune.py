@@ -4,7 +4,7 @@
 
 For a small model of each architecture: a synthetic set, three snapshots of its self-training, then the search and a
 grid of w x guidance x snapshots, both on the same selection images; both choices are reported on the same report images
-in three blocks. Then the same points in one process against one launch of calculate_fid.py for each.
+in three blocks. Then some points in one process against one launch of calculate_fid.py for each.
 """
 
 import json
@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,9 @@ from neon.report import load
 RUN = ROOT / "runs" / "tune-study"
 RESULTS = Path(__file__).parent / "results"
 WS = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-IMAGES, LAUNCHES = 1000, 3
+IMAGES = 1000
+LAUNCHED = ("0.5", "0.6", "0.7", "0.8")
+"""merge weights that are scored by one process, then by a launch each"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,8 @@ def tuned(study: Study, snapshots: list[Path], out: Path, flags: str) -> dict[st
     command = [sys.executable, "-m", "neon.cli", "tune", *shlex.split(words)]
     print(shlex.join(command), file=sys.stderr)
     subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
-    return json.loads((out / "tune.json").read_text())
+    found = json.loads((out / "tune.json").read_text())
+    return {**found, "self_trained": Path(found["self_trained"] or "").name}
 
 
 def grid_points(study: Study, snapshots: list[Path]) -> int:
@@ -131,17 +135,19 @@ def blocks_of(out: Path) -> list[float]:
     return [block.distance for block in load(out).neon.blocks]
 
 
-def launch_seconds(architecture: str, study: Study, snapshot: Path) -> float:
-    """What one launch of calculate_fid.py takes for one point, median of some."""
-    taken = []
-    for i in range(LAUNCHES):
-        start = time.monotonic()
-        number = study.number.format(last=IMAGES - 1, count=IMAGES)
-        network = f"{study.flag} {study.base} --self_trained {snapshot} --w {0.5 + i / 10} {study.vae}"
+def seconds_per_point(architecture: str, study: Study, snapshot: Path) -> dict[str, float]:
+    """What a point takes if all are scored by one process, and if calculate_fid.py is launched for each."""
+    number = study.number.format(last=IMAGES - 1, count=IMAGES)
+
+    def score(ws: Sequence[str]) -> float:
+        network = f"{study.flag} {study.base} --self_trained {snapshot} --w {' '.join(ws)} {study.vae}"
         scored = f"--ref {study.select} --features {study.features} --device cpu"
+        start = time.monotonic()
         program(architecture, "calculate_fid", f"{network} {study.sample} {number} {scored}")
-        taken.append(time.monotonic() - start)
-    return statistics.median(taken)
+        return (time.monotonic() - start) / len(ws)
+
+    alone = statistics.median(score([w]) for w in LAUNCHED)
+    return {"one process": score(LAUNCHED), "one launch each": alone}
 
 
 def main(architecture: Literal["edm", "VAR", "xAR", "imm"], /, data: Path = DEBIAN_FOLDER) -> None:
@@ -177,12 +183,6 @@ def main(architecture: Literal["edm", "VAR", "xAR", "imm"], /, data: Path = DEBI
     )
     ours, theirs = blocks_of(run / "search"), blocks_of(run / "grid")
     excess = [a - b for a, b in zip(ours, theirs, strict=True)]
-    per_launch = launch_seconds(architecture, study, snapshots[-1])
-    in_process = statistics.median(
-        entry["seconds"]
-        for line in (run / "grid" / "evaluations.jsonl").read_text().splitlines()
-        if (entry := json.loads(line)).get("seconds") and entry["name"].startswith("selection")
-    )
     record = {
         "command": f"python benchmarks/tune.py {architecture}",
         "machine": machine(),
@@ -194,7 +194,7 @@ def main(architecture: Literal["edm", "VAR", "xAR", "imm"], /, data: Path = DEBI
             "share": statistics.fmean(excess) / statistics.fmean(theirs),
             "standard_error": statistics.stdev(excess) / len(excess) ** 0.5,
         },
-        "seconds_per_point": {"one process": in_process, "one launch each": per_launch},
+        "seconds_per_point": seconds_per_point(architecture, study, snapshots[-1]),
     }
     write_json(RESULTS / f"tune_{architecture}.json", record)
     print(json.dumps({key: record[key] for key in ("evaluations", "excess", "seconds_per_point")}, indent=2))

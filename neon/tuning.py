@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -243,13 +242,12 @@ def tune(
     for path in plan.self_trained:
         check_same_network(plan.base, path)
     identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
-    started = time.monotonic()
     with contextlib.ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
         tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
         found = tuner.search()
         outcome = _reported(tuner, found, identity)
-        processes.on_main(lambda: _write(tuner, outcome, time.monotonic() - started))
+        processes.on_main(lambda: _write(tuner, outcome))
     return outcome
 
 
@@ -352,10 +350,12 @@ def _notes(tuner: Tuner, found: Search) -> tuple[str, ...]:
     )
 
 
-def _write(tuner: Tuner, outcome: Outcome, seconds: float) -> None:
+def _write(tuner: Tuner, outcome: Outcome) -> None:
     report, found, chosen = outcome.report, outcome.search, outcome.point
     save(report, tuner.folder)
     page = write_report(tuner.folder, report)
+    scored = [entry for entry in tuner.log.entries.values() if isinstance(entry, Scores)]
+    seconds = sum(entry.seconds or 0.0 for entry in scored)  # of all evaluations, before a kill too
     gained = None if report.neon is report.base else paired_gain(report.base, report.neon)
     write_json(
         tuner.folder / RESULT_FILE,
