@@ -10,7 +10,7 @@ from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
 from neon.checkpoint import Checkpoint
-from neon.dataset import to_uint8
+from neon.dataset import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
@@ -115,7 +115,7 @@ class EDM(GenerativeModel):
 
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
         """uint8 -> float32 in [-1, 1]; draws nothing."""
-        return images.to(torch.float32) / 127.5 - 1
+        return from_uint8(images)
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per image, the weighted denoising error summed over pixels: float32 [B].

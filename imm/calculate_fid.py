@@ -11,7 +11,7 @@ on restarts: a killed evaluation goes on where it was.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from imm.flags import ALIASES, ImageFlags, use_tensor_cores
 from neon.command_line import run_program
@@ -32,7 +32,7 @@ class CalculateFID(ImageFlags, ScoredImages):
         with processes(self.device) as group:
             use_tensor_cores()
             path, model = self.load(group)
-            images = replace(self, num_images=self.counted(model), per_class_count=None)
+            images = self.counted(model)
             sampling = images.sampling(model, self.settings(model), self.facts(group, model))
             score_network(path, model, sampling, self, group)
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -30,6 +30,8 @@ NAMED = {"s_a1": "identity", "ts_a2": "stride"}
 """the time embeddings of two published networks that nothing else tells apart, by what their files are called"""
 EVALUATED = 50_000
 """images behind published scores"""
+
+SomeFlags = TypeVar("SomeFlags", bound="ImageFlags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +112,17 @@ class ImageFlags(ModelFlags, NumberedImages):
     restart: bool = False
     """step to the end each time, and add fresh noise in between; published: push forward, without"""
 
-    def counted(self, model: IMM) -> int:
-        """The number of images; a RequestError if the flags do not give one."""
+    def counted(self: SomeFlags, model: IMM) -> SomeFlags:
+        """These flags with `num_images` for `per_class_count`; a RequestError if they do not give one number."""
         if self.per_class_count is None:
-            return self.num_images
+            return self
         if self.num_images != EVALUATED:
             raise RequestError("--per_class_count and --num_images both say how many images; leave one of them out")
         if model.num_classes == 0:
             raise RequestError("--per_class_count: the network is unconditional; use --num_images")
         if self.per_class_count < 1:
             raise RequestError(f"--per_class_count {self.per_class_count}: expected at least 1")
-        return self.per_class_count * model.num_classes
+        return replace(self, num_images=self.per_class_count * model.num_classes, per_class_count=None)
 
     def settings(self, model: IMM) -> IMMSettings:
         """The sampler's settings for this model.

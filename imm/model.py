@@ -13,10 +13,10 @@ from imm.precond import IMMPrecond
 from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
-from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, as_input, load_codec, weights_file
+from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
 from neon.augment import AugmentPipe
 from neon.checkpoint import Checkpoint
-from neon.dataset import to_uint8
+from neon.dataset import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
@@ -118,11 +118,6 @@ class IMM(GenerativeModel):
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: IMMSettings) -> Tensor:
         """Draws per image: the latents, then (restart) fresh noise of each step but the last; all float32."""
-        if settings.guidance != 1 and self.num_classes == 0:
-            raise RequestError(
-                f"--cfg_scale {settings.guidance:g}: the network is unconditional, there is nothing to guide by; "
-                "leave the flag out"
-            )
         shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
         images = generate(
             self.network,
@@ -141,7 +136,7 @@ class IMM(GenerativeModel):
         """
         if self.in_latents:
             return self._codec().moments(images)
-        return as_input(images)
+        return from_uint8(images)
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per group of `batch_multiple` images, the distance between two of its distributions: float64 [G].

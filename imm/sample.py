@@ -7,7 +7,7 @@ A killed run goes on where it was.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from imm.flags import ALIASES, ImageFlags, use_tensor_cores
 from neon.command_line import run_program
@@ -25,7 +25,7 @@ class Sample(ImageFlags, SampledImages):
         with processes(self.device) as group:
             use_tensor_cores()
             path, model = self.load(group)
-            images = replace(self, num_images=self.counted(model), per_class_count=None)
+            images = self.counted(model)
             check_enough(images.num_images, group)
             check_label(model, self.class_)
             settings = self.settings(model)

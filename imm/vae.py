@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import load_state
+from neon.dataset import from_uint8
 from neon.download import usual_file
 from neon.errors import RequestError
 from neon.model import load_weights
@@ -82,12 +83,8 @@ class Codec(nn.Module):
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and standard deviation of the raw latents of uint8 `images`: float32 [B, 2C, h, w]."""
-        posterior = self.vae.encode(as_input(images).to(self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(from_uint8(images).to(self.vae.dtype)).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1).to(torch.float32)
-
-    def latents(self, moments: Tensor, draw: Tensor) -> Tensor:
-        """Latents of images with these moments, by a unit normal `draw` [B, C, h, w]."""
-        return self.scale.latents(moments, draw)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> images, uint8 [B, 3, H, W]."""
@@ -102,11 +99,6 @@ class Codec(nn.Module):
     def compile_decoder(self) -> None:
         """Compile, in place, what decoding spends its time in."""
         self.vae.decoder.compile()
-
-
-def as_input(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]: what the autoencoder sees, and networks of pixels."""
-    return images.to(torch.float32) / 127.5 - 1
 
 
 def as_bytes(decoded: Tensor) -> Tensor:

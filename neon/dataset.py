@@ -25,6 +25,11 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 LABELS_FILE = "dataset.json"
 
 
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 images -> float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
 def to_uint8(images: Tensor, *, offset: float = 128.0) -> Tensor:
     """Images in [-1, 1] -> uint8: truncate(clip(127.5 x + offset, 0, 255)).
 

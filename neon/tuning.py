@@ -190,10 +190,9 @@ class Tuner:
         if plan.grid is not None:
             ws, guidances = plan.grid
             return grid(self.value, ws, guidances or (None,), self.lengths())
-        low, high = plan.w
         return search(
             self.value,
-            w=(min(low, 0.0), max(high, 0.0)),
+            w=plan.w,
             guidance=plan.guidance,
             snapshots=self.lengths(),
             tolerance=plan.tolerance,
@@ -203,7 +202,7 @@ class Tuner:
     def row(self, name: str, point: Point) -> Row:
         """One line of the report."""
         blocks = tuple(self.scores(point, Purpose.REPORT, block) for block in range(self.plan.blocks))
-        return Row(name=name, calls=None, blocks=blocks)
+        return Row(name=name, blocks=blocks)
 
     def grids(self, point: Point, ws: Collection[float]) -> dict[float, Tensor]:
         """The first images of the report at several w, from the same noise: uint8 [N, C, H, W] each."""
@@ -271,9 +270,8 @@ def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
     """Score base, self-trained and Neon on report images; the base wins where the gain is within the noise."""
     plan, best, base = tuner.plan, found.best.point, found.base.point
     rows = [tuner.row("base", base)]
-    if best.w == 0 or best.guidance != base.guidance:
-        others = [(f"base, guidance {best.guidance:g}", best._replace(w=0.0, snapshot=0))] if best.w != 0 else []
-        rows += [tuner.row(name, point) for name, point in others if point.guidance is not None]
+    if best.w != 0 and best.guidance != base.guidance:
+        rows.append(tuner.row(f"base, guidance {best.guidance:g}", Point(0.0, best.guidance)))
     trained = best if best.w != 0 else Point(0.0, base.guidance, len(tuner.states) - 1)
     try:
         rows.append(tuner.row("self-trained (w = -1)", trained._replace(w=-1.0)))
@@ -295,10 +293,9 @@ def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
         w=best.w,
         guidance=best.guidance,
         snapshot=_label(plan, best),
-        evaluated=tuple(_evaluated(tuner, e.point, e.note) for e in found.evaluations),
+        evaluated=tuple(_evaluated(tuner, e.point) for e in found.evaluations),
         fit=found.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
         grids=grids,
-        real=None,
         notes=_notes(tuner, found),
         provenance={**identity, "command": " ".join(sys.argv)},
     )
@@ -313,7 +310,7 @@ def _label(plan: TunePlan, point: Point) -> str | None:
     return plan.self_trained[point.snapshot].stem if budget is None else f"{budget:g} kimg"
 
 
-def _evaluated(tuner: Tuner, point: Point, note: str) -> Evaluated:
+def _evaluated(tuner: Tuner, point: Point) -> Evaluated:
     scores, failure = None, None
     try:
         scores = tuner.scores(point, Purpose.SELECTION)  # from the log
@@ -326,7 +323,6 @@ def _evaluated(tuner: Tuner, point: Point, note: str) -> Evaluated:
         kimg=_kimg(tuner.plan.self_trained[point.snapshot]) if point.w != 0 else None,
         scores=scores,
         failure=failure,
-        searched=True,
     )
 
 

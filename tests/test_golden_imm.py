@@ -16,8 +16,8 @@ from imm.precond import F_TYPES, IMMPrecond
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.schedule import SCHEDULES
-from imm.vae import Codec, LatentScale, as_bytes, as_input
-from neon.dataset import to_uint8
+from imm.vae import Codec, LatentScale, as_bytes
+from neon.dataset import from_uint8, to_uint8
 from neon.merge import merge_state
 from tests.golden.recipe import fill_module
 from tests.goldens import GOLDEN_DIR, Replayed, handler, load_arrays, load_golden, train_on
@@ -360,7 +360,7 @@ def encoder(golden: Golden) -> None:
     with torch.no_grad():
         moments = codec.moments(golden.tensor("pixels"))
         golden.matches(moments, "raw")
-        latents = codec.latents(moments, golden.tensor("noise"))
+        latents = codec.scale.latents(moments, golden.tensor("noise"))
         golden.matches(latents, "final")
         golden.matches(codec.decode_float(latents), "sample_float")
         pixels = {"pixels": codec.decode(latents), "pixels2": codec.decode(golden.tensor("latents2"))}
@@ -369,7 +369,7 @@ def encoder(golden: Golden) -> None:
         assert (got.numpy() != golden.outputs[name]).mean() < 0.005
     golden.matches(as_bytes(golden.tensor("vae_float")), "vae_uint8", atol=0)
     golden.matches(to_uint8(golden.tensor("rgb")), "rgb_uint8", atol=0)
-    golden.matches(as_input(golden.tensor("pixels")), "rgb_encoded")
+    golden.matches(from_uint8(golden.tensor("pixels")), "rgb_encoded")
 
 
 HANDLERS: dict[str, Callable[[Golden], None]] = {

@@ -79,7 +79,7 @@ def test_images_become_latents_and_images_again() -> None:
     codec = tiny_sd_vae()
     moments = codec.moments(IMAGES)
     draw = torch.randn(10, 4, 2, 4)
-    latents = codec.latents(moments, draw)
+    latents = codec.scale.latents(moments, draw)
     decoded = codec.decode(latents)
     assert (moments.shape, latents.shape, codec.downsampling) == ((10, 8, 2, 4), (10, 4, 2, 4), 8)
     assert decoded.shape == IMAGES.shape and decoded.dtype == torch.uint8
