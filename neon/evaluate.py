@@ -237,6 +237,7 @@ def evaluate(
     title: str = "evaluating",
     state: Path | None = None,
     identity: str = "",
+    statistics: Path | None = None,
 ) -> Scores:
     """Scores of `len(seeds)` sampled images against `reference`, in every process.
 
@@ -244,6 +245,7 @@ def evaluate(
         label: which classes to sample.
         state: file in which the evaluation keeps what it has, so that a killed one goes on; removed at the end.
         identity: what the images are; a `state` of another identity is refused.
+        statistics: file in which the mean and covariance of the features are kept.
 
     Raises:
         DegenerateError: features are not finite (the weights, or the images, are broken), or all alike.
@@ -273,7 +275,10 @@ def evaluate(
 
     def score() -> Scores:
         try:
-            return tally.scores(reference, title)
+            scores = tally.scores(reference, title)
+            if statistics is not None:
+                Statistics.from_moments(tally.moments, name=title).save(statistics)
+            return scores
         finally:
             if state is not None:
                 state.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 A value (a Fréchet distance, lower is better) has one minimum in w, is close to a parabola around it and rises
 steeply beyond; the best guidance rises with w; snapshots of one self-training share a direction, so that they
-differ mostly in how far along it a given w goes. `search` fits a quadratic that knows this to the points
-evaluated so far and evaluates where it promises most. Nothing here samples, scores or reads a file.
+differ mostly in how far along it a given w goes. `search` fits a model that knows this (neon.surrogate) to the
+points evaluated so far and evaluates where it promises most. Nothing here samples, scores or reads a file.
 """
 
 import math
@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neon.errors import RequestError, WorkError
-
-Array = NDArray[np.float64]
+from neon.metrics import FrechetReference, Statistics
+from neon.surrogate import Array, MomentProcess, Quadratic, Surrogate, Target
 
 # How the search walks. The first step in w has half the length of the self-training's update; values often explode
-# beyond twice that update, so it never walks more than half as far again as it has been. Two points of one snapshot
-# are at least `_CLOSEST` apart (w relative to 1 + |w|, guidance relative to its range): nearer teaches nothing.
+# beyond twice that update, so it never walks much further than it has been: by half with values alone, which say
+# little of what lies beyond. Two points of one snapshot are at least `_CLOSEST` apart (w relative to 1 + |w|, guidance
+# relative to its range): nearer teaches nothing.
 _STEP = 0.5
-_REACH = 1.5
-_W_GRID = 0.02
+_REACH, _REACH_OF_MOMENTS = 1.5, 2.5
 _CLOSEST = 0.03
 # Where the base is tried first, in parts of the range of guidance (its best is low, since w raises it), and by how
 # much of its range guidance rises for the second step in w.
@@ -31,16 +30,6 @@ _BASE_GUIDANCE = (0.25, 0.6)
 _LEAN = 0.25
 
 _CURVE_POINTS = 61
-
-# What the model believes before it sees values, in units of the largest excess over the best: coefficients may be
-# large; more w and more guidance make up for each other; snapshots differ by about the excess.
-_WIDE = 10.0
-_TILT, _TILT_SPREAD = -1.0, 2.0
-_SNAPSHOT = 1.0
-# A quadratic holds around the minimum only: an excess counts with this relative error, and a wall with more.
-_MISFIT = 0.25
-# The model's promise for a point: its mean less so many standard deviations.
-_OPTIMISM = 0.5
 
 
 class EvaluationFailed(Exception):  # noqa: N818 - an outcome of an evaluation, not a fault of the program
@@ -64,6 +53,8 @@ class Evaluation:
     point: Point
     value: float | None
     note: str = ""
+    statistics: Statistics | None = field(default=None, repr=False, compare=False)
+    """of the features behind the value, where the search was given them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +68,8 @@ class Search:
     """w = 0 at its own best guidance, so that no gain of guidance alone is credited to w"""
     reason: str
     """why the search stopped, and which ranges the best point ends at"""
-    model: "_Model" = field(repr=False, compare=False)
+    space: "_Space" = field(repr=False, compare=False)
+    model: Surrogate | None = field(repr=False, compare=False)
 
     @property
     def gain(self) -> float:
@@ -89,15 +81,18 @@ class Search:
         return self.gain > 2 * noise
 
     def fitted(self, w: float, guidance: float | None = None, snapshot: int | None = None) -> float | None:
-        """The fitted quadratic, along the best point's guidance and snapshot unless others are given.
+        """The value expected by the model, along the best point's guidance and snapshot unless others are given.
 
-        None where it does not hold (far above the minimum), and throughout if fewer than three points have values.
+        None where the model does not hold (far above the minimum), and throughout if fewer than three points have
+        values.
         """
-        if sum(evaluation.value is not None for evaluation in self.evaluations) < 3:
+        if self.model is None or sum(evaluation.value is not None for evaluation in self.evaluations) < 3:
             return None
         best = self.best.point
         guidance = best.guidance if guidance is None else guidance
-        return self.model.value(Point(w, guidance, best.snapshot if snapshot is None else snapshot))
+        point = Point(w, guidance, best.snapshot if snapshot is None else snapshot)
+        value = float(self.model.values(self.space.coordinates([point]))[0])
+        return None if math.isnan(value) else value
 
     def curve(self, guidance: float | None = None, snapshot: int | None = None) -> tuple[tuple[float, float], ...]:
         """Points (w, value) of `fitted` between the lowest and the highest w evaluated, where it holds."""
@@ -107,11 +102,12 @@ class Search:
 
 
 def search(
-    evaluate: Callable[[Point], float],
+    evaluate: Callable[[Point], float | Statistics],
     *,
     w: tuple[float, float],
     guidance: tuple[float, float] | None = None,
     snapshots: Sequence[float] = (1.0,),
+    reference: FrechetReference | None = None,
     tolerance: float = 0.01,
     noise: float = 0.0,
     limit: int = 12,
@@ -122,14 +118,18 @@ def search(
     that gained, each other snapshot where its update is as long; then wherever the model promises a gain.
 
     Args:
-        evaluate: the value of a point, lower is better; raises EvaluationFailed if it has none (as does a
-            value that is not finite).
+        evaluate: the value of a point, lower is better, or with `reference` the statistics of its features; raises
+            EvaluationFailed if it has none (as does a value that is not finite).
         w: lowest and highest w; widened to contain 0, which is always evaluated.
         guidance: lowest and highest scale; None if it is not searched.
         snapshots: length of each snapshot's update |theta_s - theta_r|, or its budget: the best w of another
             snapshot is near w times the ratio of lengths.
+        reference: real features. The value of a point is the Frechet distance of its features to them, and the search
+            needs fewer points, since it sees not only how far from the real features a point is, but where.
         tolerance: the search stops when it expects to gain less than this part of the best value ...
-        noise: ... or than twice this, the standard deviation of the difference of two values.
+        noise: ... or than twice this, the standard deviation of the difference of two values. With `reference` the
+            model estimates it, too, from how far features jump from point to point; the search also stops when it
+            expects to gain less than that.
         limit: never evaluate more points than this.
 
     Raises:
@@ -139,7 +139,7 @@ def search(
     space = _Space.of(w, guidance, snapshots)
     if limit < 1:
         raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
-    record = _Record(evaluate, space, noise)
+    record = _Record(evaluate, space, noise, reference)
     steps = _Steps(record, tolerance)
     for point in steps.walk():
         if len(record.evaluations) == limit:
@@ -233,87 +233,59 @@ class _Space:
         return rows
 
     def scales(self) -> list[float | None]:
-        """Every guidance considered: its bounds and the round numbers between, 20 to 200 of them."""
+        """Every guidance considered."""
         if self.guidance is None:
             return [None]
-        low, high = self.guidance
-        step = 10.0 ** math.floor(math.log10((high - low) / 10)) / 2
-        between = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
-        return [float(scale) for scale in np.unique(np.round([low, *between, high], 9))]
+        return [*sorted({*self.guidance, *_round_numbers(*self.guidance, 20)})]
 
     def weights(self, snapshot: int, low: float, high: float) -> list[float]:
-        """Every w but 0 considered for displacements between `low` and `high`: the bounds of w and round numbers."""
+        """Every w but 0 considered for displacements between `low` and `high`."""
         low, high = max(self.w[0], low / self.ratio(snapshot)), min(self.w[1], high / self.ratio(snapshot))
-        between = np.arange(math.ceil(low / _W_GRID), math.floor(high / _W_GRID) + 1) * _W_GRID
-        ends = [end for end in self.w if low <= end <= high]
-        return [float(w) for w in np.unique(np.round([*between, *ends], 9)) if w != 0]
+        ends = {end for end in self.w if low <= end <= high}
+        return sorted({*ends, *_round_numbers(low, high, 60)} - {0.0})
 
 
-class _Model:
-    """The quadratic in (displacement, guidance) that fits the values, with the uncertainty of its coefficients.
-
-    Each snapshot but the reference adds its own slope and curvature along the displacement, nothing at w = 0,
-    where all are the base. Bayesian linear regression with a normal prior (Rasmussen and Williams 2006, eq. 2.8)
-    on the excess over the best value. An excess beyond the range that matters (three times the gain, or the best
-    value itself) enters by its logarithm, and a failed point as the worst one seen, so that a wall says
-    "not here" without bending the fit where it counts.
-    """
-
-    def __init__(self, space: _Space, evaluations: Sequence[Evaluation], noise: float) -> None:
-        self.space = space
-        values = np.array([_value(evaluation) for evaluation in evaluations])
-        self.best = float(values.min())
-        base = min(_value(evaluation) for evaluation in evaluations if evaluation.point.w == 0)
-        self.range = max(3 * (base - self.best), abs(self.best)) or 1.0
-        excess = values - self.best
-        worst = max(excess[np.isfinite(excess)].max(), 2 * self.range)
-        excess = np.where(np.isfinite(excess), excess, worst)
-        excess = np.where(excess > self.range, self.range * (1 + np.log(np.maximum(excess / self.range, 1.0))), excess)
-        coordinates = space.coordinates([evaluation.point for evaluation in evaluations])
-        self.unit = float(np.abs(coordinates[:, 0]).max()) or 1.0
-        least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
-        scale = max(excess.max(), least)
-        spread = np.array([_WIDE] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * len(space.lengths)) * scale
-        believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * len(space.lengths)) * scale
-        error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
-        design = self._terms(coordinates) / error[:, None]
-        self.covariance = np.linalg.inv(design.T @ design + np.diag(spread**-2))
-        self.coefficients = believed + self.covariance @ design.T @ (excess / error - design @ believed)
-
-    def _terms(self, coordinates: Array) -> Array:
-        """The monomials that the coefficients belong to, [N, 6 + 2 snapshots]."""
-        v, h, of_snapshot = coordinates[:, :1] / self.unit, coordinates[:, 1:2], coordinates[:, 2:]
-        return np.hstack([np.ones_like(v), v, v * v, h, h * h, v * h, v * of_snapshot, v * v * of_snapshot])
-
-    def value(self, point: Point) -> float | None:
-        """The fitted value at a point, None where it is out of the range in which values were fitted as they are."""
-        excess = float((self._terms(self.space.coordinates([point])) @ self.coefficients)[0])
-        return self.best + excess if excess <= self.range else None
-
-    def promise(self, coordinates: Array, reference: Array) -> Array:
-        """How far each row may lie below the reference row: expected gain plus a part of its standard deviation."""
-        difference = self._terms(reference) - self._terms(coordinates)
-        variance = np.einsum("ni,ij,nj->n", difference, self.covariance, difference)
-        return difference @ self.coefficients + _OPTIMISM * np.sqrt(variance)
+def _round_numbers(low: float, high: float, steps: int) -> list[float]:
+    """The multiples of 1, 2 or 5 times a power of ten from low to high that make at least so many steps."""
+    if low >= high:
+        return []
+    largest = (high - low) * (1 + 1e-9) / steps
+    power = 10.0 ** math.floor(math.log10(largest))
+    step = max(step for step in (power, 2 * power, 5 * power) if step <= largest)
+    between = np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+    return [float(number) for number in np.round(between, 9)]
 
 
 class _Record:
     """The evaluations made so far."""
 
-    def __init__(self, evaluate: Callable[[Point], float], space: _Space, noise: float) -> None:
-        self.evaluate, self.space, self.noise = evaluate, space, noise
+    def __init__(
+        self,
+        evaluate: Callable[[Point], float | Statistics],
+        space: _Space,
+        noise: float,
+        reference: FrechetReference | None = None,
+    ) -> None:
+        self.evaluate, self.space, self.noise, self.reference = evaluate, space, noise, reference
+        self.target = None if reference is None else Target(reference.statistics)
         self.evaluations: list[Evaluation] = []
 
     def add(self, point: Point) -> None:
         """Evaluate a point; a value that is not finite is a failure."""
+        self.evaluations.append(self._evaluation(point))
+
+    def _evaluation(self, point: Point) -> Evaluation:
         try:
-            value = float(self.evaluate(point))
+            found = self.evaluate(point)
         except EvaluationFailed as failure:
-            self.evaluations.append(Evaluation(point=point, value=None, note=str(failure)))
-            return
-        failed = not math.isfinite(value)
-        note = f"the value is {value}" if failed else ""
-        self.evaluations.append(Evaluation(point=point, value=None if failed else value, note=note))
+            return Evaluation(point=point, value=None, note=str(failure))
+        if isinstance(found, Statistics):
+            assert self.reference is not None, "statistics have no value without a reference"
+            return Evaluation(point=point, value=self.reference.distance(found), statistics=found)
+        value = float(found)
+        if not math.isfinite(value):
+            return Evaluation(point=point, value=None, note=f"the value is {value}")
+        return Evaluation(point=point, value=value)
 
     @property
     def base(self) -> Evaluation:
@@ -325,14 +297,23 @@ class _Record:
         """The lowest value so far."""
         return _lowest(self.evaluations)
 
-    def model(self) -> _Model:
-        """The fit to all evaluations."""
-        return _Model(self.space, self.evaluations, self.noise)
+    def model(self) -> Surrogate:
+        """The fit to all evaluations, of which the base's has a value."""
+        if self.target is None:
+            rows = self.space.coordinates([evaluation.point for evaluation in self.evaluations])
+            values = np.array([_value(evaluation) for evaluation in self.evaluations])
+            return Quadratic(rows, values, _value(self.base), self.noise)
+        scored = [evaluation for evaluation in self.evaluations if evaluation.value is not None]
+        rows = self.space.coordinates([evaluation.point for evaluation in scored])
+        statistics = [evaluation.statistics for evaluation in scored if evaluation.statistics is not None]
+        values = np.array([_value(evaluation) for evaluation in scored])
+        return MomentProcess(rows, statistics, values, self.target, self.noise)
 
     def result(self, reason: str) -> Search:
         """The search as it stands; the base wins unless it is beaten by more than twice the noise."""
         base, best = self.base, self.lowest
-        if _value(base) - _value(best) <= 2 * self.noise:
+        model = self.model() if len(self.evaluations) > 1 else None
+        if _value(base) - _value(best) <= 2 * (self.noise if model is None else model.noise):
             best = base
         edges = [
             f"the best {name} is the edge of its range, {at:g}: the optimum may lie beyond"
@@ -347,7 +328,8 @@ class _Record:
             best=best,
             base=base,
             reason="; ".join([reason, *edges]),
-            model=self.model(),
+            space=self.space,
+            model=model,
         )
 
 
@@ -356,6 +338,8 @@ class _Steps:
 
     def __init__(self, record: _Record, tolerance: float) -> None:
         self.record, self.space, self.tolerance = record, record.space, tolerance
+        self.enough = 0.0
+        """the gain that was worth an evaluation at the last step"""
 
     def walk(self) -> Iterator[Point]:
         """Every point worth evaluating, the most telling first."""
@@ -381,20 +365,24 @@ class _Steps:
         left, right = (self.scale(low + part * (high - low)) for part in _BASE_GUIDANCE)
         yield Point(0.0, left)
         yield Point(0.0, right)
-        first, second = map(_value, self.record.evaluations)
-        yield Point(0.0, low if first <= second else high)
+        if self.record.target is None:
+            first, second = map(_value, self.record.evaluations)
+            yield Point(0.0, low if first <= second else high)
         vertex = self.most_promising([Point(0.0, scale) for scale in self.space.scales()])
         if vertex:
             yield vertex
 
     def bracket(self, guidance: float | None) -> Iterator[Point]:
-        """Two steps in w: onwards if the first one gains; else with more guidance, or to the other side, or back."""
+        """A step in w. With values alone a second one, too: onwards if the first one gains; else with more guidance,
+        or to the other side, or back."""
         low, high = self.space.w
         reference = self.space.reference
         first = min(_STEP, high) or max(-_STEP, low)
         if first == 0:
             return
         yield Point(first, guidance, reference)
+        if self.record.target is not None:
+            return
         further = min(max(2 * first, low), high)
         other_side = max(-_STEP, low) if first > 0 else 0.0
         if self.record.lowest.point.w == first and further != first:
@@ -432,14 +420,10 @@ class _Steps:
             fresh &= (away > _CLOSEST) | ((rows[:, 2:] != row[2:]).any(axis=1) & (row[0] != 0))
         if not fresh.any():
             return None
-        best = self.space.coordinates([self.record.lowest.point])
-        promise = np.where(fresh, self.record.model().promise(rows, best), -np.inf)
-        return candidates[int(promise.argmax())] if promise.max() > self.enough else None
-
-    @property
-    def enough(self) -> float:
-        """The gain that is worth an evaluation."""
-        return max(self.tolerance * abs(_value(self.record.lowest)), 2 * self.record.noise)
+        model = self.record.model()
+        promise = model.promise(rows[fresh])
+        self.enough = max(self.tolerance * abs(_value(self.record.lowest)), 2 * self.record.noise, model.noise)
+        return candidates[np.flatnonzero(fresh)[promise.argmax()]] if promise.max() > self.enough else None
 
     def reach(self) -> tuple[float, float]:
         """The displacements within reach of those that have values, and short of those that failed."""
@@ -447,7 +431,7 @@ class _Steps:
         at = self.space.coordinates([evaluation.point for evaluation in evaluations])[:, 0]
         failed = np.array([evaluation.value is None for evaluation in evaluations])
         low = min(at[~failed].min(), 0.0) - _STEP
-        high = max(_REACH * at[~failed].max(), _STEP)
+        high = max((_REACH if self.record.target is None else _REACH_OF_MOMENTS) * at[~failed].max(), _STEP)
         hair = 1e-6
         return (
             float(max([low, *(at[failed & (at < 0)] + hair)])),

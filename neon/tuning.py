@@ -23,7 +23,7 @@ from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
 from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, check_same_network
-from neon.metrics import FrechetReference
+from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
@@ -35,6 +35,8 @@ from neon.scoring import INCEPTION, INCEPTION_DIM, load_extractor, load_manifold
 from neon.tune import EvaluationFailed, Point, Search, grid, search
 
 LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
+STATISTICS = "statistics"
+"""folder with the statistics of each point of a search"""
 PICTURED = 36
 """images in each grid of the page"""
 
@@ -143,8 +145,11 @@ class Tuner:
         self._live[1].set(point.w)
         return self.settings if point.guidance is None else replace(self.settings, guidance=point.guidance)
 
-    def scores(self, point: Point, purpose: Purpose, block: int = 0) -> Scores:
-        """Scores of `point` on one block of images, from the log if they are there; a DegenerateError likewise."""
+    def scores(self, point: Point, purpose: Purpose, block: int = 0, *, again: bool = False) -> Scores:
+        """Scores of `point` on one block of images, from the log if they are there; a DegenerateError likewise.
+
+        With `again` scores in the log are computed once more, for what is kept beside them.
+        """
         count = self.plan.num_images if purpose is Purpose.SELECTION else self.plan.report_images
         name = f"{purpose.name.lower()} {block}: {self.text(point)}"
 
@@ -161,8 +166,11 @@ class Tuner:
                 title=name,
                 state=self.folder / STATE_FILE,
                 identity=name,
+                statistics=self.statistics_file(point) if purpose is Purpose.SELECTION and self.by_moments else None,
             )
 
+        if again and isinstance(self.log.entries.get(name), Scores):
+            del self.log.entries[name]
         return self.log.get_or(name, compute)
 
     def text(self, point: Point) -> str:
@@ -173,6 +181,24 @@ class Tuner:
         if point.w != 0 and len(self.states) > 1:
             parts.append(self.plan.self_trained[point.snapshot].stem)
         return ", ".join(parts)
+
+    @property
+    def by_moments(self) -> bool:
+        """Whether the search sees the features' statistics: a grid needs none, and other metrics do not follow them."""
+        return self.plan.grid is None and self.plan.metric == "distance"
+
+    def statistics_file(self, point: Point) -> Path:
+        """Where the statistics of a point on selection images are kept."""
+        return self.folder / STATISTICS / f"{self.text(point).replace(', ', '_').replace(' ', '-')}.npz"
+
+    def statistics(self, point: Point) -> Statistics:
+        """Statistics of `point` on selection images, from the folder if they are there."""
+        file = self.statistics_file(point)
+        try:
+            self.scores(point, Purpose.SELECTION, again=not self.processes.on_main(file.exists))
+        except DegenerateError as error:
+            raise EvaluationFailed(str(error)) from error
+        return self.processes.on_main(lambda: Statistics.load(file))
 
     def value(self, point: Point) -> float:
         """What the search minimises."""
@@ -191,10 +217,11 @@ class Tuner:
             ws, guidances = plan.grid
             return grid(self.value, ws, guidances or (None,), self.lengths())
         return search(
-            self.value,
+            self.statistics if self.by_moments else self.value,
             w=plan.w,
             guidance=plan.guidance,
             snapshots=self.lengths(),
+            reference=self.selection.frechet if self.by_moments else None,
             tolerance=plan.tolerance,
             limit=plan.limit,
         )

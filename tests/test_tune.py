@@ -9,6 +9,7 @@ import pytest
 from scipy.interpolate import Akima1DInterpolator
 
 from neon.errors import RequestError, WorkError
+from neon.metrics import FrechetReference, Statistics
 from neon.tune import Evaluation, EvaluationFailed, Point, Search, grid, search
 
 Value = Callable[[Point], float]
@@ -246,6 +247,108 @@ def test_the_choice_is_close_to_a_fine_grid_at_a_fraction_of_its_cost(
     print(f"mean excess {np.mean(excess):.2%}, most {max(excess):.2%}; {np.mean(spent):.1f} evaluations")
     assert np.mean(excess) < 0.03 and max(excess) < 0.15
     assert np.mean(spent) <= usual
+
+
+def features(member: int, *, noise: float = 0.0) -> Callable[[Point], Statistics]:
+    """Features of a random generator: it falls short of the real ones, N(0, 1) each, in a direction that the update
+    reverses, with less variance; guidance moves it sideways and narrows it; all of it curves."""
+    random = np.random.default_rng(member)
+    dim = 12
+    short, sideways, curves, bends = (random.normal(size=dim) for _ in range(4))
+    short, sideways = 3 * short / np.linalg.norm(short), 2 * sideways / np.linalg.norm(sideways)
+    own = 0.2 * random.normal(size=(3, dim))
+    best = random.uniform(0.5, 1.4)
+
+    def evaluate(point: Point) -> Statistics:
+        along = point.w * LENGTHS[point.snapshot] / LENGTHS[1]
+        guided = 0.0 if point.guidance is None else point.guidance - 1.75 - 0.7 * along
+        mean = short * (1 - along / best) + guided * sideways + 0.15 * along**2 * curves + 0.1 * guided**2 * bends
+        mean = mean + along * own[point.snapshot] + 0.3
+        spread = 0.75 + 0.2 * along / best - 0.1 * guided + 0.05 * along**2
+        jitter = np.random.default_rng(hash(point) % 2**32).normal(size=dim) * noise
+        return Statistics(mu=mean + jitter, sigma=np.eye(dim) * spread**2)
+
+    return evaluate
+
+
+REAL_FEATURES = FrechetReference(Statistics(mu=np.zeros(12), sigma=np.eye(12)))
+
+
+@pytest.mark.parametrize(
+    ("guided", "snapshots", "usual"),
+    [(False, 1, 4.5), (True, 1, 7), (False, 3, 7), (True, 3, 9.5)],
+    ids=["w", "w_guidance", "w_snapshots", "w_guidance_snapshots"],
+)
+def test_with_the_features_in_sight_the_choice_takes_fewer_points(guided: bool, snapshots: int, usual: float) -> None:
+    """Mean excess at most 1% over a grid of 126 w (times 23 scales, times 3 snapshots)."""
+    lengths = LENGTHS if snapshots == 3 else (LENGTHS[1],)
+    scales = list(np.linspace(*GUIDANCE, 23)) if guided else [None]
+    excess, spent = [], []
+    for member in range(8):
+        every = features(member)
+
+        def evaluate(point: Point, every: Callable[[Point], Statistics] = every) -> Statistics:
+            return every(point if snapshots == 3 else point._replace(snapshot=1))
+
+        bounds = GUIDANCE if guided else None
+        found = search(evaluate, w=(-0.5, 2), guidance=bounds, snapshots=lengths, reference=REAL_FEATURES, limit=16)
+        axes = product(np.linspace(-0.5, 2, 126), scales, range(snapshots))
+        best = min(REAL_FEATURES.distance(evaluate(Point(*point))) for point in axes)
+        assert value(found.best) == REAL_FEATURES.distance(evaluate(found.best.point))
+        excess.append(value(found.best) / best - 1)
+        spent.append(len(found.evaluations))
+    print(f"mean excess {np.mean(excess):.2%}, most {max(excess):.2%}; {np.mean(spent):.1f} evaluations")
+    assert np.mean(excess) < 0.01 and max(excess) < 0.05
+    assert np.mean(spent) <= usual
+
+
+def test_two_points_tell_where_along_a_line_the_real_features_are_nearest() -> None:
+    def line(point: Point) -> Statistics:
+        return Statistics(mu=np.full(12, 1 - point.w / 1.1), sigma=np.eye(12))
+
+    found = search(line, w=(0, 2), reference=REAL_FEATURES)
+    assert [point.w for point in visited(found)][:2] == [0.0, 0.5]
+    assert visited(found)[2].w == pytest.approx(1.1, abs=0.2)
+    assert value(found.best) < 0.01 and len(found.evaluations) <= 5
+    assert found.fitted(0.8) == pytest.approx(REAL_FEATURES.distance(line(Point(0.8))), abs=0.02)
+
+
+def test_features_that_only_jitter_recommend_the_base() -> None:
+    def still(point: Point) -> Statistics:
+        found = features(0, noise=0.02)(point)
+        return Statistics(mu=found.mu - features(0)(point).mu + features(0)(Point(0.0)).mu, sigma=np.eye(12))
+
+    found = search(still, w=(-0.5, 2), reference=REAL_FEATURES, noise=0.2)
+    assert found.best is found.base and len(found.evaluations) <= 8
+
+
+def test_points_without_features_are_walked_around() -> None:
+    def fails_beyond_a_wall(point: Point) -> Statistics:
+        if point.w > 0.6:
+            raise EvaluationFailed("NaN in 3 tensors")
+        return features(1)(point._replace(snapshot=1))
+
+    found = search(fails_beyond_a_wall, w=(-0.5, 2), reference=REAL_FEATURES)
+    assert 0.5 <= found.best.point.w <= 0.6 and found.gain > 0
+    assert sum(evaluation.value is None for evaluation in found.evaluations) <= 4
+
+
+def test_many_features_are_followed_by_their_leading_directions() -> None:
+    """200 features, 64 of them with nearly all of the variance: as many points, nearly the same choice."""
+    few = features(2)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(200, 200)))[0]
+    rest = 1e-3 * np.eye(188)
+
+    def many(point: Point) -> Statistics:
+        found = few(point._replace(snapshot=1))
+        sigma = np.block([[found.sigma, np.zeros((12, 188))], [np.zeros((188, 12)), rest]])
+        return Statistics(mu=turn @ np.concatenate([found.mu, np.zeros(188)]), sigma=turn @ sigma @ turn.T)
+
+    sigma = np.block([[np.eye(12), np.zeros((12, 188))], [np.zeros((188, 12)), rest]])
+    real = FrechetReference(Statistics(mu=np.zeros(200), sigma=turn @ sigma @ turn.T))
+    found = search(many, w=(-0.5, 2), reference=real)
+    alike = search(lambda point: few(point._replace(snapshot=1)), w=(-0.5, 2), reference=REAL_FEATURES)
+    assert value(found.best) == pytest.approx(value(alike.best), rel=0.03)
 
 
 def test_the_limit_holds_and_a_longer_search_begins_like_a_shorter_one() -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from neon import cli, evaluate
-from neon.metrics import Statistics
+from neon.metrics import Statistics, frechet_distance
 from neon.model import save_model
 from neon.noise import Purpose, image_seeds
 from neon.report import load
 from neon.tuning import settings_with
-from tests.programs import Killed, dies_after, work_in, write_real
+from tests.programs import Killed, dies_after, torchrun, work_in, write_real
 from tests.tiny import tiny_edm, tiny_images, tiny_imm
 
 USUAL = (
@@ -107,6 +107,32 @@ def test_a_run_that_was_killed_inside_a_point_goes_on_to_the_same_result(
         assert whole[name] == killed[name], name
     with dies_after(0, evaluate, "sample_block"):
         assert tune("--out killed") == 0, "what is done is not done again"
+
+
+def test_the_search_sees_the_statistics_of_its_points_and_makes_lost_ones_again(here: Path) -> None:
+    assert tune("--out run") == 0
+    best = result("run")["best_on_selection"]
+    kept = sorted(Path("run/statistics").glob("*.npz"))
+    assert len(kept) == result("run")["evaluations"]
+    distances = {path: frechet_distance(Statistics.load("real.npz"), Statistics.load(path)) for path in kept}
+    assert min(distances.values()) == pytest.approx(best["value"], rel=1e-9)
+    before = kept[1].read_bytes()
+    kept[1].unlink()
+    assert tune("--out run") == 0
+    assert kept[1].read_bytes() == before and result("run")["best_on_selection"] == best
+    assert tune("--out grid --grid 0 1") == 0 and not Path("grid/statistics").exists(), "a grid needs none"
+
+
+def test_two_processes_choose_as_one_does(here: Path) -> None:
+    flags = f"tune {USUAL} --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
+    assert cli.main([*flags.split(), "--out", "alone"]) == 0
+    done = torchrun(2, f"-m neon.cli {flags} --out two", here)
+    assert done.returncode == 0, done.stderr
+    alone, two = ({entry["name"]: entry["distance"] for entry in log(run)} for run in ("alone", "two"))
+    assert alone.keys() == two.keys()
+    assert two == pytest.approx(alone, rel=1e-9)
+    one, both = result("alone"), result("two")
+    assert all(one[name] == both[name] for name in ("w", "guidance", "self_trained", "evaluations", "recommended"))
 
 
 def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(here: Path) -> None:

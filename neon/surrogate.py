@@ -1,0 +1,218 @@
+"""What values are expected where nothing has been evaluated: the models behind `neon.tune.search`.
+
+Both are fitted to points given as rows [n, 2 + S]: the displacement along the update (in units of the reference
+snapshot's), guidance in parts of its range, and for each of S snapshots whether the point is of it (never so for the
+base and the reference).
+
+`Quadratic` knows values only. `MomentProcess` knows what a Frechet distance is made of, too: where each point's
+features lie. It interpolates those and computes the distance of the interpolation, as Gauss and Newton did with a sum
+of squares: two points along a line tell where on it the real features are nearest, a parabola needs three.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neon.metrics import Statistics
+
+Array = NDArray[np.float64]
+
+# What Quadratic believes before it sees values, in units of the largest excess over the best: coefficients may be
+# large; more displacement and more guidance make up for each other; snapshots differ by about the excess.
+_WIDE = 10.0
+_TILT, _TILT_SPREAD = -1.0, 2.0
+_SNAPSHOT = 1.0
+# A quadratic holds around the minimum only: an excess counts with this relative error, and a wall with more.
+_MISFIT = 0.25
+# The promise of a point: its mean less so many standard deviations.
+_OPTIMISM = 0.5
+
+# What MomentProcess believes, relative to how fast features move along the update: how much they curve, how far they
+# stray from a quadratic, how much of a snapshot is its own, and how much is noise. The likelihood of the features
+# decides among these; each is a factor of 3 away from the next, which costs as much as one unit of log likelihood.
+_CURVATURE = (0.1, 0.3, 1.0)
+_STRAY = (0.05, 0.15, 0.5)
+_OWN = (0.1, 0.3)
+_NOISE = (0.003, 0.01, 0.03, 0.1)
+_CENTRE = (0.3, 0.15, 0.3, 0.01)
+_STRAY_LENGTH = (1.0, 0.5)  # over which straying changes: displacement, and guidance in parts of its range
+_LEVEL = 10.0  # of all features alike: wide
+# The promise of a point: its mean, less the variance of its features times this; so much at most as the mean.
+_EXPLORE = 2.0
+_MOST_FEATURES = 64  # that are followed one by one; what others add to the distance is interpolated as a number
+
+
+class Surrogate(Protocol):
+    """A model of the value at points given as rows."""
+
+    noise: float
+    """standard deviation of the difference of two values, as far as the model cannot follow it"""
+
+    def values(self, rows: Array) -> Array:
+        """Expected values [n]; NaN where the model does not hold."""
+
+    def promise(self, rows: Array) -> Array:
+        """How far below the lowest value each row may lie [n]."""
+
+
+class Quadratic:
+    """The quadratic in (displacement, guidance) that fits the values, with the uncertainty of its coefficients.
+
+    Each snapshot but the reference adds its own slope and curvature along the displacement, nothing at w = 0,
+    where all are the base. Bayesian linear regression with a normal prior (Rasmussen and Williams 2006, eq. 2.8)
+    on the excess over the best value. An excess beyond the range that matters (three times the gain, or the best
+    value itself) enters by its logarithm, and a failed point as the worst one seen, so that a wall says
+    "not here" without bending the fit where it counts.
+
+    Args:
+        rows: the points.
+        values: [n]; infinite where the evaluation failed.
+        base: the value of the base.
+        noise: standard deviation of the difference of two values.
+    """
+
+    def __init__(self, rows: Array, values: Array, base: float, noise: float) -> None:
+        self.noise = noise
+        self.best = float(values.min())
+        self.lowest = rows[[values.argmin()]]
+        self.range = max(3 * (base - self.best), abs(self.best)) or 1.0
+        excess = values - self.best
+        worst = max(excess[np.isfinite(excess)].max(), 2 * self.range)
+        excess = np.where(np.isfinite(excess), excess, worst)
+        excess = np.where(excess > self.range, self.range * (1 + np.log(np.maximum(excess / self.range, 1.0))), excess)
+        self.unit = float(np.abs(rows[:, 0]).max()) or 1.0
+        least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
+        scale = max(excess.max(), least)
+        snapshots = rows.shape[1] - 2
+        spread = np.array([_WIDE] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
+        believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
+        error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
+        design = self._terms(rows) / error[:, None]
+        self.covariance = np.linalg.inv(design.T @ design + np.diag(spread**-2))
+        self.coefficients = believed + self.covariance @ design.T @ (excess / error - design @ believed)
+
+    def _terms(self, rows: Array) -> Array:
+        """The monomials that the coefficients belong to, [n, 6 + 2 S]."""
+        v, h, of_snapshot = rows[:, :1] / self.unit, rows[:, 1:2], rows[:, 2:]
+        return np.hstack([np.ones_like(v), v, v * v, h, h * h, v * h, v * of_snapshot, v * v * of_snapshot])
+
+    def values(self, rows: Array) -> Array:
+        """Expected values, NaN beyond the range in which values were fitted as they are."""
+        excess = self._terms(rows) @ self.coefficients
+        return np.where(excess <= self.range, self.best + excess, np.nan)
+
+    def promise(self, rows: Array) -> Array:
+        """Expected gain over the lowest point, and a part of the standard deviation of that difference."""
+        difference = self._terms(self.lowest) - self._terms(rows)
+        variance = np.einsum("ni,ij,nj->n", difference, self.covariance, difference)
+        return difference @ self.coefficients + _OPTIMISM * np.sqrt(variance)
+
+
+class Target:
+    """Real statistics in the basis in which MomentProcess follows features: the leading ones of their covariance."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        variances, vectors = np.linalg.eigh(statistics.sigma)
+        self.basis: Array = vectors[:, -_MOST_FEATURES:]
+        self.root: Array = self.basis * np.sqrt(variances[-_MOST_FEATURES:].clip(min=0))
+        self.mean: Array = statistics.mu @ self.basis
+        self.trace = float(variances[-_MOST_FEATURES:].clip(min=0).sum())
+
+    def moments(self, statistics: Statistics) -> tuple[Array, Array, float]:
+        """Of other features: their mean [k], R' Sigma R with R R' the real covariance [k, k], and their trace."""
+        trace = float(np.einsum("fk,fg,gk->", self.basis, statistics.sigma, self.basis, optimize=True))
+        return statistics.mu @ self.basis, self.root.T @ statistics.sigma @ self.root, trace
+
+    def distances(self, means: Array, products: Array, traces: Array) -> Array:
+        """Frechet distances in this basis of such moments [n, ...]: R' Sigma R has the eigenvalues of the product of
+        both covariances, of whose roots it takes the sum. A combination of covariances need not be one: eigenvalues
+        below 0 count as 0."""
+        roots = np.sqrt(np.linalg.eigvalsh(products).clip(min=0)).sum(axis=-1)
+        return np.square(means - self.mean).sum(axis=-1) + traces + self.trace - 2 * roots
+
+
+class MomentProcess:
+    """A Gaussian process of the features' mean and covariance; the value is the Frechet distance of its mean.
+
+    All entries share one kernel (Rasmussen and Williams 2006, ch. 2): a quadratic in displacement and guidance, a
+    smooth departure from it, what each snapshot adds, and noise; the likelihood of all means together chooses how much
+    of each. So a prediction is one combination of what was evaluated, with the same weights for every entry. The part
+    of the value that the followed features do not explain is combined likewise.
+
+    Args:
+        rows: the points, of evaluations that did not fail.
+        statistics: of the features of each.
+        values: Frechet distances to the real features [n], computed from all features.
+        target: the real features.
+        noise: least standard deviation of the difference of two values; that from the model counts if it is larger.
+    """
+
+    def __init__(
+        self, rows: Array, statistics: Sequence[Statistics], values: Array, target: Target, noise: float
+    ) -> None:
+        self.rows, self.target = rows, target
+        self.best = float(values.min())
+        means, products, traces = zip(*(target.moments(entry) for entry in statistics), strict=True)
+        self.means, self.products, self.traces = np.stack(means), np.stack(products), np.array(traces)
+        centred = self.means - self.means.mean(axis=0)
+        settings = list(itertools.product(_CURVATURE, _STRAY, _OWN, _NOISE))
+        self.setting = max(settings, key=lambda setting: self._likelihood(setting, centred))
+        self.inverse = np.linalg.inv(self._noisy(self.setting))
+        self.scale = float((centred * (self.inverse @ centred)).sum()) / len(rows)
+        self.unexplained = values - target.distances(self.means, self.products, self.traces)
+        # A squared length L moves by 2 sqrt(L) times what the vector moves along itself, here its share of all noise.
+        along = self.scale * self.setting[-1] ** 2 / self.means.shape[1]
+        self.noise = max(noise, math.sqrt(2 * 4 * self.best * along))
+
+    def _kernel(self, a: Array, b: Array, setting: tuple[float, ...]) -> Array:
+        """Covariances [n, m] of the rows, in units of `scale`."""
+        curvature, stray, own, _ = setting
+        along = np.outer(a[:, 0], b[:, 0])
+        linear = along + np.outer(a[:, 1], b[:, 1])
+        away = np.subtract.outer(a[:, 0], b[:, 0]) / _STRAY_LENGTH[0], np.subtract.outer(a[:, 1], b[:, 1])
+        smooth = np.exp(-0.5 * (away[0] ** 2 + (away[1] / _STRAY_LENGTH[1]) ** 2))
+        of_snapshot = (a[:, 2:] @ b[:, 2:].T) * own**2 * (along + curvature**2 * along**2)
+        return _LEVEL**2 + linear + curvature**2 * linear**2 + stray**2 * smooth + of_snapshot
+
+    def _noisy(self, setting: tuple[float, ...]) -> Array:
+        return self._kernel(self.rows, self.rows, setting) + setting[-1] ** 2 * np.eye(len(self.rows))
+
+    def _likelihood(self, setting: tuple[float, ...], centred: Array) -> float:
+        """Log likelihood of the means at the scale that fits best, per feature and times two, and a weak prior."""
+        covariance = self._noisy(setting)
+        scale = (centred * np.linalg.solve(covariance, centred)).sum() / len(centred) + 1e-300
+        steps = sum(math.log(chosen / centre, 3) ** 2 for chosen, centre in zip(setting, _CENTRE, strict=True))
+        return float(-len(centred) * np.log(scale) - np.linalg.slogdet(covariance)[1] - steps)
+
+    def _weights(self, rows: Array) -> tuple[Array, Array]:
+        """How much of each evaluated point is in each row [m, n], and the variance of the row in squared features."""
+        across = self._kernel(rows, self.rows, self.setting)
+        weights = across @ self.inverse
+        return weights, self.scale * np.maximum(self._alone(rows) - (weights * across).sum(axis=1), 0)
+
+    def _alone(self, rows: Array) -> Array:
+        """The diagonal of the rows' kernel among each other."""
+        curvature, stray, own, _ = self.setting
+        along = rows[:, 0] ** 2
+        linear = along + rows[:, 1] ** 2
+        of_snapshot = rows[:, 2:].sum(axis=1) * own**2 * (along + curvature**2 * along**2)
+        return np.asarray(_LEVEL**2 + linear + curvature**2 * linear**2 + stray**2 + of_snapshot)
+
+    def _distances(self, weights: Array) -> Array:
+        products = np.tensordot(weights, self.products, 1)
+        explained = self.target.distances(weights @ self.means, products, weights @ self.traces)
+        return explained + weights @ self.unexplained
+
+    def values(self, rows: Array) -> Array:
+        """Expected values."""
+        return self._distances(self._weights(rows)[0])
+
+    def promise(self, rows: Array) -> Array:
+        """Gain over the lowest value, if the real features lie where the uncertain ones turn out to be."""
+        weights, variance = self._weights(rows)
+        expected = self._distances(weights)
+        return self.best - expected + _EXPLORE * np.minimum(variance, np.abs(expected))
