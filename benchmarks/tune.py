@@ -102,10 +102,10 @@ STUDIES = {
     "imm": Study(
         base=ASSETS / "small_imm_base.safetensors",
         flag="--network_pkl",
-        sample="--num_steps 4 --cfg_scale 1.5",
+        sample="--num_steps 2 --cfg_scale 1.5",
         number="--num_images {count} --batch_size 100",
         train="--batch 64 --batch_gpu 64 --lr 1e-4 --ema_rate 0 --total_images 9600 --save_interval 3200",
-        settings="num_steps=4",
+        settings="num_steps=2",
         guidance=(1.0, 1.5, 2.0, 3.0),
     ),
 }
