@@ -21,7 +21,7 @@ from VAR.flags import ALIASES, ImageFlags
 
 @dataclass(frozen=True, kw_only=True)
 class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two. --N is --num_images."""
+    """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two."""
 
     def __call__(self) -> None:
         self.check()

@@ -12,9 +12,10 @@ whatever the number of processes.
 import math
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
 from neon import __version__
 from neon.command_line import run_program
@@ -52,13 +53,31 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags):
+class ScratchFlags:
+    """From scratch (without --var_ckpt)."""
+
+    depth: int = 16
+    """blocks"""
+    width: int | None = None
+    """channels; by default 64 times the depth"""
+    heads: int | None = None
+    """attention heads; by default one per 64 channels"""
+    classes: int = 1000
+    """number of classes"""
+    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    """side lengths of the scales"""
+    shared_adaln: bool = False
+    """one modulation for all blocks"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch."""
 
-    var_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without it, training starts from random weights"""
+    var_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
-    """values of a published self-training for what is not given below"""
+    """values of a published self-training for what is not given"""
     target_lr: float | None = None
     """what the learning rate rises to over the whole run"""
     constant_lr: bool = False
@@ -67,18 +86,6 @@ class Finetune(ModelFlags, TrainingFlags):
     """enlargement of training images before they are cropped; 1: none"""
     weight_decay: float = 0.0
     """of matrices; the published self-training has none"""
-    depth: int = 16
-    """from scratch: blocks"""
-    width: int | None = None
-    """from scratch: channels; by default 64 times the depth"""
-    heads: int | None = None
-    """from scratch: attention heads; by default one per 64 channels"""
-    classes: int = 1000
-    """from scratch: number of classes"""
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    """from scratch: side lengths of the scales"""
-    shared_adaln: bool = False
-    """from scratch: one modulation for all blocks"""
 
     def __call__(self) -> None:
         plan = self.plan()

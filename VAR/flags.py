@@ -19,12 +19,12 @@ ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--mo
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(NetworkFlags):
-    """A transformer and its tokenizer."""
+    """Transformer and tokenizer."""
 
     var_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the transformer: published .pth, or safetensors written by neon; depth and resolution are recognised"""
+    """the transformer: published .pth, or safetensors by neon"""
     vae_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
-    """the tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or in pretrained/"""
+    """tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or pretrained/"""
     model_depth: int | None = None
     """blocks of the transformer; checked against the checkpoint"""
 
@@ -55,11 +55,11 @@ class ModelFlags(NetworkFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(ModelFlags, NumberedImages):
-    """Which images of which network."""
+    """Sampler."""
 
     cfg: float | None = None
-    """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest, so that the usual scale
-    runs from 1 to 1 + cfg; by default the published 2.9 at 256 pixels and 4.0 at 512"""
+    """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest: the usual scale runs
+    from 1 to 1 + cfg; by default the published 2.9 (256 pixels) or 4.0 (512)"""
     top_k: int = 900
     """draw among this many likeliest codes; 0: all"""
     top_p: float = 0.95

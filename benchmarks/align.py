@@ -1,98 +1,305 @@
-"""Does the gradient alignment tell which w is best? On the demo and every study of a small model that is on the disk.
+"""Does anything cheap tell the best w? Gradients, losses and few images against the w of the lowest distance.
 
-    neon demo && python benchmarks/align.py edm      # the demo: two minutes
-    python benchmarks/align.py VAR xAR imm           # what `small_<architecture>.py study` left in runs/
+    neon demo && python benchmarks/align.py edm      # the demo's run and other samplers of its base
+    python benchmarks/align.py VAR xAR imm           # what `small_<architecture>.py study` left in runs/, and others
 
-For each synthetic set S and self-training the cosine between the gradients on test images and on S, and the w of the
-lowest loss, beside the w of the lowest Frechet distance that the study scored. Rows go to results/align.json, those of
-other architectures in it stay. A base that is not there is left out.
+A case is a sampler of a small base, its synthetic set S and the self-training on S; cases that no study has made are
+made here. Of each the w of the lowest distance is known from the study, or from 1,000 images at each of a few w here.
+Predictions of it, none of which sees those images:
+
+    cosine       between the gradients of the loss on test images and on S, plain and in Adam's metric; its sign tells
+    loss         the w of the lowest loss on test images, from its slope and curvature at w = 0
+    loss gap     the loss of the base on test images less that on S
+    moments      `neon align`: moments of 300 images at each of w = -0.5, 0 and 0.5, interpolated
+    features     features of 300 images of base and self-trained network, extrapolated image by image
+    means        the same, and only the means of features are compared
+    parabola     through the distances of 300 images at each of w = -0.5, 0 and 0.5
+
+`moments` was chosen on EDM and VAR, and then tried on xAR and IMM. Rows go to results/align.json as they are measured;
+a case that is in it is not measured again unless asked for, and a case whose run is not there is left out.
 """
 
 import json
+import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from machine import machine
-from small_study import ASSETS, DATA, ROOT, last_snapshot
+from small_study import ASSETS, DATA, FEATURES, ROOT, last_snapshot, program
+from torch import Tensor
+from tune import STUDIES
 
-from neon.align import Estimate, align, text_table
+from neon.align import features_at
 from neon.checkpoint import load_state
 from neon.dataset import ImageDataset, TrainingImages
-from neon.demo.assets import BASE
+from neon.demo.assets import BASE, TEST_STATISTICS, TRAIN_STATISTICS
+from neon.demo.assets import FEATURES as DEMO_FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.distributed import Processes
+from neon.evaluate import Reference, evaluate
 from neon.examples import ExampleSet, is_example_set
 from neon.files import write_json
+from neon.gradients import MICRO_BATCH, alignment, curve, gradients, loss_of, lowest, parts_of
+from neon.merge import LiveMerge
+from neon.metrics import FrechetReference, Statistics
+from neon.metrics.features import load_features
 from neon.model import GenerativeModel, load_model
+from neon.noise import Purpose, image_seeds
+from neon.predict import Estimate, interpolation, jackknife, lowest_point, predict
+from neon.sampling import write_samples
 from VAR.model import TOKENS, VARModel
 from xAR.model import XARModel
 
-RESULTS = Path(__file__).parent / "results"
 Architecture = Literal["edm", "VAR", "xAR", "imm"]
+RESULTS = Path(__file__).parent / "results"
+RUN = ROOT / "runs" / "align-study"
+PROCESSES = Processes()
+WS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+NEAR = (-0.25, -0.1, 0.0, 0.1, 0.2)
+NODES = (-1.0, -0.5, 0.0, 0.5)
+FEW, BATCH = 300, 100
+SCORED = 1000
+"""images at each w that is scored here"""
+BATCH_SIZE = 128
+"""images per gradient"""
+AS_TRAINED = {"batch_size": BATCH_SIZE, "micro_batch": MICRO_BATCH, "seed": 0}
+CURVE_IMAGES = 512
+"""behind the curvature of the loss, which varies little"""
+EVEN = np.arange(-1.0, 2.01, 0.125).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One synthetic set of one base, and what was scored with it."""
+    """A sampler of a small base."""
 
-    name: str
-    model: GenerativeModel
-    real: TrainingImages
-    synthetic: Path
-    self_trained: Path
-    distances: dict[str, dict[float, float]] = field(default_factory=dict)
-    """study -> w -> Frechet distance"""
-
-
-def demo_cases() -> Iterator[Case]:
-    """The run of `neon demo` with the embedded base and seed 0."""
-    run = ROOT / "runs" / "demo"
-    scored = json.loads((RESULTS / "demo_edm.json").read_text())["runs"]
-    row = next(row for row in scored if (row["base_name"], row["seed"]) == (BASE.name, 0))
-    if not run.exists():
-        print(f"{run}: not there; run `neon demo`", file=sys.stderr)
-        return
-    yield Case(
-        name="edm demo",
-        model=load_model(BASE),
-        real=load_fashion(DEBIAN_FOLDER, "test"),
-        synthetic=run / "synthetic",
-        self_trained=last_snapshot(run / "self-training"),
-        distances={"5 steps": {float(w): distance for w, distance in row["selection"].items()}},
-    )
+    settings: dict[str, Any]
+    """of the sampler, as far as they are not the defaults"""
+    run: str | None = None
+    """folder below runs/ with S and the self-training; None: made here, with this sampler"""
+    scored: str | None = None
+    """study in results/small_<architecture>.json with the distances of `run`; None: scored here"""
+    ws: tuple[float, ...] = WS
+    """at which it is scored here"""
 
 
-def study_cases(architecture: str) -> Iterator[Case]:
-    """The studies in results/small_<architecture>.json whose run is on the disk."""
-    base, results = ASSETS / f"small_{architecture.lower()}_base.safetensors", RESULTS / f"small_{architecture}.json"
-    if not base.exists() or not results.exists():
-        print(f"small {architecture}: no base or no study; left out", file=sys.stderr)
-        return
-    scored: dict[str, dict[str, dict[float, float]]] = {}
-    for name, study in json.loads(results.read_text())["studies"].items():
-        # One self-training of IMM is scored at several numbers of steps.
-        run = name.rpartition("-")[0] if name.endswith("steps") else name
-        scored.setdefault(run, {})[name] = {float(w): row["distance"] for w, row in study["w"].items()}
-    for run, distances in scored.items():
-        folder = ROOT / "runs" / f"small_{architecture.lower()}" / f"study-{run}"
-        if not folder.exists():
-            print(f"{folder}: not there; left out", file=sys.stderr)
-            continue
-        yield Case(
-            name=f"{architecture} {run}",
-            model=as_trained(load_model(base)),
-            real=ImageDataset(DATA / "test.zip"),
-            synthetic=folder / "S.zip" if (folder / "S.zip").exists() else folder / "S",
-            self_trained=last_snapshot(folder / "self"),
-            distances=distances,
+ALL = {"top_k": 0, "top_p": 0.0}
+CASES: dict[Architecture, dict[str, Case]] = {
+    "edm": {
+        "demo: 5 Euler steps": Case(settings={"solver": "euler", "num_steps": 5}, run="demo"),
+        "18 Heun steps": Case(settings={}),
+        "5 Euler steps, S of 18 Heun steps": Case(
+            settings={"solver": "euler", "num_steps": 5}, run="align-study/edm/18-Heun-steps"
+        ),
+        "10 Heun steps, too much fresh noise": Case(settings={"num_steps": 10, "S_churn": 8.0, "S_noise": 1.15}),
+    },
+    "VAR": {
+        "guidance 1.5, S of tokens": Case(
+            settings={"guidance": 1.5, **ALL},
+            run="small_var/study-cfg1.5-k0-p0-t1-tokens-2000-100-0.0001",
+            scored="cfg1.5-k0-p0-t1-tokens-2000-100-0.0001",
+        ),
+        "guidance 1.5, S of pixels": Case(
+            settings={"guidance": 1.5, **ALL},
+            run="small_var/study-cfg1.5-k0-p0-t1-pixels-2000-100-0.0001",
+            scored="cfg1.5-k0-p0-t1-pixels-2000-100-0.0001",
+        ),
+        "temperature 0.8": Case(
+            settings={"guidance": 0.0, "temperature": 0.8, **ALL},
+            run="small_var/study-cfg0-k0-p0-t0.8-tokens-2000-100-0.0001",
+            scored="cfg0-k0-p0-t0.8-tokens-2000-100-0.0001",
+        ),
+        "plain": Case(
+            settings={"guidance": 0.0, **ALL},
+            run="small_var/study-cfg0-k0-p0-t1-tokens-2000-100-0.0001",
+            scored="cfg0-k0-p0-t1-tokens-2000-100-0.0001",
+        ),
+        "temperature 1.3": Case(settings={"guidance": 0.0, "temperature": 1.3, **ALL}),
+        "plain, S of guidance 1.5": Case(
+            settings={"guidance": 0.0, **ALL}, run="small_var/study-cfg1.5-k0-p0-t1-tokens-2000-100-0.0001"
+        ),
+    },
+    "xAR": {
+        "8 steps": Case(
+            settings={"guidance": 1.0, "num_steps": 8},
+            run="small_xar/study-cfg1-sde8-2000-100-0.0001",
+            scored="cfg1-sde8-2000-100-0.0001",
+        ),
+        "5 steps, guidance 2": Case(
+            settings={"guidance": 2.0, "num_steps": 5}, run="small_xar/study-cfg2-sde5-2000-100-0.0001", ws=NEAR
+        ),
+    },
+    "imm": {
+        f"{steps} steps, guidance {guidance:g}": Case(
+            settings={"guidance": guidance, "num_steps": steps},
+            run=f"small_imm/study-cfg{guidance:g}-2000-100-0.0001",
+            scored=f"cfg{guidance:g}-2000-100-0.0001-{steps}steps",
         )
+        for guidance, steps in ((1.0, 1), (1.0, 8), (1.5, 1), (1.5, 4))
+    }
+    | {
+        "1 step, guidance 1, S of guidance 1.5": Case(
+            settings={"guidance": 1.0, "num_steps": 1}, run="small_imm/study-cfg1.5-2000-100-0.0001"
+        ),
+    },
+}
+
+
+class Run:
+    """A case with all its files."""
+
+    def __init__(self, architecture: Architecture, name: str, case: Case) -> None:
+        self.architecture, self.case = architecture, case
+        is_demo = architecture == "edm"
+        self.base = BASE if is_demo else ASSETS / f"small_{architecture.lower()}_base.safetensors"
+        self.model = as_trained(load_model(self.base))
+        self.settings = replace(self.model.default_settings, **case.settings)
+        slug = "-".join(name.replace(",", "").replace(":", "").split())
+        self.folder = ROOT / "runs" / case.run if case.run else RUN / architecture / slug
+        if case.run is None:
+            self.make()
+        self.extractor = load_features(DEMO_FEATURES if is_demo else FEATURES)
+        self.train = Statistics.load(TRAIN_STATISTICS if is_demo else DATA / "train.npz")
+        self.test = Statistics.load(TEST_STATISTICS if is_demo else DATA / "test.npz")
+        self.real = load_fashion(DEBIAN_FOLDER, "test") if is_demo else ImageDataset(DATA / "test.zip")
+        self.synthetic = opened(
+            next(path for path in map(self.folder.joinpath, ("S.zip", "S", "synthetic")) if path.exists())
+        )
+        trained = self.folder / ("self-training" if case.run == "demo" else "self")
+        self.self_trained = load_state(last_snapshot(trained))
+        base = {key: tensor.clone() for key, tensor in self.model.network.state_dict().items()}
+        self.live = LiveMerge(self.model.network, base, self.self_trained)
+
+    def make(self) -> None:
+        """Sample S and self-train, unless that was done."""
+        seeds = image_seeds(Purpose.SYNTHETIC, 0, 1000 if self.architecture == "edm" else 2000)
+        write_samples(self.model, seeds, self.settings, self.folder / "S", batch_size=BATCH, processes=PROCESSES)
+        study = STUDIES[self.architecture]
+        start = "--transfer" if self.architecture == "edm" else study.flag
+        data = f"--data {self.folder}/S --outdir {self.folder}/self"
+        program(self.architecture, "finetune", f"{start} {self.base} {data} {study.vae} {study.train} --device cpu")
+
+    def distances(self) -> dict[float, float]:
+        """The distance of many images at each w."""
+        if self.case.run == "demo":
+            runs = json.loads((RESULTS / "demo_edm.json").read_text())["runs"]
+            row = next(row for row in runs if (row["base_name"], row["seed"]) == (BASE.name, 0))
+            return {float(w): distance for w, distance in sorted(row["selection"].items(), key=lambda x: float(x[0]))}
+        if self.case.scored is not None:
+            studies = json.loads((RESULTS / f"small_{self.architecture}.json").read_text())["studies"]
+            return {float(w): row["distance"] for w, row in studies[self.case.scored]["w"].items()}
+        return {w: self.distance(w) for w in self.case.ws}
+
+    def distance(self, w: float) -> float:
+        """The distance of report images at one w."""
+        self.live.set(w)
+        seeds, reference = image_seeds(Purpose.REPORT, 0, SCORED), Reference(frechet=FrechetReference(self.test))
+        return evaluate(
+            self.model,
+            seeds,
+            self.settings,
+            self.extractor,
+            reference,
+            batch_size=BATCH,
+            processes=PROCESSES,
+            title=f"w = {w:g}",
+        ).distance
+
+    def by_loss(self, num_images: int) -> dict[str, Any]:
+        """What gradients and losses say."""
+        self.live.set(0.0)
+        started = time.monotonic()
+        counts = [min(num_images, len(data)) // BATCH_SIZE for data in (self.real, self.synthetic)]
+        # Sets that are to be independent must not share noise.
+        sets = ((self.real, counts[0], 0), (self.synthetic, counts[1], counts[0] * BATCH_SIZE))
+        on_real, on_synthetic = (self.mean_loss(*one) for one in sets)
+        gap = Estimate(value=on_real.value - on_synthetic.value, error=math.hypot(on_real.error, on_synthetic.error))
+        middle = time.monotonic()
+        g, h = (
+            list(gradients(self.model, data, batches=count, first_visit=first, processes=PROCESSES, **AS_TRAINED))
+            for data, count, first in sets
+        )
+        plain, adam = alignment(g, h), alignment(g, h, adam_eps=self.model.recipe.eps)
+        between = time.monotonic()
+        batches = CURVE_IMAGES // BATCH_SIZE
+        along = curve(self.model, self.real, self.self_trained, batches=batches, processes=PROCESSES, **AS_TRAINED)
+        ended = time.monotonic()
+        best = lowest(along.slope, along.curvature)
+        return {
+            "plain": asdict(plain),
+            "adam": asdict(adam),
+            "loss_gap": {"real": asdict(on_real), "synthetic": asdict(on_synthetic), **asdict(gap)},
+            "loss_optimal_w": best and asdict(best),
+            "along": asdict(along),
+            "images": sum(counts) * BATCH_SIZE,
+            "seconds": {"loss_gap": middle - started, "gradients": between - middle, "loss": ended - between},
+        }
+
+    @torch.no_grad()
+    def mean_loss(self, dataset: TrainingImages, batches: int, first_visit: int) -> Estimate:
+        """The mean loss of the base."""
+        weights = dict(self.model.network.named_parameters())
+        parts = parts_of(self.model, dataset, batches, **AS_TRAINED, visits=1, first_visit=first_visit)
+        rows = [[loss_of(self.model, dataset, *part, weights, PROCESSES.device) for part in batch] for batch in parts]
+        means = torch.tensor(rows).double().mean(1)
+        return Estimate(value=float(means.mean()), error=float(means.std()) / math.sqrt(len(means)))
+
+    def by_images(self) -> dict[str, Any]:
+        """What few images say; seconds are for sampling them, the rest takes less than one."""
+        started = time.monotonic()
+        features = features_at(
+            self.model, self.live, NODES, self.settings, self.extractor, FEW, batch_size=BATCH, processes=PROCESSES
+        )
+        seconds = (time.monotonic() - started) / len(NODES)
+        reference, three = self.train, features[1:]
+        frechet = FrechetReference(reference)
+
+        def distance(x: Tensor) -> Tensor:
+            return torch.tensor(frechet.distance(Statistics.from_features(x)), dtype=torch.float64)
+
+        def extrapolated(rows: Tensor) -> Tensor:
+            pair = features[[0, 2]][:, rows].double()
+            curve = torch.stack([distance(torch.tensordot(interpolation((-1.0, 0.0), w), pair, 1)) for w in EVEN])
+            return lowest_point(EVEN, curve)[0][None]
+
+        def of_means(rows: Tensor) -> Tensor:
+            pair = features[[0, 2]][:, rows].double()
+            gap = pair[1] - torch.from_numpy(reference.mu)  # of the base from real images
+            step = pair[1] - pair[0]
+            # Products of the means of two halves, so that noise does not add to them.
+            halves = [(gap[i::2].mean(0), step[i::2].mean(0)) for i in (0, 1)]
+            (gap_a, step_a), (gap_b, step_b) = halves
+            return (-(gap_a @ step_b + gap_b @ step_a) / (2 * step_a @ step_b))[None]
+
+        def of_distances(rows: Tensor) -> Tensor:
+            below, at, above = (distance(x[rows].double()) for x in three)
+            return (0.5 * (below - above) / (2 * (above - 2 * at + below)))[None]
+
+        found = predict(three, reference)
+        moments = {**{key: value for key, value in asdict(found).items() if key != "curve"}, "sign": found.sign}
+        return {
+            "moments": {**moments, "images": 3 * FEW, "seconds": 3 * seconds},
+            "features": {**one(extrapolated), "images": 2 * FEW, "seconds": 2 * seconds},
+            "means": {**one(of_means), "images": 2 * FEW, "seconds": 2 * seconds},
+            "parabola": {**one(of_distances), "images": 3 * FEW, "seconds": 3 * seconds},
+        }
+
+
+def one(find: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A single figure with its error."""
+    value, error = jackknife(find, FEW)
+    return {"w": {"value": float(value[0]), "error": float(error[0])}}
+
+
+def opened(path: Path) -> TrainingImages:
+    return ExampleSet(path, TOKENS) if is_example_set(path) else ImageDataset(path)
 
 
 def as_trained(model: GenerativeModel) -> GenerativeModel:
@@ -105,65 +312,93 @@ def as_trained(model: GenerativeModel) -> GenerativeModel:
     return model
 
 
-def measured(case: Case, seed: int, num_images: int, visits: int) -> dict[str, Any]:
-    """The alignment of a case, its best scored w and how long it took."""
-    started = time.monotonic()
-    is_encoded = is_example_set(case.synthetic)
-    synthetic = ExampleSet(case.synthetic, TOKENS) if is_encoded else ImageDataset(case.synthetic)
-    report = align(
-        case.model,
-        case.real,
-        synthetic,
-        load_state(case.self_trained),
-        num_images=num_images,
-        visits=visits,
-        seed=seed,
-        processes=Processes(),
+def best_of(distances: dict[float, float]) -> dict[str, float]:
+    """The w of the lowest distance, by the parabola through three points, and the gain over w = 0."""
+    ws = sorted(distances)
+    middle = ws.index(min(ws, key=lambda w: distances[w]))
+    found = ws[middle]
+    if 0 < middle < len(ws) - 1:
+        near = ws[middle - 1 : middle + 2]
+        a, b, _ = np.polyfit(near, [distances[w] for w in near], 2)
+        found = float(-b / (2 * a))
+    return {"w": found, "gain": distances[0.0] - distances[ws[middle]], "base": distances[0.0]}
+
+
+def text(estimate: dict[str, Any] | None) -> str:
+    return "-" if estimate is None else f"{estimate['value']:.2g} +- {estimate['error']:.1g}"
+
+
+def table(rows: dict[str, Any]) -> str:
+    """All rows, for a terminal."""
+    columns = (
+        "best w",
+        "gain",
+        "cosine",
+        "Adam",
+        "loss",
+        "loss gap",
+        "slope",
+        "moments",
+        "features",
+        "means",
+        "parabola",
     )
-    print(f"\n{case.name}\n{text_table(report)}")
-    found = asdict(report)
-    found["real"], found["synthetic"] = case.real.path.name, case.synthetic.name
-    best = {study: min(points, key=lambda w: points[w]) for study, points in case.distances.items()}
-    return {"distance_optimal_w": best, "seconds": time.monotonic() - started, "report": found}
-
-
-def text(estimate: dict[str, float] | None, width: int) -> str:
-    return f"{'-' if estimate is None else str(Estimate(**estimate)):>{width}}"
+    lines = [f"{'':<44}" + "".join(f"{column:>18}" for column in columns)]
+    for name, row in rows.items():
+        by_loss, by_images, best = row["by_loss"], row["by_images"], row["best"]
+        cells = [
+            f"{best['w']:.2f}",
+            f"{best['gain']:.1f} of {best['base']:.0f}",
+            text(by_loss["plain"]["cosine"]),
+            text(by_loss["adam"]["cosine"]),
+            text(by_loss["loss_optimal_w"]),
+            text(by_loss["loss_gap"]),
+            text(by_images["moments"]["slope"]),
+            *(text(by_images[key]["w"]) for key in columns[-4:]),
+        ]
+        lines.append(f"{name:<44}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
 
 
 def main(
     architectures: tyro.conf.Positional[tuple[Architecture, ...]] = ("edm", "VAR", "xAR", "imm"),
     /,
     *,
-    seed: int = 0,
-    num_images: int = 10_000,
-    visits: int = 2,
+    num_images: int = 2000,
+    fresh: bool = False,
     json_file: Path = RESULTS / "align.json",
 ) -> None:
     """Measure every case of some architectures.
 
     Args:
         architectures: Which.
-        seed: Of the images that are looked at and of their noise.
-        num_images: Of each set, as far as there are as many.
-        visits: How often each is looked at, with fresh noise.
+        num_images: Images behind losses and gradients, of each set, as far as there are as many.
+        fresh: Measure again what is in the file.
         json_file: Where the figures go.
     """
     torch.set_num_threads(1)
-    record: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {"rows": {}}
+    rows: dict[str, Any] = json.loads(json_file.read_text())["rows"] if json_file.exists() else {}
     command = shlex.join(["python", "benchmarks/align.py", *sys.argv[1:]])
     for architecture in architectures:
-        for case in demo_cases() if architecture == "edm" else study_cases(architecture):
-            record["rows"][case.name] = {"command": command, **measured(case, seed, num_images, visits)}
-            write_json(json_file, record | {"machine": machine()})
-    print(f"\n{'':<44}{'cosine':>20}{'Adam':>20}{'slope':>24}{'lowest loss, w':>20}{'lowest distance, w':>20}")
-    for name, row in record["rows"].items():
-        report, best = row["report"], row["distance_optimal_w"].values()
-        print(
-            f"{name:<44}{text(report['plain']['cosine'], 20)}{text(report['adam']['cosine'], 20)}"
-            f"{text(report['slope'], 24)}{text(report['loss_optimal_w'], 20)}"
-            f"{', '.join(f'{w:g}' for w in best):>20}"
-        )
+        for name, case in CASES[architecture].items():
+            folder, row = ROOT / "runs" / (case.run or ""), f"{architecture}, {name}"
+            if row in rows and not fresh:
+                continue
+            if not folder.exists():
+                print(f"{folder}: not there; left out", file=sys.stderr)
+                continue
+            run = Run(architecture, name, case)
+            by_images, by_loss, distances = run.by_images(), run.by_loss(num_images), run.distances()
+            rows[row] = {
+                "command": command,
+                "settings": case.settings,
+                "distances": distances,
+                "best": best_of(distances),
+                "by_loss": by_loss,
+                "by_images": by_images,
+            }
+            write_json(json_file, {"rows": rows, "machine": machine()})
+    print(table(rows))
     print(f"written to {json_file}")
 
 

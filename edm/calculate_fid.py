@@ -24,13 +24,10 @@ DEFAULT_SEEDS = "0-9999"
 
 @dataclass(frozen=True, kw_only=True)
 class CalculateFID(ImageFlags, ScoringFlags):
-    """FID, Inception Score, precision and recall of an EDM network, or of merges of two.
-
-    --batch_size is --max_batch_size; --s_churn, --s_min, --s_max and --s_noise are --S_churn and so on.
-    """
+    """FID, Inception Score, precision and recall of an EDM network, or of merges of two."""
 
     seeds: str = DEFAULT_SEEDS
-    """one image per seed, such as 0-49999 or 1,2,5-10; published FIDs are of 50,000"""
+    """one image per seed, such as 1,2,5-10; published: 0-49999"""
 
     def __call__(self) -> None:
         seeds = self.checked_seeds()

@@ -79,33 +79,57 @@ def snapshot_steps(batch: int, duration: float, tick: float, snap: int) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class ScratchFlags:
+    """From scratch (without --transfer)."""
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
+    """architecture"""
+    precond: Literal["edm", "vp", "ve"] = "edm"
+    """preconditioning and loss"""
+    cond: bool = False
+    """class-conditional"""
+    cbase: int | None = None
+    """channels of the first level"""
+    cres: tuple[int, ...] | None = None
+    """channels of each level, in multiples of the first"""
+    num_blocks: int | None = None
+    """residual blocks per level"""
+    attn_resolutions: tuple[int, ...] | None = None
+    """resolutions with attention"""
+    label_dropout: float = 0.0
+    """share of images shown without their class, for guidance"""
+    fp16: bool = False
+    """half precision on GPUs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ScratchFlags):
     """Train an EDM network: briefly on its own samples (--transfer), or from scratch."""
 
     data: Path
-    """folder or zip of training images, with dataset.json for a conditional network"""
+    """folder or zip of training images, with dataset.json if conditional"""
     outdir: Path
     """folder of snapshots, log and state"""
     transfer: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
-    """network to start from; without it, training starts from random weights"""
+    """network to start from; without: random weights"""
     preset: Literal["cifar10-cond", "cifar10-uncond", "ffhq"] | None = None
-    """values of a published self-training for what is not given below"""
+    """values of a published self-training"""
     duration: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
     """budget in million images"""
     batch: int | None = None
     """images per step, over all processes"""
     batch_gpu: int | None = None
-    """images per forward pass; by default at most 64. It moves results by rounding (and dropout)"""
+    """images per forward pass; it moves results by rounding (and dropout)"""
     lr: float | None = None
     """learning rate that the ramp leads to"""
     lr_rampup: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 10.0
-    """million images over which the learning rate rises from 0"""
+    """million images over which that rises from 0"""
     ema: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 0.5
-    """half-life of the averaged weights in million images; 0: no averaging"""
+    """half-life of averaged weights in million images; 0: none"""
     augment: float | None = None
     """probability of the augmentations; 0: none"""
     dropout: float | None = None
-    """of the network while it trains; by default that of the network started from, else 0.13"""
+    """while training; by default that of the network started from, else 0.13"""
     ls: float = 1.0
     """loss scaling, for half precision"""
     tick: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
@@ -118,26 +142,8 @@ class Finetune:
     """of initial weights, data order and noise"""
     max_size: int | None = None
     """train on a random subset of this many images"""
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
-    """from scratch: architecture"""
-    precond: Literal["edm", "vp", "ve"] = "edm"
-    """from scratch: preconditioning and loss"""
-    cond: bool = False
-    """from scratch: class-conditional"""
-    cbase: int | None = None
-    """from scratch: channels of the first level"""
-    cres: tuple[int, ...] | None = None
-    """from scratch: channels of each level, in multiples of the first"""
-    num_blocks: int | None = None
-    """from scratch: residual blocks per level"""
-    attn_resolutions: tuple[int, ...] | None = None
-    """from scratch: resolutions with attention"""
-    label_dropout: float = 0.0
-    """from scratch: share of images shown without their class, for guidance"""
-    fp16: bool = False
-    """from scratch: half precision on GPUs"""
     key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoint, such as ema; chosen if not given"""
+    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
     device: Literal["cpu", "cuda"] | None = None

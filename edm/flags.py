@@ -24,16 +24,16 @@ ALIASES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags:
-    """Which images of which network."""
+    """Images, and the network that makes them."""
 
     network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the network: a published .pkl, or safetensors written by neon"""
+    """the network: published .pkl, or safetensors by neon"""
     seeds: str
     """one image per seed, such as 0-49999 or 1,2,5-10"""
     max_batch_size: int = 64
-    """images per forward pass of one process; also --batch_size"""
+    """images per forward pass of one process"""
     class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """class of every image; by default drawn for each image from its own seed"""
+    """class of every image; by default drawn for each from its own seed"""
     settings: Annotated[EDMSettings, tyro.conf.arg(name="")] = EDMSettings()  # noqa: RUF009 - frozen
 
     def checked_seeds(self) -> list[int]:

@@ -33,30 +33,33 @@ ABLATION_ALIASES = {"--disc": "--discretization"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags):
-    """Sample images of an EDM network into a PNG folder or a zip, with their labels.
+class AblationFlags:
+    """Sampler of EDM's ablations: any of these chooses it."""
 
-    --steps is --num_steps, --batch and --batch_size are --max_batch_size, --disc is --discretization.
-    """
+    discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
+    """noise levels"""
+    schedule: Literal["vp", "ve", "linear"] | None = None
+    """noise level over time"""
+    scaling: Literal["vp", "none"] | None = None
+    """scaling of the state over time"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(ImageFlags, AblationFlags):
+    """Sample images of an EDM network into a PNG folder or a zip, with their labels."""
 
     outdir: Path
     """folder of the images, or a name that ends in .zip"""
     seeds: str = "0-63"
     """one image per seed, such as 0-5999 or 1,2,5-10"""
-    discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
-    """noise levels of another sampler; this, schedule or scaling choose the sampler of EDM's ablations"""
-    schedule: Literal["vp", "ve", "linear"] | None = None
-    """noise level over time of another sampler"""
-    scaling: Literal["vp", "none"] | None = None
-    """scaling of the state over time of another sampler"""
     gnet: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
     """second network: sample from (1 + g) D - g D_gnet, in float32"""
     gnet_scale: float | None = None
     """g of the second network"""
     key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoint, such as ema; chosen if not given"""
+    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
     compile: bool = False
-    """compile the network: a minute at the start, faster afterwards, other roundings"""
+    """compile the network: slow at first, then faster; other roundings"""
     fresh: bool = False
     """replace what the output holds"""
     device: Literal["cpu", "cuda"] | None = None

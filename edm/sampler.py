@@ -68,9 +68,9 @@ class SamplerSettings(ABC):
     num_steps: int = 18
     """noise levels, at least 2"""
     solver: Literal["heun", "euler"] = "heun"
-    """heun: 2 num_steps - 1 network calls; euler: num_steps calls"""
+    """heun: 2 num_steps - 1 network calls; euler: num_steps"""
     guidance: float = 0.0
-    """g in D + g (D - D_unconditional); 0: none; needs a network trained with label dropout"""
+    """g in D + g (D - D_unconditional); 0: none; needs label dropout"""
     rho: float = 7.0
     """exponent of the spacing of noise levels"""
     S_churn: float = 0.0
@@ -142,10 +142,10 @@ class SamplerSettings(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class EDMSettings(SamplerSettings):
-    """How to sample with Algorithm 2; the defaults are the published CIFAR-10 settings."""
+    """Sampler: Algorithm 2; the defaults are the published CIFAR-10 settings."""
 
     sigma_min: float = 0.002
-    """lowest noise level, in units of the data (images in [-1, 1])"""
+    """lowest noise level, where images are in [-1, 1]"""
     sigma_max: float = 80.0
     """highest noise level"""
 

@@ -22,10 +22,7 @@ from neon.scoring import score_network
 
 @dataclass(frozen=True, kw_only=True)
 class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of an IMM network, or of merges of two.
-
-    --model_ckpt is --network_pkl, --cfg is --cfg_scale, --N is --num_images.
-    """
+    """FID, Inception Score, precision and recall of an IMM network, or of merges of two."""
 
     def __call__(self) -> None:
         self.check()

@@ -28,8 +28,8 @@ class Encode(EncodeFlags):
     """Encode images as means and deviations of latents."""
 
     vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """the autoencoder of Stable Diffusion, as diffusers keeps it; by default sd-vae-ft-ema in imm/pretrained/,
-    pretrained/, checkpoints/ or the cache of Hugging Face"""
+    """autoencoder; by default sd-vae-ft-ema in imm/pretrained/, pretrained/, checkpoints/ or the cache of Hugging
+    Face, as diffusers keeps it"""
     img_size: int = 256
     """side of the images"""
 

@@ -1,6 +1,5 @@
 """Train an IMM network: briefly on its own samples (Neon's self-training), or from scratch.
 
-    python imm/encode.py --data synthetic.zip --outdir latents
     torchrun --standalone --nproc_per_node=8 imm/finetune.py --network_pkl imagenet256_ts_a2.pkl --data latents \\
         --outdir runs/self-training --precision fp16
     python imm/finetune.py --data images.zip --outdir runs/base --model DiT --width 128 --depth 6 --heads 4
@@ -14,9 +13,10 @@ a CPU to the bits of one that was never killed, whatever the number of processes
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from imm.flags import ALIASES, ModelFlags
 from imm.latents import open_set
@@ -52,11 +52,40 @@ class IMMPlan(Plan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags):
+class ScratchFlags:
+    """From scratch (without --network_pkl)."""
+
+    # Their names are listed in one place.
+    model: Annotated[Literal[tuple(MODELS)], tyro.conf.arg(metavar="NAME")] = "DiT"  # type: ignore[valid-type]
+    """network: DiT, SongUNet, or DiT_XL_2 and such, which have a size of their own"""
+    latents: bool = False
+    """over latents of the images; a set of latents always is"""
+    width: int = 384
+    """DiT: channels; SongUNet: those of the first level"""
+    depth: int = 12
+    """blocks of DiT; SongUNet: blocks per level"""
+    heads: int = 6
+    """DiT: attention heads"""
+    patch_size: int = 2
+    """DiT: side of a token in pixels or latents"""
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    """SongUNet: channels of levels, in multiples of the first's"""
+    attn_resolutions: tuple[int, ...] = (16,)
+    """SongUNet: resolutions with attention"""
+    dropout: float = 0.0
+    """of the network while it trains"""
+    f_type: Literal["euler_fm", "simple_edm", "identity"] = "euler_fm"
+    """what the network predicts"""
+    eps: float = 0.0
+    """time at which sampling ends"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch."""
 
-    network_pkl: str | None = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from, also --model_ckpt; without it, training starts from random weights"""
+    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
     ema_rate: float = 0.9999
@@ -64,41 +93,19 @@ class Finetune(ModelFlags, TrainingFlags):
     weight_decay: float = 0.0
     """of all weights"""
     augment: float | None = None
-    """probability of the augmentations, for U-Nets that are told of them; by default 0.12 for these; 0: none"""
+    """probability of augmentations; by default 0.12 for U-Nets told of them"""
     matrix_size: int | None = None
     """images per group that are compared with one another; published: 4"""
     label_dropout: float | None = None
-    """share of training images shown without their class, for guidance; published: 0.1"""
+    """share of images shown without their class, for guidance; published: 0.1"""
     a: float | None = None
     """exponent of the weight of a time: 2 for ts_a2, 1 for CIFAR-10"""
     b: float | None = None
     """offset of the weight of a time; published: 4"""
     k: int | None = None
-    """a step is 2^-k of the range of noise ratios: 12 for ImageNet, 15 for CIFAR-10"""
+    """a step is 2^-k of the range of noise ratios; ImageNet: 12, CIFAR-10: 15"""
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
-    model: Literal[tuple(MODELS)] = "DiT"  # type: ignore[valid-type]  # their names are listed in one place
-    """from scratch: network; the sized ones have their own width, depth, heads and patches"""
-    latents: bool = False
-    """from scratch: over latents of the images; a set of latents always is"""
-    width: int = 384
-    """from scratch, DiT: channels; SongUNet: those of the first level"""
-    depth: int = 12
-    """from scratch: blocks of DiT; SongUNet: blocks per level"""
-    heads: int = 6
-    """from scratch, DiT: attention heads"""
-    patch_size: int = 2
-    """from scratch, DiT: side of a token in pixels or latents"""
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    """from scratch, SongUNet: channels of each level, in multiples of the first's"""
-    attn_resolutions: tuple[int, ...] = (16,)
-    """from scratch, SongUNet: resolutions with attention"""
-    dropout: float = 0.0
-    """from scratch: of the network while it trains"""
-    f_type: Literal["euler_fm", "simple_edm", "identity"] = "euler_fm"
-    """from scratch: what the network predicts"""
-    eps: float = 0.0
-    """from scratch: time at which sampling ends"""
 
     def __call__(self) -> None:
         plan = self.plan()

@@ -36,16 +36,16 @@ SomeFlags = TypeVar("SomeFlags", bound="ImageFlags")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(NetworkFlags):
-    """A network and, if it makes latents, its autoencoder."""
+    """Network and, if it makes latents, autoencoder."""
 
     network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the network: published .pkl or .pth, or safetensors written by neon; also --model_ckpt"""
+    """the network: published .pkl or .pth, or safetensors by neon"""
     vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """the autoencoder of Stable Diffusion, as diffusers keeps it; by default sd-vae-ft-ema in imm/pretrained/,
-    pretrained/, checkpoints/ or the cache of Hugging Face"""
+    """autoencoder; by default sd-vae-ft-ema in imm/pretrained/, pretrained/, checkpoints/ or the cache of Hugging
+    Face, as diffusers keeps it"""
     temb_type: Literal["identity", "stride"] | None = None
-    """what a network is told of the end of a step: its time or its length. By default what the checkpoint says; a bare
-    state dict does not say, and is taken as ts_a2 (stride); s_a1 needs identity"""
+    """what a network is told of the end of a step; by default what the checkpoint says, stride if it does not;
+    s_a1 needs identity"""
 
     def load(self, group: Processes, *, needs_vae: bool = True) -> tuple[Path, IMM]:
         """The checkpoint's path and its model; with the autoencoder, if its images are latents and it `needs_vae`.
@@ -93,24 +93,24 @@ class ModelFlags(NetworkFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(ModelFlags, NumberedImages):
-    """Which images of which network."""
+    """Sampler."""
 
     num_images: int = EVALUATED
-    """how many; every class equally often; also --N"""
+    """how many; every class equally often"""
     per_class_count: int | None = None
     """how many of each class, instead of --num_images"""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """a published sampler: 1_steps_cfg1.5_pushforward_uniform (or 2, 4, 8), 1_step or 2_steps"""
+    """published: 1_steps_cfg1.5_pushforward_uniform (or 2, 4, 8), 1_step, 2_steps"""
     num_steps: int | None = None
-    """network evaluations; by default those of the published network, else 8"""
+    """network evaluations; by default the published, else 8"""
     cfg_scale: float | None = None
-    """guidance, 1: none; over that of a preset. By default 1.5, and none for an unconditional network"""
+    """guidance, 1: none; by default of the preset, 1.5, or none without classes"""
     discretization: Literal["uniform", "edm"] | None = None
-    """times of the steps: evenly spaced (the default), or as EDM spaces its noise levels"""
+    """times of the steps: even (the default), or as EDM's"""
     mid_nt: tuple[float, ...] | None = None
-    """ratios of noise to signal at the ends of all steps but the last, instead of --discretization"""
+    """or the ratios of noise to signal at the ends of all steps but the last"""
     restart: bool = False
-    """step to the end each time, and add fresh noise in between; published: push forward, without"""
+    """step to the end each time, with fresh noise in between"""
 
     def counted(self: SomeFlags, model: IMM) -> SomeFlags:
         """These flags with `num_images` for `per_class_count`; a RequestError if they do not give one number."""

@@ -1,95 +1,31 @@
-"""Gradient alignment: which sign of w lowers the loss on real images, and how far, before anything is sampled.
+"""`neon align`: which w to expect, from a few hundred images at each of three w.
 
-At the base theta_r, let g be the gradient of the loss on real images and h that on its own samples. Self-training
-steps along -P h (P = 1, or Adam's diagonal), so a small w > 0 changes the loss on real images by w <g, P h>: if that
-is negative, w > 0 helps, if it is positive, w < 0 does (arXiv 2510.03597). With theta_s at hand, d = theta_r - theta_s
-is the step itself, and the loss along theta_r + w d has slope <g, d> and curvature d'Hd at w = 0.
-
-All of this predicts the *loss*. The w with the best Frechet distance can lie elsewhere, even on the other side.
-Networks are in eval mode, so their own dropout is off; what a loss itself draws from the noise, such as which labels
-are dropped, is drawn as in training.
+Given real and synthetic images it also tells what their gradients say. That is of the loss, and the sign of the best w
+is wrong more often than right (`benchmarks/align.py`, `benchmarks/results/align.json`).
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from neon import gradients
 from neon.checkpoint import load_state
-from neon.dataset import ImageDataset, TrainingImages
-from neon.distributed import Processes, processes
-from neon.errors import RequestError, WorkError
+from neon.dataset import ImageDataset
+from neon.distributed import Processes
+from neon.errors import RequestError
+from neon.evaluate import features_in_order, sampled_images
 from neon.files import check_writable, write_json
-from neon.merge import UpdateStats, check_same_network, merge_tensor
-from neon.merge.states import check_pair, specs_of
+from neon.merge import LiveMerge, UpdateStats, check_same_network, merge_tensor
+from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel, load_model
-from neon.noise import SEEDS_PER_PURPOSE, ImageNoise, Purpose, image_seeds
-from neon.progress import Progress
-from neon.selftrain import check_trainable, largest_divisor, visit
-
-Prediction = Literal["w > 0", "w < 0", "undecided"]
-
-NUM_IMAGES, BATCH_SIZE, MICRO_BATCH = 2048, 128, 32
-CURVE_IMAGES = 1024
-"""real images behind the curvature: it varies little, and a second derivative costs as much as four gradients"""
-FIT_STEP = 0.25
-"""the loss is fitted at w = -FIT_STEP, 0, FIT_STEP"""
-AGREEMENT = 0.1
-"""relative difference up to which derivatives and fit say the same; a slope is compared with its range in the fit"""
-_FIRST_VISIT = SEEDS_PER_PURPOSE // 2
-"""half a range from the noise of trainings: theta_s is fitted to what it saw"""
-_CHUNK = 1 << 20  # columns of the gradients in float64 at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A mean over batches."""
-
-    value: float
-    error: float
-    """standard error"""
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} +- {self.error:.2g}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alignment:
-    """How the gradient on real images lies to that on synthetic ones, in the metric of some preconditioner."""
-
-    inner: Estimate
-    """<g, P h>: the rate at which w changes the loss on real images, for a self-training whose steps add up to 1"""
-    cosine: Estimate | None
-    """between g and h; None: of one of them nothing is seen but noise. An unbiased scale may carry it beyond -1 or 1"""
-    real_norm: float | None
-    """of g, without that of its noise"""
-    synthetic_norm: float | None
-    """of h"""
-    predicts: Prediction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """The loss on real images along theta_r + w (theta_r - theta_s), at w = 0."""
-
-    loss: Estimate
-    slope: Estimate
-    """by one derivative"""
-    curvature: Estimate
-    """by two: one Hessian-vector product"""
-    fitted_slope: Estimate
-    """of the parabola through three losses with the same noise"""
-    fitted_curvature: Estimate
-    agree: bool
-    """whether both ways say the same; they need not if the loss is no parabola there, or if it has a target whose
-    gradient training ignores (IMM): the derivatives hold it still, the fit moves it"""
-    num_images: int
+from neon.noise import Purpose, image_seeds
+from neon.predict import GROUPS, NODES, RANGE, Prediction, predict
+from neon.scoring import load_extractor, load_statistics
+from neon.tuning import settings_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,200 +39,37 @@ class Rounding:
     """norm of the error over that of the update"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AlignmentReport:
-    """What `align` found; plain data, so `asdict` of it is JSON."""
-
-    architecture: str
-    real: str
-    synthetic: str
-    num_real: int
-    num_synthetic: int
-    batch_size: int
-    visits: int
-    seed: int
-    plain: Alignment
-    adam: Alignment
-    """in the metric of the steps of a short run of Adam on the synthetic images"""
-    slope: Estimate | None
-    """of the loss in w, from the gradients of all real images; as all below only with self-trained weights"""
-    slope_predicts: Prediction | None
-    loss_optimal_w: Estimate | None
-    """-slope / curvature; None: the loss does not curve upwards"""
-    curve: Curve | None
-    rounding: list[Rounding]
-
-
-def predict(slope: Estimate) -> Prediction:
-    """The sign of w that lowers a loss of this slope, if the slope is more than two standard errors from 0."""
-    if abs(slope.value) <= 2 * slope.error:
-        return "undecided"
-    return "w > 0" if slope.value < 0 else "w < 0"
-
-
-def gradients(
+def features_at(
     model: GenerativeModel,
-    dataset: TrainingImages,
+    live: LiveMerge,
+    ws: Sequence[float],
+    settings: Any,
+    extractor: FeatureExtractor,
+    num_images: int,
     *,
-    batches: int,
+    seed: int = 0,
     batch_size: int,
-    micro_batch: int,
-    seed: int,
     processes: Processes,
-    visits: int = 1,
-    first_visit: int = 0,
-) -> Iterator[Tensor]:
-    """Gradients of the mean loss on disjoint batches of random images: float32 [P], in every process, on its device.
-
-    Each batch is computed whole by one process, so they do not depend on the number of processes. Every image is looked
-    at `visits` times with fresh noise. Sets that are to be independent must not share noise: it is that of as many
-    visits from `first_visit` on.
+) -> Tensor:
+    """Features of the same selection images at each w: float32 [len(ws), num_images, F], in every process.
 
     Raises:
-        RequestError: the images do not fit the model, or are too few.
-        WorkError: a gradient is not finite.
+        RequestError: the images do not fit the extractor.
+        WorkError: weights overflow at some w.
     """
-    parts = _parts(model, dataset, batches, batch_size, micro_batch, seed, visits, first_visit)
-    weights = {name: p.detach().requires_grad_() for name, p in model.network.named_parameters()}
-
-    def compute(batch: int) -> Tensor:
-        total = torch.zeros(sum(p.numel() for p in weights.values()), device=processes.device)
-        for indices, seeds in parts[batch]:
-            loss = _loss(model, dataset, indices, seeds, weights, processes.device) / len(parts[batch])
-            found = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-            total += torch.cat([gradient.flatten() for gradient in found])
-        return _finite(total, f"the gradient on batch {batch} of {dataset.path}")
-
-    size = sum(p.numel() for p in weights.values())
-    title = f"gradients on {dataset.path.name}"
-    return _dealt(compute, batches, size, torch.float32, batch_size, processes, title)
-
-
-def alignment(real: Sequence[Tensor], synthetic: Sequence[Tensor], *, adam_eps: float | None = None) -> Alignment:
-    """The alignment of gradients [P] on n >= 2 real and m >= 2 synthetic batches, all independent.
-
-    The noise of a mean gradient adds to its length, which would pull the cosine of the means towards 0; so lengths
-    come from products of different batches only. A mean of the n m products <g_i, h_j> varies with its rows, its
-    columns and what is left of each product; counting rows and columns alone would count what is left twice.
-
-    With `adam_eps` both are multiplied by the root of Adam's P = 1 / (sqrt(v) + adam_eps), v the mean square of the
-    synthetic gradients, which leaves <g, P h>; P is 0 where v is, as Adam moves nothing there.
-    """
-    n, m = len(real), len(synthetic)
-    products = _products([*real, *synthetic], n, adam_eps)
-    among_real, among_synthetic, across = products[:n, :n], products[n:, n:], products[:n, n:]
-    rows, columns, inner = across.mean(1), across.mean(0), across.mean()
-    left = (across - rows[:, None] - columns + inner).square().sum() / ((n - 1) * (m - 1) * n * m)
-
-    def error(of_real: Tensor, of_synthetic: Tensor, scale: float) -> float:
-        """Standard error of a mean to which each batch contributes these values; never less than what is left."""
-        own = of_real.var() / n + of_synthetic.var() / m
-        return math.sqrt(max(own - left / scale**2, left / scale**2))
-
-    g, h = (_products_with_others(among) for among in (among_real, among_synthetic))
-    squares = float(g.mean()), float(h.mean())
-    cosine = None
-    if min(squares) > 0:
-        scale = math.sqrt(squares[0] * squares[1])
-        value = float(inner) / scale
-        # A batch moves the cosine through the product and through the length that divides it.
-        moves = (rows / scale - value * g / squares[0], columns / scale - value * h / squares[1])
-        cosine = Estimate(value=value, error=error(*moves, scale))
-    found = Estimate(value=float(inner), error=error(rows, columns, 1.0))
-    norms = [math.sqrt(square) if square > 0 else None for square in squares]
-    return Alignment(inner=found, cosine=cosine, real_norm=norms[0], synthetic_norm=norms[1], predicts=predict(found))
-
-
-def _products(gradients: Sequence[Tensor], num_real: int, adam_eps: float | None) -> Tensor:
-    """All inner products of gradients [P], the first `num_real` on real images: float64 [n, n] on the CPU."""
-    products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    for pieces in zip(*(gradient.split(_CHUNK) for gradient in gradients), strict=True):
-        rows = torch.stack(pieces).to("cpu", torch.float64)
-        if adam_eps is not None:
-            v = rows[num_real:].square().mean(0)
-            rows *= torch.where(v > 0, 1 / (v.sqrt() + adam_eps), 0).sqrt()
-        products += rows @ rows.T
-    return products
-
-
-def _products_with_others(products: Tensor) -> Tensor:
-    """The mean product of each vector with the other ones [n]; the mean of these has no part of their noise."""
-    return (products.sum(1) - products.diagonal()) / (len(products) - 1)
-
-
-def curve(
-    model: GenerativeModel,
-    dataset: TrainingImages,
-    self_trained: Mapping[str, Tensor],
-    *,
-    batches: int,
-    batch_size: int,
-    micro_batch: int,
-    seed: int,
-    processes: Processes,
-    visits: int = 1,
-    step: float = FIT_STEP,
-) -> Curve:
-    """Slope and curvature of the loss on `dataset` along theta_r + w (theta_r - theta_s), by derivatives and by a fit.
-
-    Of the loss terms with a target that has no gradient (IMM) the derivatives are those that training sees. Attention
-    is computed by torch's plain kernel: the fused ones have no second derivative.
-
-    Raises:
-        RequestError: the weights do not fit or are equal, the images do not fit the model, or are too few.
-        WorkError: a loss or a derivative is not finite.
-    """
-    parts = _parts(model, dataset, batches, batch_size, micro_batch, seed, visits, 0)
-    base = {name: p.detach() for name, p in model.network.named_parameters()}
-    step_of = {name: p - self_trained[name].to(p) for name, p in base.items()}
-    if not any(bool(direction.any()) for direction in step_of.values()):
-        raise RequestError("base and self-trained weights are equal: there is no step to look along")
-    device = processes.device
-
-    def compute(batch: int) -> Tensor:
-        def loss_at(w: Tensor, indices: list[int], seeds: list[int]) -> Tensor:
-            weights = {name: p + w * step_of[name] for name, p in base.items()}
-            return _loss(model, dataset, indices, seeds, weights, device)
-
-        total = torch.zeros(5, dtype=torch.float64, device=device)
-        with sdpa_kernel(SDPBackend.MATH):
-            for part in parts[batch]:
-                w = torch.zeros((), device=device, requires_grad=True)
-                loss = loss_at(w, *part)
-                (slope,) = torch.autograd.grad(loss, w, create_graph=True)
-                (curvature,) = torch.autograd.grad(slope, w)
-                with torch.no_grad():
-                    below, above = (loss_at(w + offset, *part) for offset in (-step, step))
-                values = torch.stack([x.detach().double() for x in (loss, slope, curvature, below, above)])
-                total += values / len(parts[batch])
-        return _finite(total, f"the loss on batch {batch} of {dataset.path}, or a derivative of it,")
-
-    title = "loss along the step"
-    rows = torch.stack(list(_dealt(compute, batches, 5, torch.float64, batch_size, processes, title))).cpu()
-    loss, slope, curvature, below, above = rows.T
-    fitted_slope, fitted_curvature = (above - below) / (2 * step), (above - 2 * loss + below) / step**2
-    mean_slope, mean_curvature = _mean(slope), _mean(curvature)
-    agree = _agree(slope, fitted_slope, abs(mean_slope.value) + step * abs(mean_curvature.value))
-    return Curve(
-        loss=_mean(loss),
-        slope=mean_slope,
-        curvature=mean_curvature,
-        fitted_slope=_mean(fitted_slope),
-        fitted_curvature=_mean(fitted_curvature),
-        agree=agree and _agree(curvature, fitted_curvature, abs(mean_curvature.value)),
-        num_images=batches * batch_size,
-    )
-
-
-def lowest(slope: Estimate, curvature: Estimate) -> Estimate | None:
-    """The w at which a parabola of this slope and curvature at w = 0 is lowest; None if it does not curve upwards.
-
-    Its standard error takes both as independent; that of the slope is by far the larger part unless |w| is large.
-    """
-    if curvature.value <= 0:
-        return None
-    w = -slope.value / curvature.value
-    return Estimate(value=w, error=math.hypot(slope.error, w * curvature.error) / curvature.value)
+    seeds, found = image_seeds(Purpose.SELECTION, seed, num_images), []
+    for w in ws:
+        live.set(w)
+        parts = features_in_order(
+            sampled_images(model, seeds, settings, processes),
+            num_images,
+            extractor,
+            batch_size=batch_size,
+            processes=processes,
+            title=f"sampling at w = {w:g}",
+        )
+        found.append(torch.cat([part.cpu() for part in parts]))
+    return torch.stack(found)
 
 
 def rounding(network: nn.Module, self_trained: Mapping[str, Tensor], dtypes: Sequence[torch.dtype]) -> list[Rounding]:
@@ -313,253 +86,102 @@ def rounding(network: nn.Module, self_trained: Mapping[str, Tensor], dtypes: Seq
     return found
 
 
-def align(
-    model: GenerativeModel,
-    real: TrainingImages,
-    synthetic: TrainingImages,
-    self_trained: Mapping[str, Tensor] | None = None,
-    *,
-    num_images: int = NUM_IMAGES,
-    batch_size: int = BATCH_SIZE,
-    micro_batch: int | None = None,
-    visits: int = 1,
-    seed: int = 0,
-    processes: Processes,
-) -> AlignmentReport:
-    """The gradient alignment of `model`, and with self-trained weights the loss along the step; in every process.
-
-    The main process keeps a gradient for each batch: (2 `num_images` / `batch_size`) times the network in float32.
-
-    Args:
-        real: images that the base was not trained on.
-        synthetic: samples of the base.
-        self_trained: theta_s, a state dict of `model.network`.
-        num_images: of each set, as far as there are as many.
-        micro_batch: images per forward pass; chosen if not given. It moves results by rounding.
-        visits: how often each image is looked at, with fresh noise: more tell more of few images.
-
-    Raises:
-        RequestError: images or weights do not fit the model, or a set is too small for two batches.
-        WorkError: a loss or a gradient is not finite.
-    """
-    multiple = model.batch_multiple
-    fitting = multiple * largest_divisor(max(batch_size // multiple, 1), max(MICRO_BATCH // multiple, 1))
-    micro_batch = micro_batch or fitting
-    counts = []
-    for dataset in (real, synthetic):
-        check_trainable(model, dataset, batch_size, micro_batch)
-        counts.append(min(num_images, len(dataset)) // batch_size)
-        if counts[-1] < 2:
-            raise RequestError(
-                f"{dataset.path}: {min(num_images, len(dataset))} images do not make two batches of {batch_size}, "
-                "without which noise cannot be told; give more images or a smaller batch"
-            )
-    if self_trained is not None:
-        check_pair(specs_of(model.network.state_dict()), specs_of(self_trained))
-    settings = {"batch_size": batch_size, "micro_batch": micro_batch, "seed": seed, "visits": visits}
-
-    def kept(dataset: TrainingImages, batches: int, first_visit: int) -> list[Tensor]:
-        found = gradients(model, dataset, batches=batches, first_visit=first_visit, processes=processes, **settings)
-        return [gradient.cpu() if processes.is_main else gradient[:0] for gradient in found]
-
-    slope, along, left = None, None, []
-    if self_trained is not None:
-        batches = min(counts[0], max(CURVE_IMAGES // batch_size, 2))
-        along = curve(model, real, self_trained, batches=batches, processes=processes, **settings)
-    on_real = kept(real, counts[0], 0)
-    on_synthetic = kept(synthetic, counts[1], visits * counts[0] * batch_size)
-    if self_trained is not None:
-        slope = processes.on_main(lambda: _slope(model.network, self_trained, on_real))
-        own = next(model.network.parameters()).dtype
-        left = processes.on_main(lambda: rounding(model.network, self_trained, [own, torch.bfloat16, torch.float16]))
-    return AlignmentReport(
-        architecture=model.architecture,
-        real=str(real.path),
-        synthetic=str(synthetic.path),
-        num_real=counts[0] * batch_size,
-        num_synthetic=counts[1] * batch_size,
-        batch_size=batch_size,
-        visits=visits,
-        seed=seed,
-        plain=processes.on_main(lambda: alignment(on_real, on_synthetic)),
-        adam=processes.on_main(lambda: alignment(on_real, on_synthetic, adam_eps=model.recipe.eps)),
-        slope=slope,
-        slope_predicts=None if slope is None else predict(slope),
-        loss_optimal_w=None if slope is None or along is None else lowest(slope, along.curvature),
-        curve=along,
-        rounding=left,
-    )
-
-
-def _slope(network: nn.Module, self_trained: Mapping[str, Tensor], gradients: Sequence[Tensor]) -> Estimate:
-    """The slope of the loss along theta_r + w (theta_r - theta_s) at w = 0."""
-    steps = (p.detach() - self_trained[name].to(p) for name, p in network.named_parameters())
-    step = torch.cat([step.flatten() for step in steps]).to("cpu", torch.float64)
-    return _mean(torch.stack([gradient.double() @ step for gradient in gradients]))
-
-
 def align_command(
     base: Path,
-    real: Path,
-    synthetic: Path,
-    self_trained: Path | None,
+    self_trained: Path,
+    stats: Path,
+    *,
+    features: str,
+    inception_weights: Path | None,
+    real: Path | None,
+    synthetic: Path | None,
     num_images: int,
     batch_size: int,
-    seed: int,
+    pairs: Sequence[str],
     vae: Path | None,
-    device: Literal["cpu", "cuda"] | None,
+    seed: int,
     json: Path | None,
-) -> None:
-    """Print the gradient alignment of checkpoint `base`, and write it to `json`; sets are folders or zips of images.
+    processes: Processes,
+    kind: str | None = None,
+) -> Prediction:
+    """Print the prediction for a base and weights self-trained on its samples, and write it to `json`.
+
+    With `real` and `synthetic` images (folders or zips) their gradients at the base are compared, too. `pairs` are
+    settings of the sampler, NAME=VALUE each; `kind` is what the user calls the class of the model.
+    Everything that can be wrong with the files is found before the first image is sampled.
 
     Raises:
-        RequestError: a file does not fit, or as `align`.
-        WorkError: as `align`.
+        RequestError: files or settings do not fit each other, or the images are too few for the features.
+        WorkError: as `features_at`, or features are not finite.
     """
-    with processes(device) as group:
-        if json is not None:
-            group.on_main(lambda: check_writable(json, overwrite=True))
-        if self_trained is not None:
-            check_same_network(base, self_trained)
-        model = load_model(base, device=group.device)
-        autoencoder = model.autoencoder_file(vae)
-        if autoencoder is not None:
-            model.use_autoencoder(autoencoder)
-        report = align(
-            model,
-            ImageDataset(real),
-            ImageDataset(synthetic),
-            None if self_trained is None else load_state(self_trained),
-            num_images=num_images,
-            batch_size=batch_size,
-            seed=seed,
-            processes=group,
+    if json is not None:
+        processes.on_main(lambda: check_writable(json, overwrite=True))
+    if (real is None) != (synthetic is None):
+        raise RequestError("--real, --synthetic: gradients are compared of both; give both sets of images, or neither")
+    if batch_size < 1:
+        raise RequestError(f"--batch-size {batch_size}: expected at least 1")
+    check_same_network(base, self_trained)
+    model = load_model(base, device=processes.device, kind=kind)
+    settings = settings_with(model.default_settings, pairs)
+    autoencoder = model.autoencoder_file(vae)
+    if autoencoder is not None:
+        model.use_autoencoder(autoencoder)
+    extractor = load_extractor(features, inception_weights, processes.device)
+    reference = load_statistics(stats, model, extractor)
+    fewest = 2 * max(extractor.dim, GROUPS)
+    if num_images < fewest:
+        raise RequestError(
+            f"--num-images {num_images}: too few for the covariance of {extractor.dim} features; "
+            f"expected at least {fewest}, better twice as many"
         )
+    sets = None if real is None or synthetic is None else (ImageDataset(real), ImageDataset(synthetic))
+    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    trained = load_state(self_trained)
+    live = LiveMerge(model.network, state, trained)
+    found = predict(
+        features_at(
+            model, live, NODES, settings, extractor, num_images, seed=seed, batch_size=batch_size, processes=processes
+        ),
+        reference,
+    )
 
-        def tell() -> None:
-            print(text_table(report))
-            if json is not None:
-                write_json(json, asdict(report))
+    live.set(0.0)
+    own = next(model.network.parameters()).dtype
+    left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
+    compared = sets and gradients.gradient_report(model, *sets, trained, seed=seed, processes=processes)
 
-        group.on_main(tell)
+    def tell() -> None:
+        print(text_table(found, left, score_name(extractor), num_images))
+        if compared is not None:
+            print(gradients.text_table(compared))
+        if json is not None:
+            facts = {"metric": score_name(extractor), "num_images": num_images, "nodes": NODES, "seed": seed}
+            told = {"sign": found.sign, **asdict(found), "rounding": [asdict(entry) for entry in left]}
+            more = {"gradients": compared and asdict(compared), "settings": asdict(settings)}
+            write_json(json, {**facts, **told, **more})
 
-
-def text_table(report: AlignmentReport) -> str:
-    """The report as lines for a terminal."""
-    lines = [
-        f"{report.architecture}: {report.num_real} real images, {report.num_synthetic} synthetic ones, batches of "
-        f"{report.batch_size}",
-        f"{'gradients':<12}{'cosine':>22}{'inner product':>26}  predicts",
-    ]
-    for name, found in (("plain", report.plain), ("Adam", report.adam)):
-        cosine = "hidden in noise" if found.cosine is None else str(found.cosine)
-        lines.append(f"{name:<12}{cosine:>22}{found.inner!s:>26}  {found.predicts}")
-    if (along := report.curve) is not None:
-        lines += [
-            f"{'loss in w':<12}{'slope':>22}{'curvature':>26}  predicts",
-            f"{'all images':<12}{report.slope!s:>22}{'':>26}  {report.slope_predicts}",
-            f"{along.num_images:<5} images{along.slope!s:>22}{along.curvature!s:>26}",
-            f"{'their fit':<12}{along.fitted_slope!s:>22}{along.fitted_curvature!s:>26}"
-            f"  {'agrees' if along.agree else 'does not agree'}",
-            "lowest loss at w = "
-            + ("nowhere: it does not curve upwards" if report.loss_optimal_w is None else str(report.loss_optimal_w))
-            + ", which need not be where samples are best",
-        ]
-    for left in report.rounding:
-        kept = f"{left.share_kept:.1%} of the elements of the update survive, off by {left.relative_error:.1%}"
-        lines.append(f"in {left.dtype:<9} {kept}")
-    return "\n".join(lines)
+    processes.on_main(tell)
+    return found
 
 
-def _parts(
-    model: GenerativeModel,
-    dataset: TrainingImages,
-    batches: int,
-    batch_size: int,
-    micro_batch: int,
-    seed: int,
-    visits: int,
-    first_visit: int,
-) -> list[list[tuple[list[int], list[int]]]]:
-    """For each batch its micro-batches: which images, and the seeds of their noise. Puts the network in eval mode."""
-    check_trainable(model, dataset, batch_size, micro_batch)
-    total = batches * batch_size
-    if total > len(dataset):
-        raise RequestError(f"{dataset.path}: {len(dataset)} images; {batches} batches of {batch_size} need {total}")
-    model.network.eval()
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    seeds = image_seeds(Purpose.TRAINING, seed, visits * total, start=_FIRST_VISIT + first_visit)
-    return [
+def text_table(found: Prediction, left: Sequence[Rounding], metric: str, num_images: int) -> str:
+    """The prediction as lines for a terminal."""
+    shown = {w: distance for w, distance in found.curve.items() if (w * 4).is_integer()}
+    lowest = str(found.w)
+    if found.w.value in RANGE:
+        lowest = f"{found.w.value:g} or beyond, where the range ends"
+    return "\n".join(
         [
-            (order[first : first + micro_batch], seeds[start + first : start + first + micro_batch])
-            for start in range(0, visits * total, total)
-            for first in range(batch * batch_size, (batch + 1) * batch_size, micro_batch)
+            f"{metric} predicted from {num_images} images at each of w = {', '.join(f'{w:g}' for w in NODES)}",
+            "w         " + "".join(f"{w:>10g}" for w in shown),
+            "distance  " + "".join(f"{distance:>10.4g}" for distance in shown.values()),
+            f"slope at w = 0   {found.slope}: {found.sign}",
+            f"lowest at w =    {lowest}",
+            f"lower there by   {found.gain}",
+            *(
+                f"in {entry.dtype:<9} {entry.share_kept:.1%} of the elements of the update survive, "
+                f"off by {entry.relative_error:.1%}"
+                for entry in left
+            ),
         ]
-        for batch in range(batches)
-    ]
-
-
-class _MeanLoss(nn.Module):
-    """The mean loss of a model as a module, into which `functional_call` can put other weights."""
-
-    def __init__(self, model: GenerativeModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, examples: Tensor, labels: Tensor | None, noise: ImageNoise) -> Tensor:
-        return self.model.training_loss(examples, labels, noise).mean()
-
-
-def _loss(
-    model: GenerativeModel,
-    dataset: TrainingImages,
-    indices: list[int],
-    seeds: list[int],
-    weights: Mapping[str, Tensor],
-    device: torch.device,
-) -> Tensor:
-    """The mean loss of some images, with `weights` in the place of the network's parameters."""
-    placed = {f"model.network.{name}": values for name, values in weights.items()}
-    return functional_call(_MeanLoss(model), placed, visit(model, dataset, indices, seeds, device))
-
-
-def _finite(values: Tensor, what: str) -> Tensor:
-    if not values.isfinite().all():
-        raise WorkError(f"{what} is not finite; look at the weights and at these images")
-    return values
-
-
-def _dealt(
-    compute: Callable[[int], Tensor],
-    batches: int,
-    size: int,
-    dtype: torch.dtype,
-    batch_size: int,
-    processes: Processes,
-    title: str,
-) -> Iterator[Tensor]:
-    """`compute(batch)`, `dtype` [`size`], for every batch in order, in every process; they take batches in turn."""
-    world = processes.world_size
-    with Progress(title, batches * batch_size, "img", processes) as progress:
-        for first in range(0, batches, world):
-            mine, failure = torch.zeros(size, dtype=dtype, device=processes.device), None
-            try:
-                if first + processes.rank < batches:
-                    mine = compute(first + processes.rank)
-            except (RequestError, WorkError) as error:
-                failure = error
-            processes.raise_first(failure)
-            here = processes.gather(mine)[: batches - first]
-            yield from here
-            progress.advance(len(here) * batch_size)
-
-
-def _mean(values: Tensor) -> Estimate:
-    """The mean of one value [n] for each batch."""
-    return Estimate(value=float(values.mean()), error=float(values.std()) / math.sqrt(len(values)))
-
-
-def _agree(derivative: Tensor, fitted: Tensor, scale: float) -> bool:
-    """Whether both, one value for each batch, are the same but for noise, or for a tenth of `scale`."""
-    difference = _mean(fitted - derivative)
-    return abs(difference.value) <= max(2 * difference.error, AGREEMENT * scale)
+    )

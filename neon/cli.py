@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neon.command_line import Weights, exit_code, number
+from neon.command_line import Weights, exit_code, number, parse, run_program
 from neon.errors import RequestError
+from neon.usage import described_line, nearest, summary
 
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 JsonFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 
 
@@ -29,7 +31,8 @@ def merge(
 ) -> None:
     """Merge two checkpoints: theta_neon = (1 + w) theta_base - w theta_self_trained.
 
-    w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs.
+    w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs. The same as
+    `python neon_merge.py`.
 
     Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
 
@@ -308,6 +311,7 @@ def tune(
     report_images: int = 10_000,
     blocks: int = 3,
     set: list[str] | None = None,
+    model: ModelName = None,
     vae: Path | None = None,
     real_images: Path | None = None,
     nearest_k: int = 5,
@@ -344,7 +348,8 @@ def tune(
         report_images: Report images in each block.
         blocks: Blocks of report images, at least 3.
         set: Settings of the sampler, NAME=VALUE each.
-        vae: Autoencoder or tokenizer of a model that needs one; by default where it usually lies.
+        model: The class of a model of your own; by default as the base says.
+        vae: Autoencoder or tokenizer, if the model needs one; by default where it usually lies.
         real_images: Folder or zip of real images: also scores precision and recall.
         nearest_k: Which nearest neighbour gives the radius in precision and recall.
         features: Feature network: inception, or a file made by `python -m neon.demo.train features`.
@@ -393,44 +398,73 @@ def tune(
             out=out,
             fresh=fresh,
             processes=group,
+            kind=model,
         )
 
 
 def align(
     *,
     base: Path,
-    real: Path,
-    synthetic: Path,
-    self_trained: Path | None = None,
-    num_images: int = 2048,
-    batch_size: int = 128,
-    seed: int = 0,
+    self_trained: Path,
+    stats: Path,
+    features: Features,
+    inception_weights: InceptionWeights = None,
+    real: Path | None = None,
+    synthetic: Path | None = None,
+    num_images: int = 300,
+    batch_size: int = 64,
+    set: list[str] | None = None,
+    model: ModelName = None,
     vae: Path | None = None,
+    seed: int = 0,
     device: Device = None,
     json: JsonFile = None,
 ) -> None:
-    """Compare the gradients of real and synthetic images at the base: their cosine tells which sign of w to expect.
+    """Predict the best w from few images: those of the same noise at w = -0.5, 0 and 0.5.
 
-    With self-trained weights also the w at which the loss on real images is lowest, and how much of the update would
-    survive rounding. The loss is not the distance of images: what is best for one is often not for the other.
+    Mean and covariance of their features are interpolated in w, and compared with those of real images. It costs less
+    than one evaluation, and tells whether the others are worth it; `neon tune` finds the w to use.
 
-    Example: neon align --base base.safetensors --real real.zip --synthetic synthetic.zip --self-trained tuned.pth
+    Example: neon align --base base.safetensors --self-trained tuned.pth --features net.safetensors --stats train.npz
 
     Args:
         base: Base weights, of a network that is recognised or written by neon.
-        real: Folder or zip of real images, that the self-training has not seen.
-        synthetic: Folder or zip of images of the base: the synthetic set S.
-        self_trained: Weights fine-tuned on S.
-        num_images: Images of each set at most.
-        batch_size: Images per gradient; at least two batches of each set are needed, for errors six or more.
-        seed: Of the noise of the loss.
-        vae: Autoencoder or tokenizer of a model that needs one; by default where it usually lies.
+        self_trained: Weights fine-tuned on the base's own samples.
+        stats: Statistics of real images (.npz), made with the same features.
+        features: Feature network: inception, or a file made by `python -m neon.demo.train features`.
+        inception_weights: Weights of the Inception network; by default those in torch-fidelity's cache.
+        real: Folder or zip of real images: also compares the gradients of the loss, which are a poorer guide.
+        synthetic: Folder or zip of images of the base, with `real`.
+        num_images: Images at each of the three w, at least twice as many as there are features.
+        batch_size: Images per forward pass of one process.
+        set: Settings of the sampler, NAME=VALUE each.
+        model: The class of a model of your own; by default as the base says.
+        vae: Autoencoder or tokenizer, if the model needs one; by default where it usually lies.
+        seed: Of the images.
         device: By default a GPU where there is one.
         json: Also write the figures to this file.
     """
     from neon.align import align_command
+    from neon.distributed import processes
 
-    align_command(base, real, synthetic, self_trained, num_images, batch_size, seed, vae, device, json)
+    with processes(device) as group:
+        align_command(
+            base,
+            self_trained,
+            stats,
+            features=features,
+            inception_weights=inception_weights,
+            real=real,
+            synthetic=synthetic,
+            num_images=num_images,
+            batch_size=batch_size,
+            pairs=set or [],
+            vae=vae,
+            seed=seed,
+            json=json,
+            processes=group,
+            kind=model,
+        )
 
 
 def report(run: tyro.conf.Positional[Path]) -> None:
@@ -446,6 +480,25 @@ def report(run: tyro.conf.Positional[Path]) -> None:
     print(report_again(run))
 
 
+def doctor(*, json: JsonFile = None) -> int:
+    """Tell whether the installation works, which published files are found, and what fills each gap.
+
+    Imports what the programs need, lets processes join as under torchrun, and opens checkpoints, autoencoders,
+    statistics and Inception where programs started here look for them. Missing files are no failure.
+
+    Example: neon doctor --json doctor.json
+
+    Args:
+        json: Also write the findings to this file.
+    """
+    from neon.doctor import doctor_command
+    from neon.files import check_writable
+
+    if json is not None:
+        check_writable(json, overwrite=True)
+    return doctor_command(json)
+
+
 # A new subcommand is one row here; what it imports beyond the standard library belongs inside its function, so that
 # `neon --help` does not wait for torch.
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -458,23 +511,54 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "tune": tune,
     "align": align,
     "report": report,
+    "doctor": doctor,
 }
+
+PROGRAMS = {
+    "sample": "Sample images of a network: the synthetic set.",
+    "selftrain": "Train a network briefly on its own samples.",
+    "evaluate": "FID, Inception Score, precision and recall of a network, or of merges of two.",
+}
+"""commands that are classes of `neon.programs`, which takes seconds to import, and what they do"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; errors are one line on stderr."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    name, *words = list(sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name in COMMANDS:
+        return exit_code(f"neon {name}", lambda: parse(COMMANDS[name], words, name=f"neon {name}"))
+    if name in PROGRAMS:
+        from neon import programs
 
-    def run() -> int | None:
-        return tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="neon",
-            description="Neon improves a trained image generator by stepping away from its own self-training.",
-            args=args,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        return run_program(getattr(programs, name.capitalize()), {}, words, name=f"neon {name}")
 
-    return exit_code(f"neon {args[0]}" if args and args[0] in COMMANDS else "neon", run)
+    def refuse() -> None:
+        known = [*COMMANDS, *PROGRAMS]
+        if not name:
+            raise RequestError(f"expected one of {', '.join(known)}; see --help")
+        advice = nearest(name, dict(zip(known, known, strict=True)))
+        raise RequestError(f"{name}: unknown command; {advice}. There are {', '.join(known)}")
+
+    return exit_code("neon", refuse)
+
+
+def overview() -> str:
+    """What `neon --help` prints."""
+    return "\n".join(
+        [
+            "Neon improves a trained image generator by stepping away from its own self-training:",
+            "theta_neon = (1 + w) theta_base - w theta_self_trained.",
+            "Example: neon demo --out runs/demo",
+            "Commands (their flags: neon COMMAND --help):",
+            *(described_line(name, summary(command)) for name, command in COMMANDS.items()),
+            "Commands for the network of any architecture:",
+            *(described_line(name, text) for name, text in PROGRAMS.items()),
+            "edm/, VAR/, xAR/ and imm/ hold programs with the published flags: python edm/sample.py --help",
+        ]
+    )
 
 
 def _key_text(key: str, candidates: Sequence[str]) -> str:

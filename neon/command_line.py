@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from neon.errors import RequestError, WorkError
+from neon.usage import check_names, flags_of, help_text, typed
 
 Weights = Annotated[list[str], tyro.conf.arg(name="w", aliases=["-w"], metavar="W [W ...]")]
 """merge weights, as text: a leading minus is no flag"""
@@ -40,29 +41,60 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run_program(
-    program: Callable[..., Callable[[], None]], aliases: Mapping[str, str], argv: Sequence[str] | None = None
-) -> int:
-    """Parse the flags of `program`, a dataclass that can be called, call it, and return its exit code.
+def parse(
+    program: Callable[..., Any], words: Sequence[str], *, name: str, aliases: Mapping[str, str] | None = None
+) -> Any:
+    """Call `program` with the flags among `words`; `--help` prints them and ends the process.
 
-    `aliases`: other spellings of flags, as users of the published programs know them.
+    Words in the flags of a dataclass are joined by underscores, those of a function by hyphens; both can be typed.
+
+    Args:
+        aliases: Other spellings of flags, as users of the published programs know them.
+
+    Raises:
+        RequestError: a flag is unknown, or one is missing.
+        SystemExit: after `--help`, or because of a value of another type than the flag's.
     """
-    name = os.path.basename(sys.argv[0])  # noqa: PTH119 - a name for messages
-    words = list(sys.argv[1:] if argv is None else argv)
+    underscores, aliases = isinstance(program, type), aliases or {}
+    flags = flags_of(program, underscores=underscores, aliases=aliases)
+    if {"-h", "--help"} & set(words):
+        if os.environ.get("RANK", "0") == "0":
+            print(help_text(program, flags))
+        raise SystemExit(0)
+    check_names(words, flags)
+    usual = {typed(other): name for other, name in aliases.items()}
     args = []
     for word in words:
         flag, equals, value = word.partition("=")
-        args.append(aliases.get(flag, flag) + equals + value)
+        args.append(usual.get(typed(flag), flag) + equals + value)
+    config = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(program, prog=name, args=args, config=config, use_underscores=underscores)
+
+
+def run_program(
+    program: Callable[..., Callable[[], None]],
+    aliases: Mapping[str, str],
+    argv: Sequence[str] | None = None,
+    *,
+    name: str | None = None,
+) -> int:
+    """Parse the flags of `program`, a dataclass that can be called, call it, and return its exit code.
+
+    `aliases` as in `parse`; `name`, for messages, is by default that of the file that runs.
+    """
+    called = name or os.path.basename(sys.argv[0])  # noqa: PTH119 - a name for messages
+    words = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> None:
-        config = (tyro.conf.FlagCreatePairsOff,)
         try:
-            command = tyro.cli(program, prog=name, args=args, config=config, use_underscores=True)
+            command = parse(program, words, name=called, aliases=aliases)
+        except RequestError:
+            raise
         except ValueError as error:  # settings refuse values that make no sense
             raise RequestError(f"{error}; see --help") from error
         command()
 
-    return exit_code(name, run)
+    return exit_code(called, run)
 
 
 def number(flag: str, text: str) -> float:

@@ -27,7 +27,7 @@ SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeFlags:
-    """Images, and the set of tokens or latents that is made of them."""
+    """Encoding: images, and the set of tokens or latents that is made of them."""
 
     data: Path
     """folder or zip of images"""
@@ -67,12 +67,12 @@ class EncodeFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFlags:
-    """How a network is read and computed; the flag that names it is the architecture's."""
+    """The network; the flag that names it is the architecture's."""
 
     img_size: int | None = None
     """side of the images; checked against the checkpoint"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """what networks compute in; the published evaluations of VAR and xAR used fp16"""
+    """what networks compute in; VAR and xAR published: fp16"""
     key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
     """nesting of the state dict in the checkpoint; chosen if not given"""
     device: Literal["cpu", "cuda"] | None = None
@@ -94,10 +94,10 @@ class NetworkFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberedImages:
-    """Images numbered from 0, each with a generator of its own."""
+    """Images; they are numbered from 0, each with a generator of its own."""
 
     num_images: int
-    """how many; every class equally often; also --N"""
+    """how many; every class equally often"""
     batch_size: int = 64
     """images per forward pass of one process"""
     seed: int = 0
@@ -124,7 +124,7 @@ class NumberedImages:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledImages(NumberedImages):
-    """Numbered images of a network, and where they go: a synthetic set."""
+    """Output: numbered images of a network, a synthetic set."""
 
     outdir: Path
     """folder of the images, or a name that ends in .zip"""
@@ -163,10 +163,10 @@ class SampledImages(NumberedImages):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImages(NumberedImages, ScoringFlags):
-    """Numbered images of a network, and what they are scored against."""
+    """Scored images: numbered, against real ones."""
 
     images_for: Literal["report", "selection"] = "report"
-    """selection: other images than those of the report, to choose w, cfg or the budget with"""
+    """selection: others, to choose w or cfg with"""
 
     def sampling(self, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> Sampling:
         """Which images are scored; `facts` as in `Sampling`."""

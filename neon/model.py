@@ -1,12 +1,16 @@
 """What Neon needs of an image generator, and how one is found by name.
 
 An architecture is a subclass of `GenerativeModel`, reached through the entry points of the group
-`neon.architectures` (`edm`) or as `path/to/file.py:NAME`. Nothing in `neon` knows more about it.
+`neon.architectures` (`edm`) or as `path/to/file.py:NAME`. Nothing in `neon` knows more about it. A checkpoint names its
+architecture, but only an installed one is found by that name: code runs because the command line names it.
 """
 
+import dataclasses
 import importlib.util
+import inspect
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
@@ -23,6 +27,8 @@ from neon.noise import Noise
 from neon.recipe import Recipe
 
 GROUP = "neon.architectures"
+ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
+"""what `__init__` of a GenerativeModel sets"""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -98,34 +104,60 @@ class GenerativeModel(nn.Module, ABC):
 
 
 def architecture(name: str) -> type[GenerativeModel]:
-    """The class called `name`: an entry point, or `path/to/file.py:NAME`.
+    """The class that a user calls `name`: an entry point, or `path/to/file.py:NAME`, which runs that file.
+
+    Never to be called with a name from a checkpoint.
 
     Raises:
-        RequestError: no such entry point, file or class.
+        RequestError: no such entry point, file or class, or the file does not run.
     """
-    if ":" in name:
-        return _class_in_file(name)
+    return _class_in_file(name) if ":" in name else _installed(name)
+
+
+def code_file(name: str | None) -> Path | None:
+    """The file in `path/to/file.py:NAME`; None: an entry point, or no name."""
+    return Path(name.rpartition(":")[0]) if name is not None and ":" in name else None
+
+
+def _installed(name: str) -> type[GenerativeModel]:
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         known = ", ".join(sorted(found, key=str.lower)) or "(none installed)"
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {known}, or path/to/file.py:NAME of your own"
+            f"architecture {name!r} is unknown; expected one of {known}, or --model path/to/file.py:NAME of your own"
         )
     return found[name].load()
 
 
 def _class_in_file(name: str) -> type[GenerativeModel]:
-    path, _, class_name = name.rpartition(":")
-    if not Path(path).is_file():
+    path, class_name = code_file(name), name.rpartition(":")[2]
+    assert path is not None
+    if not path.is_file():
         raise RequestError(f"architecture {name!r}: no file {path}; expected path/to/file.py:NAME")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
+    spec = importlib.util.spec_from_file_location(f"neon_model_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise RequestError(f"architecture {name!r}: {path} is no Python file; expected path/to/file.py:NAME")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look up their annotations
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file does wrong
+        raise RequestError(f"architecture {name!r}: {path} does not run ({type(error).__name__}: {error})") from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, GenerativeModel)):
-        raise RequestError(f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}")
+        own = [key for key, value in vars(module).items() if _is_defined_in(module.__name__, value)]
+        raise RequestError(
+            f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}"
+            + (f"; it holds {', '.join(own)}" if own else "")
+        )
+    lacking = [*sorted(found.__abstractmethods__), *(["architecture"] if not hasattr(found, "architecture") else [])]
+    if lacking:
+        raise RequestError(f"architecture {name!r}: {class_name} lacks {', '.join(lacking)}; see docs/own_model.md")
     return found
+
+
+def _is_defined_in(module: str, value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, GenerativeModel) and value.__module__ == module
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:
@@ -141,36 +173,77 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def load_model(
-    path: str | os.PathLike[str], key: str | None = None, *, device: torch.device | str = "cpu"
+    path: str | os.PathLike[str],
+    key: str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    kind: type[GenerativeModel] | str | None = None,
 ) -> GenerativeModel:
     """The model of a checkpoint, in eval mode on `device`.
 
     Files written by neon say of what `architecture` and `config` they are; published ones are recognised.
-    `key` as in `open_checkpoint`.
+    `key` as in `open_checkpoint`. `kind` is the class of the model, or what the user calls it (`architecture`); without
+    it, the installed one that the file names.
 
     Raises:
-        RequestError: the file is no checkpoint, says nothing of its architecture, or holds other
-            tensors than its architecture has.
+        RequestError: the file is no checkpoint, is of another architecture than `kind` or of none that is installed,
+            or holds other tensors than its architecture has.
     """
+    if isinstance(kind, str):
+        kind = architecture(kind)
     with open_checkpoint(path, key) as checkpoint:
-        metadata = described(checkpoint)
-        if "architecture" not in metadata or "config" not in metadata:
-            raise RequestError(
-                f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
-                "published network, or the metadata `architecture` and `config` that files written by neon carry"
-            )
-        model = _built(path, architecture(metadata["architecture"]), json.loads(metadata["config"]))
+        kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
+        model = _built(path, kind, config)
         load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return model.to(device).eval().requires_grad_(False)
 
 
+def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[type[GenerativeModel], dict[str, Any]]:
+    """The installed architecture of a checkpoint, and its config."""
+    metadata = described(checkpoint)
+    if "architecture" not in metadata or "config" not in metadata:
+        raise RequestError(
+            f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
+            "published network, or the metadata `architecture` and `config` that files written by neon carry; "
+            "for a model of your own add --model path/to/file.py:NAME"
+        )
+    try:
+        return _installed(metadata["architecture"]), json.loads(metadata["config"])
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from error
+
+
+def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type[GenerativeModel]) -> dict[str, Any]:
+    """The config of a checkpoint that is of architecture `kind`."""
+    found = checkpoint.metadata.get("architecture", kind.architecture)
+    if found != kind.architecture:
+        raise RequestError(
+            f"{path}: a checkpoint of {found!r}, but --model names {kind.__name__} of {kind.architecture!r}"
+        )
+    config = kind.config_of(checkpoint)
+    if "config" in checkpoint.metadata:
+        config = json.loads(checkpoint.metadata["config"])
+    if config is None:
+        raise RequestError(
+            f"{path}: carries no config, and config_of of {kind.__name__} finds none in it; write the file with "
+            "neon.model.save_model, or tell the config there from names and shapes"
+        )
+    return config
+
+
 def _built(path: str | os.PathLike[str], kind: type[GenerativeModel], config: dict[str, Any]) -> GenerativeModel:
     try:
-        return kind(config)
+        model = kind(config)
     except (TypeError, ValueError, KeyError) as error:
         raise RequestError(
             f"{path}: no {kind.architecture} network can be built as the file describes it ({error})"
         ) from error
+    lacking = [name for name in ATTRIBUTES if not hasattr(model, name)]
+    if lacking:
+        raise RequestError(f"{kind.__name__}: its __init__ sets no {', '.join(lacking)}; see docs/own_model.md")
+    if not dataclasses.is_dataclass(model.default_settings):
+        raise RequestError(f"{kind.__name__}: default_settings is no dataclass; see docs/own_model.md")
+    return model
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:

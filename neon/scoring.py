@@ -43,30 +43,30 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringFlags:
-    """Flags of every calculate_fid.py."""
+    """Scores: what every calculate_fid.py takes."""
 
-    ref: str
-    """statistics of the real images: .npz with mu and sigma, a file or a URL"""
+    ref: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    """statistics of real images: .npz with mu and sigma"""
     self_trained: OptionalPath = None
-    """weights fine-tuned on the base's own samples; scores (1 + w) base - w self_trained for each --w"""
+    """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
     w: Weights = field(default_factory=list)
     """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
     key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoints, such as ema; chosen if not given"""
-    precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="REAL_IMAGES")] = None
-    """folder or zip of real images: also scores precision, recall, density and coverage"""
+    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
+    precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
+    """real images: also scores precision, recall, density and coverage"""
     nearest_k: int = 5
-    """which nearest neighbour gives the radius in precision and recall"""
-    features: str = INCEPTION
-    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
+    """which neighbour gives the radius in precision and recall"""
+    features: Annotated[str, tyro.conf.arg(metavar="inception|FILE")] = INCEPTION
+    """feature network; FILE: of `neon.demo.train features`"""
     inception_weights: OptionalPath = None
-    """weights of the Inception network; by default those in torch-fidelity's cache"""
+    """its weights; by default those in torch-fidelity's cache"""
     json: OptionalPath = None
     """also write scores and protocol to this file"""
     compile: bool = False
-    """compile the network: a minute at the start, faster afterwards, other roundings"""
+    """compile the network: slow at first, then faster; other roundings"""
     run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder for the state of the evaluation, from which a killed one continues; by default one below runs/"""
+    """where a killed evaluation goes on from; by default a folder below runs/"""
     fresh: bool = False
     """forget what a killed evaluation of the same kind has done"""
     device: Literal["cpu", "cuda"] | None = None

@@ -33,16 +33,16 @@ SomePlan = TypeVar("SomePlan", bound=Plan)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
-    """On what, for how long and where to train."""
+    """Training: on what, for how long and where."""
 
     data: Path
-    """folder or zip of images with dataset.json, or a set that was encoded before"""
+    """folder or zip of images with dataset.json, or a set encoded before"""
     outdir: Path
     """folder of snapshots, log and state"""
     batch: int | None = None
     """images per step, over all processes"""
     batch_gpu: int | None = None
-    """images per forward pass; chosen if not given. It moves results by rounding, and by dropout if there is any"""
+    """images per forward pass; it moves results by rounding (and dropout)"""
     total_images: int | None = None
     """budget"""
     save_interval: int | None = None

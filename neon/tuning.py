@@ -25,7 +25,7 @@ from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.model import GenerativeModel, load_model
+from neon.model import GenerativeModel, code_file, load_model
 from neon.noise import Purpose, image_seeds
 from neon.page import write_report
 from neon.report import Evaluated, Report, Row, paired_gain, save, summary, text_table
@@ -420,9 +420,13 @@ def tune_command(
     out: Path,
     fresh: bool,
     processes: Processes,
+    kind: str | None = None,
 ) -> Outcome:
-    """`tune` of the files that `neon tune` names; everything that can be wrong with them is found before sampling."""
-    model = load_model(plan.base, device=processes.device)
+    """`tune` of the files that `neon tune` names; everything that can be wrong with them is found before sampling.
+
+    `kind` is what the user calls the class of the model; None: as the base says.
+    """
+    model = load_model(plan.base, device=processes.device, kind=kind)
     settings = settings_with(model.default_settings, pairs)
     guidances = plan.guidance or (plan.grid and plan.grid[1])
     if guidances and not hasattr(settings, "guidance"):
@@ -448,6 +452,7 @@ def tune_command(
         "select_stats_sha256": select_stats,
         "report_stats_sha256": report_stats,
         "autoencoder_sha256": autoencoder,
+        "model_sha256": code_file(kind),
         "feature_weights_sha256": inception_weights if features == INCEPTION else Path(features),
     }
     facts: dict[str, Any] = processes.on_main(

@@ -1,4 +1,4 @@
-"""`neon tune`, `neon align` and `neon report` as users run them, on a tiny network."""
+"""`neon tune` and `neon report` as users run them, on a tiny network."""
 
 import json
 from pathlib import Path
@@ -201,15 +201,6 @@ def test_settings_are_read_in_the_type_of_their_defaults() -> None:
     assert (found.num_steps, found.guidance, found.mid_nt, found.restart) == (2, 2.0, (1.4,), True)
 
 
-def test_alignment_is_told_and_written_down(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--base base.safetensors --real real --synthetic real --self-trained tuned.safetensors --batch-size 10"
-    assert cli.main(["align", *flags.split(), "--device", "cpu", "--json", "align.json"]) == 0
-    found = json.loads(Path("align.json").read_text())
-    assert found["num_real"] == 60 and "cosine" in capsys.readouterr().out
-    assert cli.main(["align", *flags.replace("10", "40").split(), "--device", "cpu"]) == 2
-
-
-@pytest.mark.parametrize("command", [["report", "."], ["report", "nowhere"]])
 def test_a_folder_without_a_report_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:

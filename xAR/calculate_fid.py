@@ -20,7 +20,7 @@ from xAR.flags import ALIASES, ImageFlags
 
 @dataclass(frozen=True, kw_only=True)
 class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of an xAR transformer, or of merges of two. --N is --num_images."""
+    """FID, Inception Score, precision and recall of an xAR transformer, or of merges of two."""
 
     def __call__(self) -> None:
         self.check()

@@ -11,9 +11,10 @@ of processes.
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 
 from neon import __version__
 from neon.command_line import run_program
@@ -53,17 +54,35 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags):
+class ScratchFlags:
+    """From scratch (without --model_ckpt); --model gives width, heads and depth."""
+
+    pixel_patch: int | None = None
+    """squares of this many pixels in place of latents, for small images"""
+    width: int = 768
+    """channels"""
+    heads: int | None = None
+    """attention heads; by default one per 64 channels"""
+    depth: int = 8
+    """blocks in each half"""
+    classes: int = 1000
+    """number of classes"""
+    grid: int = 16
+    """side of the map of latents"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch."""
 
-    model_ckpt: str | None = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without it, training starts from random weights"""
+    model_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    """transformer to start from; without: random weights"""
     preset: Literal["xar_base", "xar_large"] = "xar_base"
-    """values of a published self-training for what is not given below"""
+    """values of a published self-training"""
     lr: float | None = None
     """learning rate at the end of the warm-up"""
     warmup_epochs: float | None = None
-    """epochs over which the learning rate rises from 0; 0: constant from the first step on"""
+    """epochs over which the learning rate rises from 0; 0: constant"""
     ema_rate: float = 0.9999
     """decay per step of the averaged weights; 0: no averaging"""
     weight_decay: float = 0.02
@@ -75,19 +94,7 @@ class Finetune(ModelFlags, TrainingFlags):
     proj_dropout: float = 0.1
     """of what follows attention, while training"""
     no_mirror: bool = False
-    """mirror no training images, for things that have a left and a right; published: half of them"""
-    pixel_patch: int | None = None
-    """from scratch: squares of this many pixels in place of an autoencoder's latents, for small images"""
-    width: int = 768
-    """from scratch, without --model: channels"""
-    heads: int | None = None
-    """from scratch, without --model: attention heads; by default one per 64 channels"""
-    depth: int = 8
-    """from scratch, without --model: blocks in each half"""
-    classes: int = 1000
-    """from scratch: number of classes"""
-    grid: int = 16
-    """from scratch: side of the map of latents"""
+    """mirror no training images; published: half of them"""
 
     def __call__(self) -> None:
         plan = self.plan()

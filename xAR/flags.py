@@ -23,14 +23,14 @@ NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags(NetworkFlags):
-    """A transformer and its autoencoder."""
+    """Transformer and autoencoder."""
 
     model_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the transformer: published .pth, or safetensors written by neon; its size is recognised"""
+    """the transformer: published .pth, or safetensors by neon"""
     model: str | None = None
-    """xar_base, xar_large, xar_huge or xar_small; checked against the checkpoint"""
+    """xar_base, xar_large, xar_huge or xar_small; checked against the file"""
     vae_path: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
-    """the autoencoder; by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
+    """by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
 
     def load(self, group: Processes) -> tuple[Path, XARModel]:
         """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
@@ -66,12 +66,12 @@ class ModelFlags(NetworkFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags(ModelFlags, NumberedImages):
-    """Which images of which network."""
+    """Sampler."""
 
     cfg: float | None = None
-    """guidance scale of the last cell, rising from 1 at the first; by default that of the published model"""
+    """guidance of the last cell, from 1 at the first; by default the published"""
     flow_steps: int | None = None
-    """network evaluations per cell, at least 3; by default those of the published model"""
+    """network evaluations per cell, at least 3; by default the published"""
     deterministic: bool = False
     """follow the flow without fresh noise; published: with"""
 

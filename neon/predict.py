@@ -1,0 +1,148 @@
+"""The w of the lowest Frechet distance, predicted from a few hundred images at each of a few w.
+
+Image i, sampled from the same noise and as the same class, changes smoothly with the weights, and so do mean and
+covariance of the features of N such images. They are measured at K values of w, the nodes; at any other w each of their
+elements is that of the polynomial through the nodes. If features are linear in w the mean is so too and the covariance
+a parabola, which three nodes give exactly.
+
+The distance itself is no parabola, as it has the root of a covariance in it; it is computed from the interpolated
+moments. All nodes see the same noise, so few images move the whole curve up and down far more than along w.
+
+Letters: K nodes, N images, F features.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neon.errors import DegenerateError, RequestError
+from neon.metrics import Statistics
+
+NODES = (-0.5, 0.0, 0.5)
+"""near enough for a polynomial, and far enough for its rounding noise to stay small; no evaluation beyond w = 0.5"""
+RANGE = (-1.0, 2.0)
+"""of w in which the lowest point is looked for"""
+_STEP = 0.125
+"""between the w at which the curve is computed"""
+GROUPS = 10
+"""of images, each left out once to tell the noise"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} +- {self.error:.2g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a curve of predicted distances says."""
+
+    slope: Estimate
+    """of the distance in w, at w = 0"""
+    w: Estimate
+    """where the distance is lowest; an end of `RANGE` if it falls until there"""
+    gain: Estimate
+    """the distance at w = 0 less the lowest; never below 0, so it says something only beyond a few standard errors"""
+    curve: dict[float, float]
+    """the distance at each w; higher than that of many images, as all distances of few images are"""
+
+    @property
+    def sign(self) -> str:
+        """The sign of the best w, if the slope is more than two standard errors from 0."""
+        if abs(self.slope.value) <= 2 * self.slope.error:
+            return "undecided"
+        return "w > 0" if self.slope.value < 0 else "w < 0"
+
+
+def interpolation(nodes: Sequence[float], w: float) -> Tensor:
+    """The factors [K] of values at `nodes` in the polynomial through them at `w` (Lagrange), float64."""
+    factors = [math.prod((w - other) / (node - other) for other in nodes if other != node) for node in nodes]
+    return torch.tensor(factors, dtype=torch.float64)
+
+
+def predict(features: Tensor, reference: Statistics, nodes: Sequence[float] = NODES) -> Prediction:
+    """The prediction from features [K, N, F] of the same N images at the w of `nodes`.
+
+    Args:
+        reference: of real images, on the same features.
+
+    Raises:
+        RequestError: fewer images than two for each of the groups that are left out in turn.
+        DegenerateError: a feature is not finite.
+    """
+    count = features.shape[1]
+    if count < 2 * GROUPS:
+        raise RequestError(f"{count} images say nothing of the noise; expected at least {2 * GROUPS}, better hundreds")
+    if not features.isfinite().all():
+        raise DegenerateError("some of the features are not finite; look at the weights and at the images")
+    steps = range(round(RANGE[0] / _STEP), round(RANGE[1] / _STEP) + 1)
+    ws = [step * _STEP for step in steps]
+    distance_of = _distances(reference, nodes, ws)
+    at_0 = ws.index(0.0)
+
+    def find(rows: Tensor) -> Tensor:
+        """Slope, w and gain of the curve of some images, then the curve itself."""
+        curve = distance_of(features[:, rows].double())
+        w, lowest = lowest_point(ws, curve)
+        slope = (curve[at_0 + 1] - curve[at_0 - 1]) / (2 * _STEP)
+        return torch.cat([torch.stack([slope, w, curve[at_0] - lowest]), curve])
+
+    values, errors = jackknife(find, count)
+    slope, w, gain = (Estimate(value=float(values[i]), error=float(errors[i])) for i in range(3))
+    return Prediction(slope=slope, w=w, gain=gain, curve=dict(zip(ws, values[3:].tolist(), strict=True)))
+
+
+def _distances(reference: Statistics, nodes: Sequence[float], ws: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """The function from features [K, N, F] at `nodes` to Frechet distances [len(ws)].
+
+    With sigma = A A' of real images the trace of the root of sigma S is that of the root of A' S A, which is linear in
+    S: the covariances of the nodes are multiplied once, not once for each w. Far from the nodes an interpolated
+    covariance need not be one; its negative eigenvalues have no root and are left out.
+    """
+    mu, sigma = torch.from_numpy(reference.mu), torch.from_numpy(reference.sigma)
+    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
+    root = vectors * values.clamp(min=0).sqrt()
+    factors = torch.stack([interpolation(nodes, w) for w in ws])
+
+    def distances(features: Tensor) -> Tensor:
+        centred = features - mu.to(features)
+        shifts = centred.mean(1)
+        centred = centred - shifts[:, None]
+        covariances = centred.mT @ centred / (features.shape[1] - 1)
+        traces = covariances.diagonal(dim1=1, dim2=2).sum(1)
+        products = root.T @ covariances @ root
+        roots = torch.linalg.eigvalsh(torch.tensordot(factors, products, 1)).clamp(min=0).sqrt()
+        return (factors @ shifts).square().sum(1) + factors @ traces + values.sum() - 2 * roots.sum(1)
+
+    return distances
+
+
+def lowest_point(ws: Sequence[float], curve: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a curve at evenly spaced `ws` is lowest and how low, by the parabola through its three lowest points."""
+    middle = int(curve.argmin())
+    if middle in (0, len(ws) - 1):
+        return curve.new_tensor(ws[middle]), curve[middle]
+    below, at, above = curve[middle - 1 : middle + 2]
+    slope, curvature = (above - below) / 2, above - 2 * at + below
+    offset = -slope / curvature
+    return ws[middle] + offset * (ws[1] - ws[0]), at + slope * offset / 2
+
+
+def jackknife(find: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """What `find` finds from `count` images, and its standard errors by leaving out each of `GROUPS` groups of them.
+
+    `find` gets the indices of images. Groups are random, so that none is a class of images.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    groups = torch.arange(count) % GROUPS
+    without = torch.stack([find(order[groups != group]) for group in range(GROUPS)])
+    return find(order), without.std(0, correction=0) * math.sqrt(GROUPS - 1)
