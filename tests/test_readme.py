@@ -1,4 +1,4 @@
-"""What the README says works as it is written, and the pins agree with each other."""
+"""What the README and the documents say works as it is written, and the pins agree with each other."""
 
 import os
 import re
@@ -20,11 +20,13 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -68,18 +70,21 @@ def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
     ):
         assert printed in commands
         commands = commands.replace(printed, fewer)
-    for package in ("edm", "neon"):
-        (tmp_path / package).symlink_to(ROOT / package)
+    for name in ("edm", "neon", "neon_merge.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         ["bash", "-euc", commands], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1].startswith("FD_fashion64=")
+    scores = re.findall(r"FD_fashion64=([\d.]+)", done.stdout)
+    *_, swept, _, merged = scores
+    assert len(scores) == 5 and merged == swept, "the merged file scores as w = 1 of the sweep"
 
 
 def test_every_other_command_names_a_program_that_exists() -> None:
     scripts = Path(sys.executable).parent
-    commands = [line for block in blocks("sh") if "neon demo" in block for line in block.splitlines() if line]
+    [block] = [block for block in blocks("sh", "docs/demo.md") if "neon demo" in block]
+    commands = block.splitlines()
     assert len(commands) == 4
     for command in commands:
         words = command.split("#")[0].split()
@@ -90,8 +95,12 @@ def test_every_other_command_names_a_program_that_exists() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_every_picture_and_file_it_names_is_there() -> None:
-    for name in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:tests|benchmarks|docs)/[\w./-]+)`", README):
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_picture_and_file_it_names_is_there(document: Path) -> None:
+    text = document.read_text()
+    for name in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (document.parent / name).exists(), name
+    for name in re.findall(r"`((?:tests|benchmarks|docs|neon)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 
 
