@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from neon.errors import DegenerateError, RequestError
-from neon.metrics import Statistics
+from neon.metrics import MomentTarget, Statistics
 
 NODES = (-0.5, 0.0, 0.5)
 """near enough for a polynomial, and far enough for its rounding noise to stay small; no evaluation beyond w = 0.5"""
@@ -102,26 +102,13 @@ def predict(features: Tensor, reference: Statistics, nodes: Sequence[float] = NO
 
 
 def _distances(reference: Statistics, nodes: Sequence[float], ws: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """The function from features [K, N, F] at `nodes` to Frechet distances [len(ws)].
-
-    With sigma = A A' of real images the trace of the root of sigma S is that of the root of A' S A, which is linear in
-    S: the covariances of the nodes are multiplied once, not once for each w. Far from the nodes an interpolated
-    covariance need not be one; its negative eigenvalues have no root and are left out.
-    """
-    mu, sigma = torch.from_numpy(reference.mu), torch.from_numpy(reference.sigma)
-    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
-    root = vectors * values.clamp(min=0).sqrt()
-    factors = torch.stack([interpolation(nodes, w) for w in ws])
+    """The function from features [K, N, F] at `nodes` to Frechet distances [len(ws)]."""
+    target = MomentTarget(reference)
+    factors = torch.stack([interpolation(nodes, w) for w in ws]).numpy()
 
     def distances(features: Tensor) -> Tensor:
-        centred = features - mu.to(features)
-        shifts = centred.mean(1)
-        centred = centred - shifts[:, None]
-        covariances = centred.mT @ centred / (features.shape[1] - 1)
-        traces = covariances.diagonal(dim1=1, dim2=2).sum(1)
-        products = root.T @ covariances @ root
-        roots = torch.linalg.eigvalsh(torch.tensordot(factors, products, 1)).clamp(min=0).sqrt()
-        return (factors @ shifts).square().sum(1) + factors @ traces + values.sum() - 2 * roots.sum(1)
+        moments = target.moments([Statistics.from_features(at_node) for at_node in features])
+        return torch.from_numpy(target.distances(moments, factors))
 
     return distances
 

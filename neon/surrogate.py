@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from neon.metrics import Statistics
+from neon.metrics import MomentTarget, Statistics
 
 Array = NDArray[np.float64]
 
@@ -43,7 +43,6 @@ _STRAY_LENGTH = (1.0, 0.5)  # over which straying changes: displacement, and gui
 _LEVEL = 10.0  # of all features alike: wide
 # The promise of a point: its mean, less the variance of its features times this; so much at most as the mean.
 _EXPLORE = 2.0
-_MOST_FEATURES = 64  # that are followed one by one; what others add to the distance is interpolated as a number
 
 
 class Surrogate(Protocol):
@@ -112,29 +111,6 @@ class Quadratic:
         return difference @ self.coefficients + _OPTIMISM * np.sqrt(variance)
 
 
-class Target:
-    """Real statistics in the basis in which MomentProcess follows features: the leading ones of their covariance."""
-
-    def __init__(self, statistics: Statistics) -> None:
-        variances, vectors = np.linalg.eigh(statistics.sigma)
-        self.basis: Array = vectors[:, -_MOST_FEATURES:]
-        self.root: Array = self.basis * np.sqrt(variances[-_MOST_FEATURES:].clip(min=0))
-        self.mean: Array = statistics.mu @ self.basis
-        self.trace = float(variances[-_MOST_FEATURES:].clip(min=0).sum())
-
-    def moments(self, statistics: Statistics) -> tuple[Array, Array, float]:
-        """Of other features: their mean [k], R' Sigma R with R R' the real covariance [k, k], and their trace."""
-        trace = float(np.einsum("fk,fg,gk->", self.basis, statistics.sigma, self.basis, optimize=True))
-        return statistics.mu @ self.basis, self.root.T @ statistics.sigma @ self.root, trace
-
-    def distances(self, means: Array, products: Array, traces: Array) -> Array:
-        """Frechet distances in this basis of such moments [n, ...]: R' Sigma R has the eigenvalues of the product of
-        both covariances, of whose roots it takes the sum. A combination of covariances need not be one: eigenvalues
-        below 0 count as 0."""
-        roots = np.sqrt(np.linalg.eigvalsh(products).clip(min=0)).sum(axis=-1)
-        return np.square(means - self.mean).sum(axis=-1) + traces + self.trace - 2 * roots
-
-
 class MomentProcess:
     """A Gaussian process of the features' mean and covariance; the value is the Frechet distance of its mean.
 
@@ -152,20 +128,19 @@ class MomentProcess:
     """
 
     def __init__(
-        self, rows: Array, statistics: Sequence[Statistics], values: Array, target: Target, noise: float
+        self, rows: Array, statistics: Sequence[Statistics], values: Array, target: MomentTarget, noise: float
     ) -> None:
         self.rows, self.target = rows, target
         self.best = float(values.min())
-        means, products, traces = zip(*(target.moments(entry) for entry in statistics), strict=True)
-        self.means, self.products, self.traces = np.stack(means), np.stack(products), np.array(traces)
-        centred = self.means - self.means.mean(axis=0)
+        self.moments = target.moments(statistics)
+        centred = self.moments.mean - self.moments.mean.mean(axis=0)
         settings = list(itertools.product(_CURVATURE, _STRAY, _OWN, _NOISE))
         self.setting = max(settings, key=lambda setting: self._likelihood(setting, centred))
         self.inverse = np.linalg.inv(self._noisy(self.setting))
         self.scale = float((centred * (self.inverse @ centred)).sum()) / len(rows)
-        self.unexplained = values - target.distances(self.means, self.products, self.traces)
+        self.unexplained = values - target.distances(self.moments, np.eye(len(rows)))
         # A squared length L moves by 2 sqrt(L) times what the vector moves along itself, here its share of all noise.
-        along = self.scale * self.setting[-1] ** 2 / self.means.shape[1]
+        along = self.scale * self.setting[-1] ** 2 / self.moments.mean.shape[1]
         self.noise = max(noise, math.sqrt(2 * 4 * self.best * along))
 
     def _kernel(self, a: Array, b: Array, setting: tuple[float, ...]) -> Array:
@@ -203,9 +178,7 @@ class MomentProcess:
         return np.asarray(_LEVEL**2 + linear + curvature**2 * linear**2 + stray**2 + of_snapshot)
 
     def _distances(self, weights: Array) -> Array:
-        products = np.tensordot(weights, self.products, 1)
-        explained = self.target.distances(weights @ self.means, products, weights @ self.traces)
-        return explained + weights @ self.unexplained
+        return self.target.distances(self.moments, weights) + weights @ self.unexplained
 
     def values(self, rows: Array) -> Array:
         """Expected values."""

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from neon.errors import RequestError, WorkError
-from neon.metrics import FrechetReference, Statistics
-from neon.surrogate import Array, MomentProcess, Quadratic, Surrogate, Target
+from neon.metrics import FrechetReference, MomentTarget, Statistics
+from neon.surrogate import Array, MomentProcess, Quadratic, Surrogate
 
 # How the search walks. The first step in w has half the length of the self-training's update; values often explode
 # beyond twice that update, so it never walks much further than it has been: by half with values alone, which say
@@ -28,6 +28,8 @@ _CLOSEST = 0.03
 # much of its range guidance rises for the second step in w.
 _BASE_GUIDANCE = (0.25, 0.6)
 _LEAN = 0.25
+# Features that the search follows one by one; what others add to the distance is interpolated as a number.
+_MOST_FEATURES = 64
 
 _CURVE_POINTS = 61
 
@@ -267,7 +269,7 @@ class _Record:
         reference: FrechetReference | None = None,
     ) -> None:
         self.evaluate, self.space, self.noise, self.reference = evaluate, space, noise, reference
-        self.target = None if reference is None else Target(reference.statistics)
+        self.target = None if reference is None else MomentTarget(reference.statistics, _MOST_FEATURES)
         self.evaluations: list[Evaluation] = []
 
     def add(self, point: Point) -> None:

@@ -1,6 +1,6 @@
 """Scores of images by their features: moments, Fréchet distance, Inception Score, precision and recall."""
 
-from neon.metrics.frechet import FrechetReference, frechet_distance
+from neon.metrics.frechet import FrechetReference, MomentTarget, frechet_distance
 from neon.metrics.inception_score import InceptionScore
 from neon.metrics.manifold import Manifold, ManifoldScores
 from neon.metrics.moments import Moments, Statistics
@@ -10,6 +10,7 @@ __all__ = [
     "InceptionScore",
     "Manifold",
     "ManifoldScores",
+    "MomentTarget",
     "Moments",
     "Statistics",
     "frechet_distance",

@@ -9,6 +9,9 @@ unsymmetric matrix is needed, hence no complex numbers, and no epsilon is added 
 Heusel et al. 2017).
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpocon
@@ -46,6 +49,52 @@ class FrechetReference:
         shift = own.mu - other.mu
         traces = float(np.trace(own.sigma) + np.trace(other.sigma))
         return max(0.0, float(shift @ shift) + traces - 2 * _nuclear_norm_of_product(self._factor, _factor(other)))
+
+
+class TargetMoments(NamedTuple):
+    """What a MomentTarget needs of features: linear in mean and covariance, so that moments can be combined."""
+
+    mean: NDArray[np.float64]
+    """[..., k]"""
+    product: NDArray[np.float64]
+    """R' Sigma R, where R R' is the real covariance [..., k, k]"""
+    trace: NDArray[np.float64]
+    """[...]"""
+
+
+class MomentTarget:
+    """Real statistics as a target of moments that are combined from others, many times over.
+
+    With S = R R' real, tr sqrt(S S') is the sum of the roots of the eigenvalues of R' S' R, which is linear in S'.
+    Everything is in the basis of the leading eigenvectors of S.
+
+    Args:
+        statistics: of the real features.
+        dim: how many of those directions are looked at; all of them if there are no more.
+    """
+
+    def __init__(self, statistics: Statistics, dim: int | None = None) -> None:
+        variances, vectors = np.linalg.eigh((statistics.sigma + statistics.sigma.T) / 2)
+        first = max(0, statistics.dim - (dim or statistics.dim))
+        variances, self._basis = variances[first:].clip(min=0), vectors[:, first:]
+        self._root = self._basis * np.sqrt(variances)
+        self._mean, self._trace = statistics.mu @ self._basis, variances.sum()
+
+    def moments(self, statistics: Sequence[Statistics]) -> TargetMoments:
+        """The moments of several sets of features, stacked."""
+        means = np.stack([entry.mu @ self._basis for entry in statistics])
+        products = np.stack([self._root.T @ entry.sigma @ self._root for entry in statistics])
+        traces = [np.trace(self._basis.T @ entry.sigma @ self._basis) for entry in statistics]
+        return TargetMoments(means, products, np.array(traces))
+
+    def distances(self, moments: TargetMoments, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fréchet distances [m] of combinations of n moments with `weights` [m, n].
+
+        Such a combination need not have a covariance: eigenvalues below 0 have no root and are left out.
+        """
+        roots = np.sqrt(np.linalg.eigvalsh(np.tensordot(weights, moments.product, 1)).clip(min=0)).sum(axis=-1)
+        away = np.square(weights @ moments.mean - self._mean).sum(axis=-1)
+        return np.asarray(away + weights @ moments.trace + self._trace - 2 * roots)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
