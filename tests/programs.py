@@ -18,6 +18,8 @@ from neon.dataset import ArrayDataset, ImageDataset, write_images, write_labels
 from neon.distributed import processes
 from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, features_of
+from neon.model import save_model
+from tests.tiny import tiny_edm, tiny_images
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +52,18 @@ def write_real(folder: Path, real: ArrayDataset) -> None:
     assert real.labels is not None
     write_images(folder / "real", range(len(real)), real.images)
     write_labels(folder / "real", real.labels.tolist(), len(real))
+
+
+def write_pair(folder: Path) -> None:
+    """Write a tiny base, weights some way from it, a network they do not fit, and real images with their statistics."""
+    base, away = tiny_edm(0), tiny_edm(1).network.state_dict()
+    save_model(folder / "base.safetensors", base)
+    weights = base.network.state_dict()
+    moved = {key: tensor + 0.05 * (away[key] - tensor) for key, tensor in weights.items()}
+    save_model(folder / "tuned.safetensors", base, moved)
+    save_model(folder / "wide.safetensors", tiny_edm(0, model_channels=16))
+    write_real(folder, tiny_images(60))
+    Statistics.from_features(torch.rand(20, 7)).save(folder / "seven.npz")
 
 
 def link(files: Path, folder: Path) -> None:

@@ -21,11 +21,11 @@ from neon.launch import run_in_processes
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics, frechet_distance
 from neon.metrics.features import load_features
-from neon.model import load_model, save_model
+from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.predict import NODES, Estimate, interpolation, lowest_point, predict
-from tests.programs import work_in, write_real
-from tests.tiny import tiny_edm, tiny_images
+from tests.programs import work_in, write_pair
+from tests.tiny import tiny_images
 
 ALONE = Processes()
 DIMENSIONS = 4
@@ -127,14 +127,7 @@ FLAGS = (
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, weights some way from it, features and statistics of real images, and some that do not fit."""
     folder = tmp_path_factory.mktemp("files")
-    base, other = tiny_edm(0), tiny_edm(1)
-    save_model(folder / "base.safetensors", base)
-    weights, away = base.network.state_dict(), other.network.state_dict()
-    moved = {key: tensor + 0.05 * (away[key] - tensor) for key, tensor in weights.items()}
-    save_model(folder / "tuned.safetensors", base, moved)
-    save_model(folder / "wide.safetensors", tiny_edm(0, model_channels=16))
-    write_real(folder, tiny_images(60))
-    Statistics.from_features(torch.rand(20, 7)).save(folder / "seven.npz")
+    write_pair(folder)
     return folder
 
 

@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from neon import cli, evaluate
+from neon.checkpoint import load_state
 from neon.metrics import Statistics, frechet_distance
-from neon.model import save_model
+from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report import load
 from neon.tuning import settings_with
-from tests.programs import Killed, dies_after, torchrun, work_in, write_real
-from tests.tiny import tiny_edm, tiny_images, tiny_imm
+from tests.programs import Killed, dies_after, torchrun, work_in, write_pair
+from tests.tiny import tiny_edm, tiny_imm
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
@@ -25,18 +25,13 @@ USUAL = (
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, two snapshots on one line and one that is broken, features, statistics, and images."""
     folder = tmp_path_factory.mktemp("files")
-    base, other = tiny_edm(0), tiny_edm(1)
-    save_model(folder / "base.safetensors", base)
-    weights, away = base.network.state_dict(), other.network.state_dict()
-    for name, step in (("tuned", 0.05), ("longer", 0.1)):
-        moved = {key: tensor + step * (away[key] - tensor) for key, tensor in weights.items()}
+    write_pair(folder)
+    base = load_model(folder / "base.safetensors")
+    weights, tuned = base.network.state_dict(), load_state(folder / "tuned.safetensors")
+    for name, times in (("longer", 2.0), ("broken", 1e31)):
+        moved = {key: tensor + times * (tuned[key] - tensor) for key, tensor in weights.items()}
         save_model(folder / f"{name}.safetensors", base, moved)
-    huge = {key: tensor + 1e30 * (away[key] - tensor) for key, tensor in weights.items()}
-    save_model(folder / "broken.safetensors", base, huge)
-    save_model(folder / "wide.safetensors", tiny_edm(0, model_channels=16))
     save_model(folder / "unconditional.safetensors", tiny_edm(0, label_dim=0))
-    write_real(folder, tiny_images(60))
-    Statistics.from_features(torch.rand(20, 7)).save(folder / "seven.npz")
     return folder
 
 
@@ -201,6 +196,7 @@ def test_settings_are_read_in_the_type_of_their_defaults() -> None:
     assert (found.num_steps, found.guidance, found.mid_nt, found.restart) == (2, 2.0, (1.4,), True)
 
 
+@pytest.mark.parametrize("command", [["report", "."], ["report", "nowhere"]])
 def test_a_folder_without_a_report_is_refused(
     here: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
