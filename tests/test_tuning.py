@@ -1,6 +1,9 @@
 """`neon tune` and `neon report` as users run them, on a tiny network."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report import load
 from neon.tuning import settings_with
-from tests.programs import Killed, dies_after, torchrun, work_in, write_pair
+from tests.programs import ROOT, Killed, dies_after, torchrun, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 
 USUAL = (
@@ -136,6 +139,29 @@ def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(he
     assert failures and all(entry["name"].split(": ")[1] != "w 0" for entry in failures)
     assert result("run")["recommended"] == "base" and result("run")["w"] == 0
     assert any(one.failure for one in load("run").evaluated)
+
+
+LIMITED = """
+import resource, sys
+from neon import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_the_next_one_goes_on(here: Path) -> None:
+    """A limit on the size of files stands for the disk: the log of evaluations outgrows it in the middle of a line."""
+    flags = ["tune", *USUAL.split(), "--grid", "0", "0.25", "0.5", "0.75", "1", "1.25", "1.5", "--out", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *flags], cwd=here, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("neon tune: run/evaluations.jsonl: writing failed")
+    whole = Path("run/evaluations.jsonl").read_text().splitlines()[:-1]
+    assert whole and cli.main(flags) == 0
+    assert Path("run/evaluations.jsonl").read_text().splitlines()[: len(whole)] == whole
+    assert result("run")["evaluations"] == 7
 
 
 def test_a_better_score_of_another_kind_can_be_asked_for(here: Path) -> None:
