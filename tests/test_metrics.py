@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from neon.errors import RequestError, WorkError
-from neon.metrics import FrechetReference, Manifold, Moments, Statistics, frechet_distance
+from neon.metrics import FrechetReference, Manifold, Moments, MomentTarget, Statistics, frechet_distance
 
 Array = NDArray[np.float64]
 
@@ -384,3 +384,23 @@ def test_generated_features_that_cannot_be_compared_are_refused() -> None:
         manifold.compare(torch.zeros(20, 4, dtype=torch.uint8))
     with pytest.raises(WorkError, match="not finite"):
         manifold.compare(torch.full((20, 4), float("inf")))
+
+
+def test_distances_of_combined_moments_are_those_of_the_combined_features() -> None:
+    """With weights that add up to 1 and a combined covariance that is one; and in the leading directions only."""
+    random = np.random.default_rng(0)
+    real, *made = (
+        Statistics(mu=random.normal(size=6), sigma=(lambda a: a @ a.T / 6)(random.normal(size=(6, 9))))
+        for _ in range(4)
+    )
+    weights = np.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.5, 0.52, -0.02]])
+    target = MomentTarget(real)
+    found = target.distances(target.moments(made), np.tile(weights, (200, 1)))
+    for row, distance in zip(weights, found, strict=False):
+        mu = sum(w * entry.mu for w, entry in zip(row, made, strict=True))
+        sigma = sum(w * entry.sigma for w, entry in zip(row, made, strict=True))
+        assert distance == pytest.approx(frechet_distance(real, Statistics(mu=mu, sigma=sigma)), rel=1e-9)
+    assert np.array_equal(found[:3], found[-3:])
+    few = MomentTarget(real, 4)
+    assert few.distances(few.moments([real]), np.ones((1, 1)))[0] == pytest.approx(0, abs=1e-9)
+    assert (few.distances(few.moments(made), weights[:2]) < found[:2]).all()

@@ -21,6 +21,7 @@ from neon.metrics.moments import Statistics
 
 # A negative eigenvalue larger than this, relative to the largest one, is not rounding (float32 leaves about 1e-7).
 INDEFINITE = 1e-3
+_AT_A_TIME = 256  # combinations of moments: memory is this many [k, k] matrices
 
 
 class FrechetReference:
@@ -92,7 +93,11 @@ class MomentTarget:
 
         Such a combination need not have a covariance: eigenvalues below 0 have no root and are left out.
         """
-        roots = np.sqrt(np.linalg.eigvalsh(np.tensordot(weights, moments.product, 1)).clip(min=0)).sum(axis=-1)
+        roots = np.empty(len(weights))
+        for start in range(0, len(weights), _AT_A_TIME):
+            rows = slice(start, start + _AT_A_TIME)
+            eigenvalues = np.linalg.eigvalsh(np.tensordot(weights[rows], moments.product, 1))
+            roots[rows] = np.sqrt(eigenvalues.clip(min=0)).sum(axis=-1)
         away = np.square(weights @ moments.mean - self._mean).sum(axis=-1)
         return np.asarray(away + weights @ moments.trace + self._trace - 2 * roots)
 
