@@ -121,7 +121,7 @@ def test_conda_users_get_the_same_versions_as_pip_users() -> None:
         assert version in pins()[name.lower().replace("_", "-")], name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    lines = [*project["dependencies"], *optional["imm"]]
+    lines = [*project["dependencies"], *optional["imm"], *optional["notebook"]]
     wanted = {re.split(r"[>=\[]", line)[0].lower().replace("_", "-") for line in lines}
     assert {name.lower().replace("_", "-") for name, _ in pinned} == wanted
     developers = {re.split(r"[>=]", line)[0] for line in optional["dev"]}
