@@ -151,6 +151,9 @@ def _flags(program: Program, title: str = "") -> Iterator[Flag]:
     hints = get_type_hints(called, include_extras=True)
     for name, parameter in inspect.signature(program).parameters.items():
         hint, metadata = hints.get(name, Any), list[Any]()
+        # Python 3.10 makes Optional[Annotated[...]] of what is annotated and None by default.
+        if get_origin(hint) is Union:
+            hint = next((part for part in get_args(hint) if get_origin(part) is Annotated), hint)
         if get_origin(hint) is Annotated:
             hint, *metadata = get_args(hint)  # tyro's markers and settings
         argument = next((entry for entry in metadata if hasattr(entry, "metavar")), None)
