@@ -21,7 +21,7 @@ from neon.evaluate import features_in_order, sampled_images
 from neon.files import check_writable, write_json
 from neon.merge import LiveMerge, UpdateStats, check_same_network, merge_tensor
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.model import GenerativeModel, load_model
+from neon.model import GenerativeModel, load_model, open_autoencoder
 from neon.noise import Purpose, image_seeds
 from neon.predict import GROUPS, NODES, RANGE, Prediction, predict
 from neon.scoring import load_extractor, load_statistics
@@ -123,9 +123,7 @@ def align_command(
     check_same_network(base, self_trained)
     model = load_model(base, device=processes.device, kind=kind)
     settings = settings_with(model.default_settings, pairs)
-    autoencoder = model.autoencoder_file(vae)
-    if autoencoder is not None:
-        model.use_autoencoder(autoencoder)
+    open_autoencoder(model, vae)
     extractor = load_extractor(features, inception_weights, processes.device)
     reference = load_statistics(stats, model, extractor)
     fewest = 2 * max(extractor.dim, GROUPS)
@@ -137,6 +135,9 @@ def align_command(
     sets = None if real is None or synthetic is None else (ImageDataset(real), ImageDataset(synthetic))
     state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     trained = load_state(self_trained)
+    own = next(model.network.parameters()).dtype
+    left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
+    compared = sets and gradients.gradient_report(model, *sets, trained, seed=seed, processes=processes)
     live = LiveMerge(model.network, state, trained)
     found = predict(
         features_at(
@@ -144,11 +145,6 @@ def align_command(
         ),
         reference,
     )
-
-    live.set(0.0)
-    own = next(model.network.parameters()).dtype
-    left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
-    compared = sets and gradients.gradient_report(model, *sets, trained, seed=seed, processes=processes)
 
     def tell() -> None:
         print(text_table(found, left, score_name(extractor), num_images))

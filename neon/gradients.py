@@ -14,7 +14,6 @@ are dropped, is drawn as in training.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +26,9 @@ from neon.errors import RequestError, WorkError
 from neon.merge.states import check_pair, specs_of
 from neon.model import GenerativeModel
 from neon.noise import SEEDS_PER_PURPOSE, ImageNoise, Purpose, image_seeds
-from neon.predict import Estimate
+from neon.predict import Estimate, Sign, sign_of
 from neon.progress import Progress
 from neon.selftrain import check_trainable, largest_divisor, visit
-
-Prediction = Literal["w > 0", "w < 0", "undecided"]
 
 NUM_IMAGES, BATCH_SIZE, MICRO_BATCH = 2048, 128, 32
 CURVE_IMAGES = 1024
@@ -57,7 +54,7 @@ class Alignment:
     """of g, without that of its noise"""
     synthetic_norm: float | None
     """of h"""
-    predicts: Prediction
+    predicts: Sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +92,10 @@ class GradientReport:
     """in the metric of the steps of a short run of Adam on the synthetic images"""
     slope: Estimate | None
     """of the loss in w, from the gradients of all real images; as all below only with self-trained weights"""
-    slope_predicts: Prediction | None
+    slope_predicts: Sign | None
     loss_optimal_w: Estimate | None
     """-slope / curvature; None: the loss does not curve upwards"""
     curve: Curve | None
-
-
-def sign_of(slope: Estimate) -> Prediction:
-    """The sign of w that lowers a loss of this slope, if the slope is more than two standard errors from 0."""
-    if abs(slope.value) <= 2 * slope.error:
-        return "undecided"
-    return "w > 0" if slope.value < 0 else "w < 0"
 
 
 def gradients(

@@ -198,6 +198,14 @@ def load_model(
     return model.to(device).eval().requires_grad_(False)
 
 
+def open_autoencoder(model: GenerativeModel, named: Path | None) -> Path | None:
+    """Find and load the frozen network that a model sees images through; raises what its two methods raise."""
+    path = model.autoencoder_file(named)
+    if path is not None:
+        model.use_autoencoder(path)
+    return path
+
+
 def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[type[GenerativeModel], dict[str, Any]]:
     """The installed architecture of a checkpoint, and its config."""
     metadata = described(checkpoint)

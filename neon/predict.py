@@ -14,12 +14,15 @@ Letters: K nodes, N images, F features.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from neon.errors import DegenerateError, RequestError
 from neon.metrics import MomentTarget, Statistics
+
+Sign = Literal["w > 0", "w < 0", "undecided"]
 
 NODES = (-0.5, 0.0, 0.5)
 """near enough for a polynomial, and far enough for its rounding noise to stay small; no evaluation beyond w = 0.5"""
@@ -42,6 +45,13 @@ class Estimate:
         return f"{self.value:.3g} +- {self.error:.2g}"
 
 
+def sign_of(slope: Estimate) -> Sign:
+    """The sign of w that lowers what has this slope at w = 0, if that is more than two standard errors from 0."""
+    if abs(slope.value) <= 2 * slope.error:
+        return "undecided"
+    return "w > 0" if slope.value < 0 else "w < 0"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a curve of predicted distances says."""
@@ -56,11 +66,9 @@ class Prediction:
     """the distance at each w; higher than that of many images, as all distances of few images are"""
 
     @property
-    def sign(self) -> str:
-        """The sign of the best w, if the slope is more than two standard errors from 0."""
-        if abs(self.slope.value) <= 2 * self.slope.error:
-            return "undecided"
-        return "w > 0" if self.slope.value < 0 else "w < 0"
+    def sign(self) -> Sign:
+        """The sign of the best w, as far as the slope tells."""
+        return sign_of(self.slope)
 
 
 def interpolation(nodes: Sequence[float], w: float) -> Tensor:

@@ -16,7 +16,7 @@ from neon.download import shared_file
 from neon.errors import RequestError
 from neon.files import sha256_file
 from neon.flags import NumberedImages, SampledImages, ScoredImages
-from neon.model import GenerativeModel, code_file, load_model
+from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
 from neon.recipe import Recipe
 from neon.sampling import Label, check_enough, check_label
 from neon.scoring import score_network
@@ -45,9 +45,7 @@ class ModelFlags:
         """The checkpoint's path and its model, with the autoencoder; a RequestError if they do not fit."""
         path = shared_file(self.network, group)
         model = load_model(path, self.key, device=group.device, kind=self.model)
-        autoencoder = model.autoencoder_file(self.vae)
-        if autoencoder is not None:
-            model.use_autoencoder(autoencoder)
+        open_autoencoder(model, self.vae)
         return path, model
 
     def facts(self, model: GenerativeModel, group: Processes) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.model import GenerativeModel, code_file, load_model
+from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
 from neon.noise import Purpose, image_seeds
 from neon.page import write_report
 from neon.report import Evaluated, Report, Row, paired_gain, save, summary, text_table
@@ -433,9 +433,7 @@ def tune_command(
         raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
     if guidances and model.num_classes == 0:
         raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
-    autoencoder = model.autoencoder_file(vae)
-    if autoencoder is not None:
-        model.use_autoencoder(autoencoder)
+    autoencoder = open_autoencoder(model, vae)
     if features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
         raise RequestError(
             f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as features "

@@ -22,12 +22,12 @@ from neon.gradients import (
     gradient_report,
     gradients,
     lowest,
-    sign_of,
     text_table,
 )
 from neon.launch import run_in_processes
 from neon.model import GenerativeModel
 from neon.noise import Noise
+from neon.predict import sign_of
 from neon.recipe import Recipe
 from tests.tiny import tiny_colour_images, tiny_edm, tiny_images, tiny_imm, tiny_var, tiny_xar
 
