@@ -120,12 +120,12 @@ class VARModel(GenerativeModel):
         side = self.image_shape[-1]
         enlarged = [enlarge(image, round(self.enlargement * side)) for image in images.cpu()]
         height, width = enlarged[0].shape[1:]
-        tops, lefts = noise.integers(height - side + 1), noise.integers(width - side + 1)
+        corners = torch.stack([noise.integers(height - side + 1), noise.integers(width - side + 1)], dim=1)
         crops = [
             image[:, top : top + side, left : left + side]
-            for image, top, left in zip(enlarged, tops.tolist(), lefts.tolist(), strict=True)
+            for image, (top, left) in zip(enlarged, corners.tolist(), strict=True)
         ]
-        return self._tokenizer().tokens(as_input(torch.stack(crops)).to(images.device))
+        return self._tokenizer().tokens(as_input(torch.stack(crops).to(images.device, non_blocking=True)))
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per image, the mean cross entropy of its tokens [B, L] given the coarser scales: float32 [B].
@@ -140,7 +140,7 @@ class VARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "VAR is class-conditional"
-        return labels.to(next(self.network.parameters()).device)
+        return labels.to(next(self.network.parameters()).device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
         device = next(self.network.parameters()).device.type

@@ -82,7 +82,7 @@ class EDM(GenerativeModel):
         latents = noise.normal(*self.image_shape)
         if self.num_classes:
             noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
-        classes = one_hot(labels, self.num_classes)
+        classes = one_hot(labels, self.num_classes, latents.device)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self.network(x, sigma, classes)
@@ -122,7 +122,7 @@ class EDM(GenerativeModel):
 
         Draws per image: a uniform for label dropout (if there is any), then those of the loss.
         """
-        classes = one_hot(labels, self.num_classes)
+        classes = one_hot(labels, self.num_classes, examples.device)
         if classes is not None and self.label_dropout:
             classes = classes * (noise.uniform(1) >= self.label_dropout)
         return self.loss(self.network, examples, classes, noise, self.augment).sum(dim=(1, 2, 3))

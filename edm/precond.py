@@ -234,9 +234,10 @@ class iDDPMPrecond(Precond):  # noqa: N801 - the name in published checkpoints
     def round_sigma(self, sigma: Tensor | float, return_index: bool = False) -> Tensor:
         """The nearest entry of `u`, in the shape, dtype and device of `sigma`; or its index, int64."""
         sigma = torch.as_tensor(sigma)
-        distances = (sigma.to(self.u).reshape(-1, 1) - self.u).abs()
-        index = distances.argmin(dim=1).reshape(sigma.shape)
-        return index.to(sigma.device) if return_index else self.u[index].to(sigma)
+        # A sampler asks for levels on the CPU: fetching the table is one wait for a GPU, sending them there two.
+        table = self.u.to(sigma.device)
+        index = (sigma.to(table).reshape(-1, 1) - table).abs().argmin(dim=1).reshape(sigma.shape)
+        return index if return_index else table[index].to(sigma)
 
 
 PRECONDS: dict[str, type[Precond]] = {

@@ -105,8 +105,9 @@ class IMMLoss:
 
     def _truncated_normal(self, uniform: Tensor, low: float, high: Tensor | float) -> Tensor:
         """Normal(P_mean, P_std) between `low` and `high`, at the quantiles `uniform`."""
-        limits = [(torch.as_tensor(limit).to(uniform) - self.P_mean) / self.P_std for limit in (low, high)]
-        below, above = map(torch.special.ndtr, limits)
+        # Numbers are filled in, not copied from the host, so that a GPU is not waited for; through float32.
+        given = (x if isinstance(x, Tensor) else torch.full((), x, device=uniform.device) for x in (low, high))
+        below, above = (torch.special.ndtr((limit.to(uniform) - self.P_mean) / self.P_std) for limit in given)
         return self.P_mean + self.P_std * torch.special.ndtri(below + uniform * (above - below))
 
     def jumps(

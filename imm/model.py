@@ -122,7 +122,7 @@ class IMM(GenerativeModel):
         images = generate(
             self.network,
             noise.normal(*shape) * self.network.sigma_data,
-            self._one_hot(labels),
+            one_hot(labels, self.num_classes, self._device),
             settings,
             draw_noise=lambda: noise.normal(*shape),
         )
@@ -149,11 +149,8 @@ class IMM(GenerativeModel):
             examples = IMAGENET.latents(examples, draw)
         elif self.augment is not None:
             examples, augment_labels = self.augment(examples, noise)
-        return self.loss(self.network, examples, self._one_hot(labels), noise, augment_labels)
-
-    def _one_hot(self, labels: Tensor | None) -> Tensor | None:
-        found = one_hot(labels, self.num_classes)
-        return None if found is None else found.to(self._device)
+        classes = one_hot(labels, self.num_classes, self._device)
+        return self.loss(self.network, examples, classes, noise, augment_labels)
 
     def _codec(self) -> Codec:
         if self.codec is None:

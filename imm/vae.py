@@ -49,9 +49,10 @@ class LatentScale:
 
     def scale_and_bias(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """What raw latents are multiplied by, and what is added then: float32 [C, 1, 1] each."""
-        mean, std = (torch.tensor(raw, device=device).reshape(-1, 1, 1) for raw in (self.raw_mean, self.raw_std))
+        # Made on the CPU and sent, so that a GPU is not waited for: `torch.tensor` on a device would.
+        mean, std = (torch.tensor(raw, device="cpu").reshape(-1, 1, 1) for raw in (self.raw_mean, self.raw_std))
         scale = self.final_std / std
-        return scale, -mean * scale
+        return scale.to(device, non_blocking=True), (-mean * scale).to(device, non_blocking=True)
 
     def latents(self, moments: Tensor, draw: Tensor) -> Tensor:
         """Latents of images with these moments [B, 2C, h, w], by a unit normal `draw` [B, C, h, w]."""

@@ -68,7 +68,7 @@ def features_at(
             processes=processes,
             title=f"sampling at w = {w:g}",
         )
-        found.append(torch.cat([part.cpu() for part in parts]))
+        found.append(torch.cat([*parts]).cpu())  # one wait for a GPU
     return torch.stack(found)
 
 

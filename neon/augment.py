@@ -186,7 +186,8 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     )
     padded = F.pad(images, (left, right, top, bottom), mode="reflect")
 
-    along_x = torch.tensor(LOW_PASS, dtype=images.dtype, device=images.device).expand(channels, 1, 1, -1)
+    taps = torch.tensor(LOW_PASS, dtype=images.dtype, device="cpu").to(images.device, non_blocking=True)
+    along_x = taps.expand(channels, 1, 1, -1)
     along_y = along_x.transpose(2, 3)
     doubled = F.conv_transpose2d(padded, along_x, stride=(1, 2), padding=(0, REACH - 1), groups=channels)
     doubled = F.conv_transpose2d(doubled, along_y, stride=(2, 1), padding=(REACH - 1, 0), groups=channels)

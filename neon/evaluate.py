@@ -179,7 +179,11 @@ def features_in_order(
                 failure = error
                 mine[-1] = 1
             gathered = processes.gather(mine)
-            if any(bool(rows[-1, 0]) for rows in gathered):
+            # A process that is alone knows: a look at the row would wait for a GPU.
+            failed = failure is not None
+            if processes.world_size > 1:
+                failed = bool(torch.stack([rows[-1, 0] for rows in gathered]).any())
+            if failed:
                 processes.raise_first(failure)
             for now, rows in zip(every[first : first + processes.world_size], gathered, strict=False):
                 yield rows[: len(now)]
@@ -272,6 +276,9 @@ def evaluate(
         if state is not None and now - saved > SAVE_EVERY_SECONDS:
             tally.save(state, identity)
             saved = time.monotonic()
+    if processes.is_main and processes.device.type == "cuda":  # which has not yet done all that it was asked for
+        torch.cuda.synchronize(processes.device)
+        tally.seconds = before + time.monotonic() - started
 
     def score() -> Scores:
         try:

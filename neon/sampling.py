@@ -54,6 +54,8 @@ def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range 
 
 def check_label(model: GenerativeModel, label: Label) -> None:
     """Raise a RequestError unless the model can sample images of class `label`."""
+    if isinstance(label, Tensor) and model.num_classes:
+        check_classes(label, model.num_classes, "labels")
     if not isinstance(label, int):
         return
     if model.num_classes == 0:
@@ -62,18 +64,27 @@ def check_label(model: GenerativeModel, label: Label) -> None:
         raise RequestError(f"--class {label}: out of range; the network knows classes 0 to {model.num_classes - 1}")
 
 
-def one_hot(labels: Tensor | None, num_classes: int) -> Tensor | None:
-    """int64 [B] -> float32 [B, num_classes] on the same device; None for no labels or an unconditional network.
+def check_classes(labels: Tensor, num_classes: int, what: str) -> None:
+    """Raise a RequestError, in which they are called `what`, unless `labels` int64 [N] are classes of the model."""
+    lowest, highest = (int(label) for label in labels.aminmax())
+    if lowest < 0 or highest >= num_classes:
+        raise RequestError(f"{what} run from {lowest} to {highest}; the model knows classes 0 to {num_classes - 1}")
+
+
+def one_hot(labels: Tensor | None, num_classes: int, device: torch.device) -> Tensor | None:
+    """int64 [B] -> float32 [B, num_classes] on `device`; None for no labels or an unconditional network.
+
+    Labels that are on a GPU already are not looked at: it would be waited for. They come from there, or from a set
+    that was checked (`check_label`, `neon.selftrain.check_trainable`).
 
     Raises:
-        RequestError: a label is not a class of the network.
+        RequestError: a label on the CPU is not a class of the network.
     """
     if num_classes == 0 or labels is None:
         return None
-    lowest, highest = (int(label) for label in labels.aminmax())
-    if lowest < 0 or highest >= num_classes:
-        raise RequestError(f"labels run from {lowest} to {highest}; the model knows classes 0 to {num_classes - 1}")
-    return F.one_hot(labels, num_classes).to(torch.float32)
+    if labels.device.type == "cpu":
+        check_classes(labels, num_classes, "labels")
+    return F.one_hot(labels.to(device, non_blocking=True), num_classes).to(torch.float32)
 
 
 def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:
@@ -101,7 +112,9 @@ def block_labels(model: GenerativeModel, block: range, noise: Noise, label: Labe
     drawn = model.labels(block, noise)
     if label is None or drawn is None:
         return drawn
-    return torch.full_like(drawn, label) if isinstance(label, int) else label[block.start : block.stop].to(drawn)
+    if isinstance(label, int):
+        return torch.full_like(drawn, label)
+    return label[block.start : block.stop].to(drawn, non_blocking=True)
 
 
 def sample_block(
@@ -190,7 +203,7 @@ def write_samples(
     def finish() -> None:
         noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
         found = [block_labels(model, block, source, label) for block, source in noise]
-        labels = [int(value) for part in found if part is not None for value in part]
+        labels = [value for part in found if part is not None for value in part.tolist()]
         write_labels(folder, labels or None, len(seeds))
 
     processes.on_main(finish)

@@ -8,6 +8,7 @@ gradients are reduced by NCCL, in the order that is fastest.
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.progress import Progress
 from neon.recipe import Recipe
 from neon.runs import run_folder
+from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"
 LOG_FILE = "training.jsonl"
@@ -111,7 +113,7 @@ def train(
     ]
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
     facts |= identity or {}
-    run = _Run(model, dataset, folder, recipe, seed, processes, micro_batch, json.dumps(facts, sort_keys=True))
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, json.dumps(facts, sort_keys=True))
     run.ordered = processes.device.type == "cpu" if ordered is None else ordered
 
     def tell(reached: int) -> None:
@@ -187,6 +189,8 @@ def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size:
             f"{dataset.path}: no labels, but the model knows {model.num_classes} classes; "
             "expected a dataset.json or one folder per class"
         )
+    if model.num_classes and dataset.labels is not None:
+        check_classes(dataset.labels, model.num_classes, f"{dataset.path}: labels")
     if batch_size < 1 or micro_batch < 1 or batch_size % micro_batch or micro_batch % model.batch_multiple:
         raise RequestError(
             f"a batch of {batch_size} images in micro-batches of {micro_batch}: expected the micro-batch to "
@@ -204,13 +208,14 @@ def visit(
     """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
     examples, labels = dataset.load(indices)
     noise = ImageNoise(noise_seeds, device)
-    examples = examples.to(device)
+    examples = examples.to(device, non_blocking=True)
     if not dataset.encoded:
         examples = model.encode(examples, noise)
-    return examples, None if labels is None or not model.num_classes else labels.to(device), noise
+    known = None if labels is None or not model.num_classes else labels.to(device, non_blocking=True)
+    return examples, known, noise
 
 
-class _Run:
+class TrainingRun:
     """The moving parts of one training run: network, optimiser, average, and where it stands."""
 
     def __init__(
@@ -222,7 +227,7 @@ class _Run:
         seed: int,
         processes: Processes,
         micro_batch: int,
-        identity: str,
+        identity: str = "",
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity
@@ -240,34 +245,39 @@ class _Run:
             growth_interval=recipe.scale_steps,
             enabled=recipe.scale_losses,
         )
+        # Its state is made by the first use, which a process without a micro-batch of its own would not come to.
+        self.scaler.scale(torch.zeros((), device=processes.device))
 
     def one_step(self) -> tuple[float, float]:
         """Take one optimiser step; (mean loss of the batch, learning rate)."""
         recipe, seen = self.recipe, self.step * self.recipe.batch_size
         indices = list(islice(self.visits, recipe.batch_size))
         noise_seeds = image_seeds(Purpose.TRAINING, self.seed, recipe.batch_size, start=seen)
-        loss = self._gradients(indices, noise_seeds)
-        if not torch.isfinite(loss):
-            raise WorkError(
-                f"{self.folder}: the loss is {loss.item()} at step {self.step + 1}; lower the learning rate "
-                "or look at the training images"
-            )
+        total = self._gradients(indices, noise_seeds)
         lr = recipe.lr_at(seen)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         recipe.repair_gradients(self.parameters)
+        # The one value that a GPU is waited for (the scaler, if there is one, looks for an overflow right after). Read
+        # here, so that what is done above is queued by then, and the host goes on while the optimiser works.
+        loss = float(total)
+        if not math.isfinite(loss):
+            raise WorkError(
+                f"{self.folder}: the loss is {loss} at step {self.step + 1}; lower the learning rate "
+                "or look at the training images"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        largest = recipe.largest_scale
-        if recipe.scale_losses and largest is not None and self.scaler.get_scale() > largest:
-            self.scaler.update(largest)
+        if recipe.scale_losses and recipe.largest_scale is not None:
+            scale = self.scaler.scale(torch.ones((), device=total.device))
+            self.scaler.update(scale.clamp(max=recipe.largest_scale))
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
         self.step += 1
-        self._log(float(loss), lr)
-        return float(loss), lr
+        self._log(loss, lr)
+        return loss, lr
 
     def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         """Set every parameter's gradient to that of the mean loss of the batch; returns the mean loss."""
@@ -350,12 +360,13 @@ class _Run:
         path = self.folder / STATE_FILE
         if not self.processes.from_main(path.exists()):
             return
-        state = torch.load(path, map_location=self.processes.device, weights_only=True)
+        # To the CPU, where the optimiser keeps its counts of steps: it would read them from a GPU in every step.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self._check_identity(path, state["identity"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.average = state["average"]
+        self.average = [tensor.to(self.processes.device) for tensor in state["average"]]
         self.step = state["step"]
         if self.processes.is_main:
             self._forget_later_steps()

@@ -111,7 +111,7 @@ def training_goes_on(finetune: Callable[[str], int], flags: str, *, killed_after
     The runs lie in folders `whole` and `killed`; `flags` end with the one that names a folder.
     """
     assert finetune(f"{flags} whole") == 0
-    with dies_after(killed_after, selftrain._Run, "one_step"), pytest.raises(Killed):
+    with dies_after(killed_after, selftrain.TrainingRun, "one_step"), pytest.raises(Killed):
         finetune(f"{flags} killed")
     assert finetune(f"{flags} killed") == 0
     same_files(Path("whole"), Path("killed"), "snapshot*")

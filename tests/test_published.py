@@ -15,7 +15,6 @@ from edm.sampler import EDMSettings, integrate
 from neon.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
 from neon.errors import RequestError
 from neon.noise import ImageNoise
-from tests.replay import RecordedNoise
 from tests.tiny import CONFIG, tiny_edm
 
 MANIFESTS = {
@@ -45,30 +44,6 @@ def test_a_published_network_is_built_with_the_tensors_of_its_file_in_order(name
     assert built == [(entry, shape, f"torch.{dtype}") for entry, (shape, dtype) in manifest.items()]
     assert sum(parameter.numel() for parameter in network.parameters()) == meta["parameters"]
     assert [entry for entry, _ in network.named_buffers()] == meta["buffer_names"]
-
-
-@pytest.mark.parametrize("name", ["edm-cifar10-32x32-cond-ve", "edm-imagenet-64x64-cond-adm"])
-def test_a_published_network_samples_and_trains_without_the_host_waiting_for_a_value(name: str) -> None:
-    # Tensors on the meta device hold no values: reading one, as a GPU would have to be waited for, fails.
-    network = on_meta(name)
-    shape = (2, network.img_channels, network.img_resolution, network.img_resolution)
-    latents, labels = torch.empty(shape, device="meta"), torch.empty(2, network.label_dim, device="meta")
-    draws: list[Tensor] = []
-    for settings in (
-        EDMSettings(num_steps=2, S_churn=1),
-        AblationSettings(num_steps=2, S_churn=1, discretization="vp", schedule="vp", scaling="vp", sigma_max=50),
-    ):
-        images = integrate(
-            lambda x, sigma: network(x, sigma, labels),
-            latents,
-            settings,
-            draw_noise=lambda: draws.append(torch.empty(shape, device="meta")) or draws[-1],
-        )
-        assert images.shape == shape
-    noise = RecordedNoise([torch.empty(2, 1, device="meta"), torch.empty(shape, device="meta")])
-    loss = loss_of(network)(network, latents, labels, noise)
-    assert loss.shape == shape
-    loss.sum().backward()
 
 
 def test_a_network_is_recognised_by_its_keywords_whatever_its_dropout_and_spelling() -> None:

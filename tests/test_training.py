@@ -54,7 +54,7 @@ def test_a_snapshot_is_a_model_and_says_what_it_is(tmp_path: Path) -> None:
 def test_a_killed_run_continues_to_the_same_bits(tmp_path: Path, averages: bool, state_every_seconds: float) -> None:
     recipe = dataclasses.replace(RECIPE, ema_halflife_kimg=0.02 if averages else None, lr_rampup_kimg=0.03)
     whole = run(tmp_path / "whole", recipe=recipe)
-    with dies_after(4, selftrain._Run, "one_step"), pytest.raises(Killed):
+    with dies_after(4, selftrain.TrainingRun, "one_step"), pytest.raises(Killed):
         run(tmp_path / "killed", recipe=recipe, state_every_seconds=state_every_seconds)
     continued = run(tmp_path / "killed", recipe=recipe)
     for a, b in zip(whole, continued, strict=True):
@@ -92,7 +92,7 @@ def test_the_average_lags_the_weights(tmp_path: Path) -> None:
 
 
 def test_settings_of_an_unfinished_run_are_not_mixed(tmp_path: Path) -> None:
-    with dies_after(0, selftrain._Run, "write_snapshot"), pytest.raises(Killed):
+    with dies_after(0, selftrain.TrainingRun, "write_snapshot"), pytest.raises(Killed):
         run(tmp_path)
     with pytest.raises(RequestError, match="other settings"):
         run(tmp_path, seed=2)

@@ -120,7 +120,8 @@ class XARModel(GenerativeModel):
         """
         side = self.image_shape[-1]
         if images.shape[2:] != (side, side):
-            images = torch.stack([center_crop(image, side) for image in images.cpu()]).to(images.device)
+            cropped = torch.stack([center_crop(image, side) for image in images.cpu()])
+            images = cropped.to(images.device, non_blocking=True)
         if self.mirrors:
             images = torch.where(noise.integers(2, 1, 1, 1) == 1, images.flip(3), images)
         inputs = as_input(images)
@@ -135,10 +136,8 @@ class XARModel(GenerativeModel):
         the coin of `encode`; the noise of the autoencoder's posterior (if there is one); then those of `flow_loss`.
         """
         if examples.ndim == 5:
-            mirrored = noise.integers(2, 1, 1, 1) if self.mirrors else 0
-            examples = torch.where(
-                torch.as_tensor(mirrored, device=examples.device) == 1, examples[:, 1], examples[:, 0]
-            )
+            plain, mirrored = examples.unbind(1)
+            examples = torch.where(noise.integers(2, 1, 1, 1) == 1, mirrored, plain) if self.mirrors else plain
         latents = examples
         if not self.pixel_patch:
             vae = self._autoencoder()
@@ -153,7 +152,7 @@ class XARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "xAR is class-conditional"
-        return labels.to(self._device)
+        return labels.to(self._device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
         kind = self._device.type
