@@ -1,16 +1,23 @@
-"""What the golden tests of every architecture share: their files, and training through the project's own loop."""
+"""What the golden tests of every architecture share: files, device, comparison, and training through the own loop.
+
+Cases were recorded on a CPU and run there, or on another device, float32 without TF32:
+`NEON_GOLDEN_DEVICE=cuda pytest tests/test_golden_*.py`. With `--junitxml FILE -o junit_family=xunit1` the file says how
+much of the tolerances each case used.
+"""
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from neon.checkpoint import load_state
@@ -25,6 +32,35 @@ from tests.replay import RecordedNoise
 
 GOLDEN_DIR = Path(os.environ.get("NEON_GOLDEN_DIR", Path(__file__).parent / "golden"))
 
+DEVICE = torch.empty(0, device=os.environ.get("NEON_GOLDEN_DEVICE", "cpu")).device
+"""where networks and inputs of the cases are; with its number"""
+
+DEVICE_TOLERANCE = 10
+"""Factor on tolerances of floats off the CPU: sums are in another order there, and float32 convolutions round more.
+With every operation rounded correctly, cases use up to 0.9 of the tolerances for the CPU (xAR's `time`: 3).
+Integers, tokens among them, stay exact: no recorded choice is nearer to a tie than 5e-5, rounding being about 1e-6."""
+
+GPU_SAMPLE: dict[str, tuple[str, ...]] = {
+    "edm": (
+        "ncsnpp_cond_filled_filters", "adm_cond", "sampler_fp32_two_networks", "loss_edm_cond_augment",
+        "train_loop_cond", "fid", "neon_merge",
+    ),
+    "VAR": (
+        "forward_plain", "forward_shared_adaln", "tokenizer_small", "filter", "sample_topk_topp_cfg",
+        "finetune_steps_clipped", "merge",
+    ),
+    "xAR": ("net_train", "full_base", "loss_drop_edge", "vae_small", "sample", "optim"),
+    "imm": ("dit_a", "songunet_labels", "sampler_dit", "loss_dit", "encoder", "finetune_dit", "neon_merge"),
+}  # fmt: skip
+"""By architecture, the cases that tell most about a GPU in little time."""
+TINY_SAMPLE: dict[str, tuple[str, ...]] = {
+    "edm": ("adm_cond", "loss_edm_cond_augment"),
+    "VAR": ("forward_plain", "finetune_steps_clipped"),
+    "xAR": ("net_train", "vae_small"),
+    "imm": ("dit_a", "loss_dit"),
+}
+"""Those to try a run with."""
+
 
 def load_golden(folder: Path) -> dict[str, Any]:
     """What golden.json says, its cases among it."""
@@ -38,10 +74,63 @@ def load_arrays(path: Path, *prefixes: str) -> Iterator[dict[str, np.ndarray]]:
             yield {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
 
 
-def handler(kind: str, handlers: Mapping[str, Callable]) -> Callable:
-    """The function that compares cases of a kind."""
+def as_array(got: Tensor | ArrayLike) -> np.ndarray:
+    """What was computed, from whatever device."""
+    return np.asarray(got.detach().cpu() if isinstance(got, Tensor) else got)
+
+
+class GoldenCase:
+    """One case: its description, its arrays, and the comparison with them."""
+
+    def __init__(self, case: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:
+        self.case, self.inputs = case, inputs
+        self.tolerance_used = 0.0
+        """the largest difference, as a share of what is tolerated on the CPU"""
+
+    def tensor(self, name: str) -> Tensor:
+        """An input, on the device of the run."""
+        return torch.from_numpy(self.inputs[name]).to(DEVICE)
+
+    def optional(self, name: str) -> Tensor | None:
+        return self.tensor(name) if name in self.inputs else None
+
+    def compare(self, got: Tensor | ArrayLike, want: ArrayLike, *, rtol: float = 0, atol: float = 0, name: str) -> None:
+        """|got - want| <= atol + rtol |want|, elementwise; floats off the CPU `DEVICE_TOLERANCE` times as far."""
+        got, want = as_array(got), np.asarray(want)
+        if got.shape == want.shape:
+            with np.errstate(divide="ignore", invalid="ignore"):  # tolerances of 0, infinite values
+                difference, tolerance = np.abs(got.astype(np.float64) - want), atol + rtol * np.abs(want)
+                shares = np.divide(difference, tolerance, where=difference > 0, out=np.zeros(got.shape))
+            self.tolerance_used = max(self.tolerance_used, shares.max(initial=0))
+        factor = DEVICE_TOLERANCE if DEVICE.type != "cpu" and want.dtype.kind == "f" else 1
+        np.testing.assert_allclose(got, want, rtol=factor * rtol, atol=factor * atol, err_msg=name)
+
+
+Case = TypeVar("Case", bound=GoldenCase)
+
+
+def run_case(
+    golden: Case,
+    handlers: Mapping[str, Callable[[Case], None]],
+    record_property: Callable[[str, object], None],
+    cpu_only: Collection[str] = (),
+) -> None:
+    """Compare a case by the handler of its kind; those of kinds that are `cpu_only` on the CPU alone."""
+    kind = golden.case["kind"]
     assert kind in handlers, f"no handler for cases of kind {kind!r}"
-    return handlers[kind]
+    if DEVICE.type != "cpu" and kind in cpu_only:
+        pytest.skip(f"{kind}: computed on the CPU, whatever the device")
+    if DEVICE.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        handlers[kind](golden)
+    finally:
+        record_property("tolerance_used", float(f"{golden.tolerance_used:.3g}"))
+
+
+def copied_parameters(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters, on the CPU, where those of a snapshot are."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in network.named_parameters()}
 
 
 class Replayed(GenerativeModel):
@@ -103,7 +192,8 @@ def train_in_order(
 
     def repair_watched(self: Recipe, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
-        norms.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).double().norm())
+        gradients = [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+        norms.append(torch.cat(gradients).double().norm().item())
         repair(self, parameters)
 
     with (
@@ -112,7 +202,7 @@ def train_in_order(
     ):
         snapshots = train(
             model, dataset, folder, num_steps=len(indices) // recipe.batch_size, snapshot_steps=[], recipe=recipe,
-            seed=seed, processes=Processes(), micro_batch=micro_batch,
+            seed=seed, processes=Processes(device=DEVICE), micro_batch=micro_batch,
         )  # fmt: skip
         log = [json.loads(line) for line in Path(folder, LOG_FILE).read_text().splitlines()]
         return Trained(log, np.array(norms), load_state(snapshots[-1].path))

@@ -17,7 +17,16 @@ from neon.merge import merge_state
 from neon.sampling import balanced_labels
 from neon.selftrain import snapshot_steps
 from tests.golden.recipe import fill, fill_module
-from tests.goldens import GOLDEN_DIR, handler, load_arrays, load_golden, train_on
+from tests.goldens import (
+    DEVICE,
+    GOLDEN_DIR,
+    GoldenCase,
+    copied_parameters,
+    load_arrays,
+    load_golden,
+    run_case,
+    train_on,
+)
 from tests.replay import RecordedNoise
 from VAR import model as model_module
 from VAR.model import TOKENS, VARModel, token_dtype
@@ -46,32 +55,25 @@ MISNAMED = {"tau": "weights"}
 """arrays whose group of tolerances is not the start of their name"""
 
 
-class Golden:
-    """One case: its description, its arrays, and the comparison with its tolerances."""
-
+class Golden(GoldenCase):
     def __init__(self, name: str) -> None:
-        self.case = CASES[name]
-        [self.arrays] = load_arrays(FOLDER / self.case["file"], "")
+        [self.arrays] = load_arrays(FOLDER / CASES[name]["file"], "")
+        super().__init__(CASES[name], self.arrays)
 
     def tensor(self, name: str) -> Tensor:
         """Integers as int64, as indices are."""
-        tensor = torch.from_numpy(self.arrays[name])
+        tensor = super().tensor(name)
         return tensor if tensor.is_floating_point() else tensor.long()
 
     def matches(self, got: Tensor | np.ndarray | float, name: str) -> None:
         """`got`, strided where only a part is stored, agrees with array `name` as its tolerance says."""
-        expected, got = self.arrays[name], got.detach() if isinstance(got, Tensor) else got
-        tolerance = self.tolerance(name)
+        expected, tolerance = self.arrays[name], self.tolerance(name)
         if isinstance(tolerance, str):
-            if tolerance.startswith("exact"):
-                np.testing.assert_array_equal(np.asarray(got), expected, err_msg=name)
-                return
             relative = re.fullmatch(r"largest difference below (\S+) times the largest entry of .*", tolerance)
-            assert relative is not None, tolerance
-            tolerance = {"atol": float(relative[1]) * np.abs(expected).max()}
+            assert relative or tolerance.startswith("exact"), tolerance
+            tolerance = {"atol": float(relative[1]) * np.abs(expected).max()} if relative else {}
         assert tolerance.keys() <= {"rtol", "atol"}
-        bounds = {"rtol": 0, "atol": 0, **tolerance}
-        np.testing.assert_allclose(np.asarray(got), expected, **bounds, err_msg=name)
+        self.compare(got, expected, **tolerance, name=name)
 
     def tolerance(self, name: str) -> dict[str, float] | str:
         """Of the group with the longest name that `name` starts with, be it in the singular, or of the others."""
@@ -84,10 +86,11 @@ class Golden:
         return slice(None, None, self.case["stride"][name])
 
     def tokenizer(self) -> VQVAE:
-        return fill_module(VQVAE(**self.case["config"]["tokenizer"]).eval().requires_grad_(False))
+        return fill_module(VQVAE(**self.case["config"]["tokenizer"]).to(DEVICE).eval().requires_grad_(False))
 
     def transformer(self) -> VAR:
-        network = fill_module(VAR(**self.case["config"]["transformer"]).eval().requires_grad_(False), KEPT)
+        network = VAR(**self.case["config"]["transformer"]).to(DEVICE).eval().requires_grad_(False)
+        fill_module(network, KEPT)
         for name in self.arrays:
             if name.startswith("override/"):
                 network.state_dict()[name.removeprefix("override/")].copy_(self.tensor(name))
@@ -123,7 +126,7 @@ def tokenizer(golden: Golden) -> None:
 def quantiser(golden: Golden) -> None:
     whole = torch.nn.Module()
     whole.quantize = MultiScaleQuantizer(**golden.case["config"]["quantiser"]).requires_grad_(False)
-    fill_module(whole)
+    fill_module(whole.to(DEVICE))
     tokens = whole.quantize.encode(golden.tensor("feat"))
     golden.matches(tokens, "idx")
     golden.matches(np.array(whole.quantize.phi_index), "phi_index")
@@ -153,7 +156,7 @@ def forward(golden: Golden) -> None:
     grads = gradients(loss, network)
     golden.matches(total_norm(grads), "grad_norm")
     assert list(grads) == golden.case["param_names"]
-    golden.matches(np.array([grad.double().norm() for grad in grads.values()]), "param_grad_norms")
+    golden.matches(torch.stack([grad.double().norm() for grad in grads.values()]), "param_grad_norms")
     assert [name for name, grad in grads.items() if not grad.any()] == golden.case["params_with_zero_grad"]
     for name in golden.arrays:
         if name.startswith("grad/"):
@@ -165,9 +168,8 @@ def forward(golden: Golden) -> None:
 
 def forward_train_mode(golden: Golden) -> None:
     network = golden.transformer().train().requires_grad_(True)
-    np.testing.assert_allclose(
-        np.repeat([1 - rate for rate in network.drop_path_rates if rate > 0], 2), golden.arrays["path_keep_prob"]
-    )
+    kept = np.repeat([1 - rate for rate in network.drop_path_rates if rate > 0], 2)
+    golden.compare(kept, golden.arrays["path_keep_prob"], rtol=1e-7, name="path_keep_prob")
     # Recorded is whether a branch was kept: a uniform of 0 keeps it, one of 1 does not.
     noise = RecordedNoise([golden.tensor("label_uniform"), 1 - golden.tensor("path_keep").T])
     logits = network(golden.tensor("label"), golden.tensor("x"), noise)
@@ -192,7 +194,9 @@ def sample(golden: Golden) -> None:
     keywords = dict(golden.case["config"]["sampler"])
     settings = VARSettings(guidance=keywords.pop("cfg"), **keywords)
     none = torch.ones(len(labels), network.length, network.vocab)  # where one token is left, draws do not matter
-    recorded = [torch.from_numpy(golden.arrays.get(name, none.numpy())) for name in ("exp_pick", "exp_gumbel")]
+    recorded = [
+        golden.tensor(name) if name in golden.arrays else none.to(DEVICE) for name in ("exp_pick", "exp_gumbel")
+    ]
     kinds = recorded if settings.smooth else recorded[:1]
     draws = [kind[:, positions] for positions in network.slices for kind in kinds]
     noise = RecordedNoise(draws)
@@ -213,7 +217,7 @@ def sample(golden: Golden) -> None:
 
 def filtering(golden: Golden) -> None:
     logits = golden.tensor("logits")
-    ties = torch.tensor([[len(row.unique()) < len(row) for row in image] for image in logits])
+    ties = torch.tensor([[len(row.unique()) < len(row) for row in image] for image in logits], device=DEVICE)
     assert ties.any()
     for i, combination in enumerate(golden.case["config"]["combos"]):
         kept = filter_logits(logits, **combination)
@@ -230,13 +234,13 @@ def filtering(golden: Golden) -> None:
 
 def smooth_mixture(golden: Golden) -> None:
     config = golden.case["config"]
-    table = torch.from_numpy(fill("quantize.embedding.weight", (config["vocab"], config["code_channels"])))
+    table = torch.from_numpy(fill("quantize.embedding.weight", (config["vocab"], config["code_channels"]))).to(DEVICE)
     logits = golden.tensor("logits")
     logits = logits.masked_fill(logits <= -1e9, -torch.inf)
     for i, progress in enumerate(config["ratios"]):
         draws = golden.tensor("exp_gumbel")
         golden.matches(smooth_codes(logits, draws, table, progress), f"code_{i}")
-        golden.matches(smooth_codes(logits, draws, torch.eye(len(table)), progress), f"weights_{i}")
+        golden.matches(smooth_codes(logits, draws, torch.eye(len(table), device=DEVICE), progress), f"weights_{i}")
         golden.matches(smooth_temperature(progress), f"tau_{i}")
 
 
@@ -244,10 +248,9 @@ def merge(golden: Golden) -> None:
     network = golden.transformer()
     base = network.state_dict()
     moved = [name for name in base if base[name].is_floating_point() and not name.endswith((*KEPT, "zero_k_bias"))]
-    tuned = {
-        name: tensor + 0.05 * torch.from_numpy(fill(f"aux:{name}", tuple(tensor.shape))) if name in moved else tensor
-        for name, tensor in base.items()
-    }
+    tuned = {**base}
+    for name in moved:
+        tuned[name] = base[name] + 0.05 * torch.from_numpy(fill(f"aux:{name}", tuple(base[name].shape))).to(DEVICE)
     merged = merge_state(base, tuned, golden.case["config"]["w"])
     for name in golden.arrays:
         if name.startswith("merged/"):
@@ -267,7 +270,7 @@ def finetune_steps(golden: Golden) -> None:
     model = VARModel({"transformer": case["config"]["transformer"]})
     model.network = golden.transformer()
     model.set_tokenizer(vqvae)
-    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
+    before = copied_parameters(model.network)
     recipe = VARRecipe(
         batch_size=batch,
         lr=case["peak_lr"],
@@ -277,14 +280,14 @@ def finetune_steps(golden: Golden) -> None:
     run = train_on(model, recipe, TOKENS, tokens.flatten(0, 1).to(token_dtype(vqvae)), labels.flatten())
     golden.matches(np.array([entry["loss"] for entry in run.log]), "loss")
     golden.matches(run.grad_norms, "grad_norm")
-    np.testing.assert_allclose([entry["lr"] for entry in run.log], golden.arrays["lr"], rtol=1e-6)
-    changes = {name: parameter - before[name] for name, parameter in model.network.named_parameters()}
+    golden.compare([entry["lr"] for entry in run.log], golden.arrays["lr"], rtol=1e-6, name="lr")
+    changes = {name: weights - before[name] for name, weights in copied_parameters(model.network).items()}
     golden.matches(torch.cat([change.flatten() for change in changes.values()]).norm(), "moved")
     for name in golden.arrays:
         if name.startswith("delta/"):
-            entries = changes[name.removeprefix("delta/")].detach().flatten()[: len(golden.arrays[name])]
+            entries = changes[name.removeprefix("delta/")].flatten()[: len(golden.arrays[name])]
             assert case["tolerance"]["delta"] == "atol 1e-3 * peak learning rate"
-            np.testing.assert_allclose(entries, golden.arrays[name], rtol=0, atol=1e-3 * case["peak_lr"], err_msg=name)
+            golden.compare(entries, golden.arrays[name], atol=1e-3 * case["peak_lr"], name=name)
 
 
 def preprocess(golden: Golden) -> None:
@@ -293,7 +296,7 @@ def preprocess(golden: Golden) -> None:
     for i, (top, left) in enumerate(golden.arrays["crop_offsets"].tolist()):
         image = torch.from_numpy(golden.arrays[f"image_{i}"]).permute(2, 0, 1)
         crop = enlarge(image, round(ratio * side))[:, top : top + side, left : left + side]
-        np.testing.assert_allclose(as_input(crop), golden.arrays[f"out_{i}"], rtol=0, atol=1e-6)
+        golden.compare(as_input(crop), golden.arrays[f"out_{i}"], atol=1e-6, name=f"out_{i}")
 
 
 HANDLERS: dict[str, Callable[[Golden], None]] = {
@@ -311,10 +314,14 @@ HANDLERS: dict[str, Callable[[Golden], None]] = {
 }
 
 
+CPU_ONLY = {"preprocess"}
+"""kinds that do not depend on the device"""
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
+def test_golden(name: str, record_property: Callable[[str, object], None]) -> None:
     golden = Golden(name)
-    handler(golden.case["kind"], HANDLERS)(golden)
+    run_case(golden, HANDLERS, record_property, CPU_ONLY)
 
 
 @pytest.mark.parametrize("name", SCRIPTS["balanced_labels"])

@@ -26,7 +26,16 @@ from neon.recipe import Recipe
 from neon.sampling import published_batches
 from neon.unet import Conv2d, UNetBlock
 from tests.golden.recipe import fill_module
-from tests.goldens import GOLDEN_DIR, handler, load_arrays, load_golden, train_in_order
+from tests.goldens import (
+    DEVICE,
+    GOLDEN_DIR,
+    GoldenCase,
+    copied_parameters,
+    load_arrays,
+    load_golden,
+    run_case,
+    train_in_order,
+)
 from tests.replay import RecordedNoise
 
 FOLDER = GOLDEN_DIR / "edm"
@@ -34,33 +43,24 @@ CASES: dict[str, dict] = load_golden(FOLDER)["cases"]
 LOSSES = {loss.__name__: loss for loss in (EDMLoss, VPLoss, VELoss)}
 
 
-class Golden:
-    """One case: its description, its arrays, and the comparison with its tolerances."""
-
+class Golden(GoldenCase):
     def __init__(self, name: str) -> None:
-        self.case = CASES[name]
-        [self.arrays] = load_arrays(FOLDER / self.case["file"], "")
-
-    def tensor(self, name: str) -> Tensor:
-        return torch.from_numpy(self.arrays[name])
-
-    def optional(self, name: str) -> Tensor | None:
-        return self.tensor(name) if name in self.arrays else None
+        [self.arrays] = load_arrays(FOLDER / CASES[name]["file"], "")
+        super().__init__(CASES[name], self.arrays)
 
     def matches(self, got: Tensor | np.ndarray | float, name: str) -> None:
-        np.testing.assert_allclose(
-            np.asarray(got), self.arrays[name], rtol=self.case["rtol"], atol=self.case["atol"], err_msg=name
-        )
+        self.compare(got, self.arrays[name], rtol=self.case["rtol"], atol=self.case["atol"], name=name)
 
     def network(self) -> Precond:
-        network = PRECONDS[self.case["precond"]](**self.case["config"]).eval().requires_grad_(False)
+        network = PRECONDS[self.case["precond"]](**self.case["config"]).to(DEVICE).eval().requires_grad_(False)
         keeps_tables = "every floating entry" not in self.case["weights"]
         keep = tuple(n for n in network.state_dict() if keeps_tables and (n == "u" or n.endswith("resample_filter")))
         return fill_module(network, keep)
 
 
 def fill_lone(module: torch.nn.Module) -> torch.nn.Module:
-    return fill_module(module.eval().requires_grad_(False), keep=tuple(n for n in module.state_dict() if "filter" in n))
+    module.to(DEVICE).eval().requires_grad_(False)
+    return fill_module(module, keep=tuple(n for n in module.state_dict() if "filter" in n))
 
 
 def network_forward(golden: Golden) -> None:
@@ -135,7 +135,7 @@ def sampler(golden: Golden) -> None:
     )
     golden.matches(out, "out")
     golden.matches(np.array(levels), "net_sigmas")
-    np.testing.assert_allclose(to_uint8(out).int(), golden.arrays["uint8"].astype(int), rtol=0, atol=1)
+    golden.compare(to_uint8(out).int(), golden.arrays["uint8"].astype(int), atol=1, name="uint8")
     assert len(levels) == golden.case["nfe"]
 
 
@@ -227,7 +227,7 @@ def training_loss(golden: Golden) -> None:
     golden.matches(loss.detach(), "loss")
     (loss.sum() / len(images)).backward()
     parameters = dict(network.named_parameters())
-    golden.matches(np.array([parameters[n].grad.double().norm() for n in golden.case["grad_names"]]), "grad_norms")
+    golden.matches(torch.stack([parameters[n].grad.double().norm() for n in golden.case["grad_names"]]), "grad_norms")
     assert all(parameters[n].grad is None for n in golden.case["no_grad_names"])
     for name in golden.arrays:
         if name.startswith("grad/"):
@@ -239,11 +239,11 @@ def training_loop(golden: Golden) -> None:
     case, loop = golden.case, golden.case["loop"]
     model = EDM({"precond": case["precond"], "network": case["config"]})
     model.network = golden.network()
-    before = {name: parameter.clone() for name, parameter in model.network.named_parameters()}
-    index, labels = golden.tensor("index"), golden.tensor("labels").argmax(2)
+    before = copied_parameters(model.network)
+    index, labels = golden.tensor("index").cpu(), golden.tensor("labels").argmax(2).cpu()
     image_labels = torch.zeros(len(golden.arrays["images_u8"]), dtype=torch.int64)
     image_labels[index] = labels
-    dataset = ArrayDataset(golden.tensor("images_u8").permute(0, 3, 1, 2), image_labels, "recorded images")
+    dataset = ArrayDataset(golden.tensor("images_u8").permute(0, 3, 1, 2).cpu(), image_labels, "recorded images")
     rounds = zip(golden.tensor("rnd"), golden.tensor("noise"), strict=True)
     augmented = zip(golden.tensor("y"), golden.tensor("augment_labels"), strict=True)
     model.augment = lambda images, noise: next(augmented)
@@ -276,15 +276,15 @@ def training_loop(golden: Golden) -> None:
     golden.matches(np.array([loss.mean().item() / pixels for loss in losses]), "loss_mean")
     golden.matches(np.array([entry["lr"] for entry in run.log]), "lr")
     golden.matches(run.grad_norms, "grad_norm")
-    trained = dict(model.network.named_parameters())
+    trained = copied_parameters(model.network)
     assert list(trained) == case["param_names"]
     for side, weights in (("net", trained), ("ema", run.weights)):
         changes = [(weights[name] - before[name]).double().norm().item() for name in case["param_names"]]
         # The gradient of these is zero in exact arithmetic: what Adam makes of its rounding is no result.
         compared = [name not in case["noise_dominated"] for name in case["param_names"]]
         key = f"{side}_delta_norm"
-        np.testing.assert_allclose(
-            np.array(changes)[compared], golden.arrays[key][compared], rtol=case["rtol"], atol=case["atol"], err_msg=key
+        golden.compare(
+            np.array(changes)[compared], golden.arrays[key][compared], rtol=case["rtol"], atol=case["atol"], name=key
         )
         for name in golden.arrays:
             if name.startswith(f"{side}/"):
@@ -308,7 +308,7 @@ def frechet(golden: Golden) -> None:
 
 def feature_statistics(golden: Golden) -> None:
     features = golden.tensor("features")
-    moments = Moments(features.shape[1])
+    moments = Moments(features.shape[1], DEVICE)
     for block in features.split(10):
         moments.update(block)
     golden.matches(moments.mean, "mu")
@@ -345,7 +345,17 @@ HANDLERS = {
 }
 
 
+CPU_ONLY = {
+    "noise levels",
+    "random streams",
+    "training order of images",
+    "cutting the seed list into batches (dataset generation script)",
+    "subset of a dataset when max_size < n",
+}
+"""kinds that do not depend on the device"""
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_golden(name: str) -> None:
+def test_golden(name: str, record_property: Callable[[str, object], None]) -> None:
     golden = Golden(name)
-    handler(golden.case["kind"], HANDLERS)(golden)
+    run_case(golden, HANDLERS, record_property, CPU_ONLY)

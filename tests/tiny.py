@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from VAR.vqvae import VQVAE
 from xAR.model import XARModel
 from xAR.vae import AutoencoderKL
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "network": {
         "img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 8,
         "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0,

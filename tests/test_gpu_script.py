@@ -1,0 +1,62 @@
+"""benchmarks/gpu.sh, which is run on a GPU when one is at hand, works: here its dry form on a CPU."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("correct", "drift", "speed", "train", "profile")
+
+
+def script(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "benchmarks/gpu.sh", *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_dry_form_runs_every_part(tmp_path: Path) -> None:
+    record = tmp_path / "gpu.json"
+    ran = script("--device", "cpu", "--tiny", "--output", str(record))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    parts = json.loads(record.read_text())["parts"]
+    assert tuple(parts) == PARTS
+    for part, found in parts.items():
+        rows = {row["row"]: row for row in found["rows"]}
+        assert rows, part
+        assert {row["status"] for row in rows.values()} == {"ok"}, rows
+        assert all(name in ran.stdout for name in rows)
+    drift = {row["row"]: row for row in parts["drift"]["rows"]}
+    assert drift["edm tf32"]["largest"] == 0, "a CPU knows no TF32"
+    assert drift["edm bf16"]["largest"] > 0, "half precision moves images"
+
+
+def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+    record = tmp_path / "gpu.json"
+    flags = ("--device", "cpu", "--tiny", "--output", str(record), "--only", "goldens", "edm tf32")
+    ran = script("correct", "drift", *flags, NEON_GOLDEN_DIR=str(tmp_path / "missing"))
+    assert ran.returncode == 1
+    parts = json.loads(record.read_text())["parts"]
+    assert [row["status"] for row in parts["correct"]["rows"]] == ["failed"]
+    assert [row["status"] for row in parts["drift"]["rows"]] == ["ok"]
+    assert "No such file or directory" in parts["correct"]["rows"][0]["note"], "it says what is missing"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_how_to_run_it_dry(tmp_path: Path) -> None:
+    ran = script("--output", str(tmp_path / "gpu.json"))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "gpu.sh: no GPU on this machine; for a dry run: gpu.sh --device cpu --tiny\n"
+
+
+def test_a_dry_run_does_not_replace_the_record() -> None:
+    ran = script("--device", "cpu", "--tiny")
+    assert ran.returncode == 2
+    assert "--output" in ran.stderr
