@@ -1,0 +1,1 @@
+"""Measurements of one GPU in five parts: `bash benchmarks/gpu.sh`."""
