@@ -202,13 +202,13 @@ def test_the_last_line_is_the_score_and_json_has_the_protocol(here: Path, capsys
 
 def test_scores_are_those_of_the_images_that_sampling_writes(here: Path) -> None:
     assert run_sample(f"--network_pkl base.pkl --outdir out.zip --seeds 5-44 --batch 16 {SAMPLER}") == 0
-    # In the same batches: features of other batches may differ by a rounding.
-    fid = "fid out.zip real --features features.safetensors --precision_recall --json a.json --batch_size 16"
+    fid = "fid out.zip real --features features.safetensors --precision_recall --json a.json"
     assert cli.main(fid.split()) == 0
     stored = json.loads(Path("a.json").read_text())
     direct = scores("--network_pkl base.pkl --seeds 5-44 --max_batch_size 16 --precision_recall real")
     for name in ("fd_tiny6", "precision", "recall", "density", "coverage"):
-        assert direct[name] == pytest.approx(stored[name], rel=1e-9)
+        # Features in batches of another size differ by roundings: 7e-8 of the distance on some processors, 0 on others.
+        assert direct[name] == pytest.approx(stored[name], rel=1e-6)
 
 
 def test_statistics_of_images_are_a_reference(here: Path) -> None:
