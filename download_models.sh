@@ -86,7 +86,7 @@ places() { # NAME SOURCE FOLDERS
     for folder in ${3//,/ }; do
         case $folder in
             TORCH) folder=${TORCH_HOME:-$cache/torch}/hub/checkpoints ;;
-            NEON) # as neon/download.py names it
+            NEON) # as neon/runtime/download.py names it
                 folder=${NEON_CACHE:-$cache/neon}/$(printf %s "$source$name" | sha256 | cut -c 1-16)
                 ;;
             HUB)

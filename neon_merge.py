@@ -5,7 +5,7 @@ python neon_merge.py --base base.pth --self-trained tuned.pth -w 1.5 --output ne
 
 import sys
 
-from neon.cli import main
+from neon.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main(["merge", *sys.argv[1:]]))

@@ -18,14 +18,14 @@ import torch
 import tyro
 
 from neon import __version__
-from neon.command_line import run_program
-from neon.dataset import ImageDataset, TrainingImages
-from neon.distributed import Processes, processes
+from neon.cli.command_line import run_program
+from neon.cli.flags import PRECISIONS
+from neon.cli.training import Plan, TrainingFlags
+from neon.data.encoded import ExampleSet, is_example_set
+from neon.data.images import ImageDataset, TrainingImages
 from neon.errors import RequestError
-from neon.examples import ExampleSet, is_example_set
-from neon.files import sha256_file
-from neon.flags import PRECISIONS
-from neon.training import Plan, TrainingFlags
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.files import sha256_file
 from VAR.flags import ALIASES, ModelFlags
 from VAR.model import TOKENS, VARModel, load_tokenizer
 from VAR.preprocess import ENLARGEMENT

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from neon.distributed import Processes
-from neon.download import shared_file
+from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
+from neon.runtime.distributed import Processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from VAR.model import VARModel, tokenizer_file
 from VAR.sampler import VARSettings
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
-from neon.download import usual_file
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
+from neon.runtime.download import usual_file
 from VAR.preprocess import ENLARGEMENT, as_input, enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from neon.command_line import run_program
-from neon.distributed import Processes, processes
+from neon.cli.command_line import run_program
+from neon.cli.flags import SampledImages
+from neon.data.encoded import write_examples
 from neon.errors import RequestError
-from neon.examples import write_examples
-from neon.flags import SampledImages
 from neon.noise import ImageNoise, Purpose
-from neon.runs import run_folder
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.run_folder import run_folder
 from neon.sampling import block_labels, check_enough, check_label
 from VAR.flags import ALIASES, ImageFlags
 from VAR.model import TOKENS, VARModel, token_dtype

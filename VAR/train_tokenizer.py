@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from neon import __version__
-from neon.command_line import run_program
-from neon.dataset import ImageDataset
-from neon.distributed import processes
+from neon.cli.command_line import run_program
+from neon.data.images import ImageDataset
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.recipe import Recipe
+from neon.runtime.distributed import processes
 from neon.selftrain import largest_divisor, train_in_folder
 from VAR.preprocess import as_input
 from VAR.vqvae import VQVAE

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.autoencoder import Decoder, Encoder, group_norm
+from neon.nn.autoencoder import Decoder, Encoder, group_norm
 from VAR.quantizer import MultiScaleQuantizer
 
 USAGE_BUFFER = "quantize.ema_vocab_hit_SV"

@@ -37,24 +37,24 @@ from small_study import ASSETS, DATA, FEATURES, ROOT, last_snapshot, program
 from torch import Tensor
 from tune import STUDIES
 
-from neon.align import features_at
 from neon.checkpoint import load_state
-from neon.dataset import ImageDataset, TrainingImages
+from neon.data.encoded import ExampleSet, is_example_set
+from neon.data.images import ImageDataset, TrainingImages
 from neon.demo.assets import BASE, TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.assets import FEATURES as DEMO_FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
-from neon.distributed import Processes
 from neon.evaluate import Reference, evaluate
-from neon.examples import ExampleSet, is_example_set
-from neon.files import write_json
-from neon.gradients import MICRO_BATCH, alignment, curve, gradients, loss_of, lowest, parts_of
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
-from neon.predict import Estimate, interpolation, jackknife, lowest_point, predict
+from neon.runtime.distributed import Processes
+from neon.runtime.files import write_json
 from neon.sampling import write_samples
+from neon.tune.align import features_at
+from neon.tune.gradients import MICRO_BATCH, alignment, curve, gradients, loss_of, lowest, parts_of
+from neon.tune.predict import Estimate, interpolation, jackknife, lowest_point, predict
 from VAR.model import TOKENS, VARModel
 from xAR.model import XARModel
 

@@ -26,14 +26,14 @@ from neon.demo.assets import BASE, FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.demo.run import DemoPlan
 from neon.demo.train import fit_classifier
-from neon.distributed import Processes
 from neon.evaluate import Reference, evaluate
-from neon.files import write_json
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
+from neon.runtime.distributed import Processes
+from neon.runtime.files import write_json
 from neon.selftrain import train
 
 State = dict[str, Tensor]

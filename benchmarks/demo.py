@@ -20,7 +20,7 @@ import tyro
 from machine import machine
 
 from neon.demo.assets import BASE
-from neon.files import sha256_file, write_json
+from neon.runtime.files import sha256_file, write_json
 
 ROWS = ("base", "base_twice_the_steps", "self_trained", "neon")
 

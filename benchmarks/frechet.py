@@ -46,7 +46,7 @@ def main() -> None:
         ],
     }
     print_table(record)
-    from neon.files import write_json
+    from neon.runtime.files import write_json
 
     write_json(args.json, record)
 

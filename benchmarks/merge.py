@@ -26,8 +26,8 @@ import tyro
 from machine import machine
 
 from neon.checkpoint import save_safetensors
-from neon.files import write_json
 from neon.merge import LiveMerge, merge_files, merge_state
+from neon.runtime.files import write_json
 
 BLOCK = 1 << 22
 TENSOR_ELEMENTS = 1 << 22  # 16 MB in float32, a large layer

@@ -23,9 +23,9 @@ from machine import machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the random weights of the tests
 
-from neon.files import write_json
 from neon.metrics import InceptionScore, Moments
 from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.runtime.files import write_json
 from tests.inception import random_inception, varied_images
 
 FORWARD, SCORED, SUMS = "forward alone", "forward, moments, Inception Score", "moments and Inception Score alone"

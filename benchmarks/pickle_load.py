@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the writer of such files b
 
 from edm.precond import EDMPrecond
 from neon.checkpoint import load_state, open_checkpoint
-from neon.files import write_json
+from neon.runtime.files import write_json
 from tests.pickles import dumps, snapshot
 
 KEYWORDS: dict[str, Any] = {

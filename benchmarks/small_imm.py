@@ -29,11 +29,11 @@ from small_study import (
 )
 
 from imm.model import IMM
+from neon.cli.flags import PRECISIONS
 from neon.demo.fashion import DEBIAN_FOLDER
-from neon.files import write_json
-from neon.flags import PRECISIONS
 from neon.model import load_model
 from neon.noise import ImageNoise
+from neon.runtime.files import write_json
 
 RUN = ROOT / "runs" / "small_imm"
 BASE = ASSETS / "small_imm_base.safetensors"

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from machine import machine
 
-from neon.dataset import ArrayDataset, ImageDataset, pack_set, write_images, write_labels
+from neon.data.images import ArrayDataset, ImageDataset, pack_set, write_images, write_labels
 from neon.demo.fashion import load_fashion
 from neon.demo.train import fit_classifier
-from neon.files import write_json
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features
 from neon.model import load_model, save_model
+from neon.runtime.files import write_json
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "runs" / "small_data"

@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from neon.demo.assets import BASE, real_images
-from neon.files import write_json
 from neon.model import load_model
 from neon.noise import ImageNoise
+from neon.runtime.files import write_json
 
 SAMPLING_BATCH, TRAINING_BATCH = 100, 32
 

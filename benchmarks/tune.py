@@ -26,8 +26,8 @@ from neon.demo.assets import BASE as DEMO_BASE
 from neon.demo.assets import FEATURES as DEMO_FEATURES
 from neon.demo.assets import TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER
-from neon.files import write_json
-from neon.report import load
+from neon.report.record import load
+from neon.runtime.files import write_json
 
 RUN = ROOT / "runs" / "tune-study"
 RESULTS = Path(__file__).parent / "results"

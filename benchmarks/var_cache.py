@@ -20,8 +20,8 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from neon.files import write_json
 from neon.noise import ImageNoise
+from neon.runtime.files import write_json
 from VAR.published import PATCH_NUMS
 from VAR.sampler import VARSettings, draw_tokens, filter_logits, generate_tokens
 from VAR.transformer import VAR

@@ -21,8 +21,8 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from neon.files import write_json
 from neon.noise import ImageNoise
+from neon.runtime.files import write_json
 from xAR.sampler import XARSettings, generate_latents
 from xAR.transformer import CLEAN, XAR, Generation
 

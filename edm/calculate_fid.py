@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from edm.flags import ALIASES, ImageFlags
 from edm.published import warn_if_unusual
-from neon.command_line import run_program, warn
-from neon.distributed import processes
-from neon.download import shared_file
+from neon.cli.command_line import run_program, warn
+from neon.cli.score import Sampling, ScoringFlags, score_network
 from neon.model import load_model
-from neon.scoring import Sampling, ScoringFlags, score_network
+from neon.runtime.distributed import processes
+from neon.runtime.download import shared_file
 
 DEFAULT_SEEDS = "0-9999"
 

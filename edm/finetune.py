@@ -20,17 +20,17 @@ import tyro
 from edm.model import EDM
 from edm.published import architecture_keywords
 from neon import __version__
-from neon.augment import AUGMENT_DIM, augmentation_for
-from neon.command_line import run_program
-from neon.dataset import ImageDataset, Subset, TrainingImages
-from neon.distributed import Processes, processes
-from neon.download import shared_file
+from neon.cli.command_line import run_program
+from neon.cli.training import pickle_copies
+from neon.data.augment import AUGMENT_DIM, augmentation_for
+from neon.data.images import ImageDataset, Subset, TrainingImages
 from neon.errors import RequestError
-from neon.files import sha256_file
 from neon.model import load_model
+from neon.nn.unet import UNetBlock
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from neon.selftrain import largest_divisor, train_in_folder
-from neon.training import pickle_copies
-from neon.unet import UNetBlock
 
 ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}
 LARGEST_MICRO_BATCH = 64

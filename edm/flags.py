@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from edm.sampler import EDMSettings
-from neon.command_line import seed_list
+from neon.cli.command_line import seed_list
 from neon.errors import RequestError
 
 ALIASES = {

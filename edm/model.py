@@ -10,7 +10,7 @@ from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
 from neon.checkpoint import Checkpoint
-from neon.dataset import from_uint8, to_uint8
+from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise

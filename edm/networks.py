@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.unet import (
+from neon.nn.unet import (
     SONG_INIT,
     Conv2d,
     FourierEmbedding,

@@ -7,8 +7,8 @@ from typing import Any
 
 from edm.precond import NETWORKS, PRECONDS
 from edm.sampler import EDMSettings, SamplerSettings
-from neon.augment import AUGMENT_DIM
-from neon.command_line import warn
+from neon.cli.command_line import warn
+from neon.data.augment import AUGMENT_DIM
 from neon.model import GenerativeModel
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

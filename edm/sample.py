@@ -21,12 +21,12 @@ from edm.model import EDM
 from edm.published import warn_if_unusual
 from edm.sampler import EDMSettings, SamplerSettings
 from neon import __version__
-from neon.command_line import run_program
-from neon.distributed import Processes, processes
-from neon.download import shared_file
+from neon.cli.command_line import run_program
 from neon.errors import RequestError
-from neon.files import sha256_file
 from neon.model import GenerativeModel, load_model
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from neon.sampling import check_enough, check_label, sample_set
 
 ABLATION_ALIASES = {"--disc": "--discretization"}

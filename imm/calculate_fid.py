@@ -14,10 +14,10 @@ import sys
 from dataclasses import dataclass
 
 from imm.flags import ALIASES, ImageFlags, use_tensor_cores
-from neon.command_line import run_program
-from neon.distributed import processes
-from neon.flags import ScoredImages
-from neon.scoring import score_network
+from neon.cli.command_line import run_program
+from neon.cli.flags import ScoredImages
+from neon.cli.score import score_network
+from neon.runtime.distributed import processes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ import tyro
 
 from imm.latents import MOMENTS
 from imm.vae import load_codec, weights_file
-from neon.command_line import run_program
-from neon.distributed import processes
+from neon.cli.command_line import run_program
+from neon.cli.flags import EncodeFlags
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import EncodeFlags
+from neon.runtime.distributed import processes
+from neon.runtime.files import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,14 @@ from imm.networks import MODELS
 from imm.recipe import IMMRecipe
 from imm.vae import DOWNSAMPLING, LATENT_CHANNELS, weights_file
 from neon import __version__
-from neon.augment import AUGMENT_DIM, augmentation_for, labels_read_by
-from neon.command_line import run_program
-from neon.dataset import TrainingImages
-from neon.distributed import Processes, processes
+from neon.cli.command_line import run_program
+from neon.cli.flags import PRECISIONS
+from neon.cli.training import Plan, TrainingFlags, pickle_copies
+from neon.data.augment import AUGMENT_DIM, augmentation_for, labels_read_by
+from neon.data.images import TrainingImages
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import PRECISIONS
-from neon.training import Plan, TrainingFlags, pickle_copies
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.files import sha256_file
 
 LARGEST_MICRO_BATCH = 64
 AUGMENTATION = 0.12

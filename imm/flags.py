@@ -12,12 +12,12 @@ from imm.model import ASSUMED, IMM
 from imm.published import PRESETS
 from imm.sampler import IMMSettings
 from imm.vae import weights_file
-from neon.command_line import warn
-from neon.distributed import Processes
-from neon.download import shared_file
+from neon.cli.command_line import warn
+from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
+from neon.runtime.distributed import Processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 
 ALIASES = {
     "--N": "--num_images",

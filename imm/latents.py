@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from imm.vae import DOWNSAMPLING
-from neon.dataset import FileDataset, ImageDataset, Storage, TrainingImages, has_suffix
-from neon.examples import ExampleSet, is_example_set
+from neon.data.encoded import ExampleSet, is_example_set
+from neon.data.images import FileDataset, ImageDataset, Storage, TrainingImages, has_suffix
 
 MOMENTS = "IMM moments"
 """what sets of encoded images hold: float32 [8, h, w] an image"""

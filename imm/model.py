@@ -14,9 +14,9 @@ from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
-from neon.augment import AugmentPipe
 from neon.checkpoint import Checkpoint
-from neon.dataset import from_uint8, to_uint8
+from neon.data.augment import AugmentPipe
+from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise

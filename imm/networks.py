@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.unet import (
+from neon.nn.unet import (
     SONG_INIT,
     FourierEmbedding,
     Linear,

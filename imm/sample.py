@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 
 from imm.flags import ALIASES, ImageFlags, use_tensor_cores
-from neon.command_line import run_program
-from neon.distributed import processes
-from neon.flags import SampledImages
+from neon.cli.command_line import run_program
+from neon.cli.flags import SampledImages
+from neon.runtime.distributed import processes
 from neon.sampling import check_enough, check_label
 
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import load_state
-from neon.dataset import from_uint8
-from neon.download import usual_file
+from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import load_weights
+from neon.runtime.download import usual_file
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL

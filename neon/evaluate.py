@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
+from neon.data.images import TrainingImages
 from neon.errors import DegenerateError, RequestError, WorkError
-from neon.files import append_json
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
-from neon.progress import Progress
+from neon.runtime.distributed import Processes
+from neon.runtime.files import append_json
+from neon.runtime.progress import Progress
 from neon.sampling import Label, blocks, rounds, sample_block
 
 SAVE_EVERY_SECONDS = 60.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neon.dataset import visit_order
+from neon.data.images import visit_order
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neon.dataset import LABELS_FILE, image_name, pack_set, write_images, write_labels
-from neon.distributed import Processes
+from neon.data.images import LABELS_FILE, image_name, pack_set, write_images, write_labels
 from neon.errors import RequestError
-from neon.files import check_writable
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
-from neon.progress import Progress
-from neon.runs import run_folder
+from neon.runtime.distributed import Processes
+from neon.runtime.files import check_writable
+from neon.runtime.progress import Progress
+from neon.runtime.run_folder import run_folder
 
 Label = int | Tensor | None
 """which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_torch
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
+from neon.data.images import TrainingImages
 from neon.errors import RequestError, WorkError
-from neon.files import append_json, atomic_write
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
-from neon.progress import Progress
 from neon.recipe import Recipe
-from neon.runs import run_folder
+from neon.runtime.distributed import Processes
+from neon.runtime.files import append_json, atomic_write
+from neon.runtime.progress import Progress
+from neon.runtime.run_folder import run_folder
 from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from neon.demo.run import DemoPlan, run_demo
-from neon.distributed import processes
 from neon.recipe import Recipe
+from neon.runtime.distributed import processes
 
 SMALL = DemoPlan(
     num_synthetic=48,

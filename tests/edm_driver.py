@@ -7,11 +7,11 @@ import torch
 
 from edm import calculate_fid, finetune, sample
 from edm.flags import ALIASES
-from neon.command_line import run_program
-from neon.dataset import ImageDataset
-from neon.distributed import Processes, processes
+from neon.cli.command_line import run_program
+from neon.data.images import ImageDataset
 from neon.model import load_model
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes, processes
 from neon.selftrain import train
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.

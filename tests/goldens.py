@@ -21,12 +21,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from neon.checkpoint import load_state
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
-from neon.examples import ExampleSet, write_index, write_shard
+from neon.data.encoded import ExampleSet, write_index, write_shard
+from neon.data.images import TrainingImages
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
 from neon.selftrain import LOG_FILE, train
 from tests.replay import RecordedNoise
 

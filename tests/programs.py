@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from neon import evaluate, selftrain
-from neon.command_line import run_program
-from neon.dataset import ArrayDataset, ImageDataset, write_images, write_labels
-from neon.distributed import processes
+from neon.cli.command_line import run_program
+from neon.data.images import ArrayDataset, ImageDataset, write_images, write_labels
 from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, features_of
 from neon.model import save_model
+from neon.runtime.distributed import processes
 from tests.tiny import tiny_edm, tiny_images
 
 ROOT = Path(__file__).parent.parent

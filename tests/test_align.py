@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from neon import cli
-from neon.align import features_at, rounding
 from neon.checkpoint import load_state
-from neon.dataset import write_images, write_labels
-from neon.distributed import Processes, processes
+from neon.cli import app as cli
+from neon.data.images import write_images, write_labels
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, evaluate
-from neon.files import write_json
-from neon.launch import run_in_processes
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics, frechet_distance
 from neon.metrics.features import load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
-from neon.predict import NODES, Estimate, interpolation, lowest_point, predict
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.files import write_json
+from neon.runtime.launch import run_in_processes
+from neon.tune.align import features_at, rounding
+from neon.tune.predict import NODES, Estimate, interpolation, lowest_point, predict
 from tests.programs import work_in, write_pair
 from tests.tiny import tiny_images
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from neon.checkpoint import TensorSpec, load_state, open_checkpoint, save_safetensors
 from neon.checkpoint.safetensors_format import aligned, stream_safetensors
-from neon.convert import convert_checkpoint
+from neon.cli.convert import convert_checkpoint
 from neon.errors import RequestError, WorkError
-from neon.files import sha256_file
+from neon.runtime.files import sha256_file
 
 STATE = {
     "layer.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

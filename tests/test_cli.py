@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import neon.cli
+import neon.cli.app
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
-from neon.cli import main
-from neon.files import sha256_file
+from neon.cli.app import main
 from neon.model import load_model
+from neon.runtime.files import sha256_file
 from tests import pickles
 from tests.tiny import tiny_edm
 
@@ -170,7 +170,7 @@ def test_a_mistyped_command_suggests_the_nearest(
 
 LIMITED = """
 import resource, sys
-from neon.cli import main
+from neon.cli.app import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 sys.exit(main(sys.argv[1:]))
 """
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: py
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(neon.cli.COMMANDS, "wait", interrupt)
+    monkeypatch.setitem(neon.cli.app.COMMANDS, "wait", interrupt)
     assert main(["wait"]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -272,5 +272,5 @@ def test_help_fits_one_screen_and_shows_defaults_and_an_example(
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    program = "import sys, neon.cli; code = neon.cli.main(['--help']); sys.exit(code or 'torch' in sys.modules)"
+    program = "import sys, neon.cli.app; code = neon.cli.app.main(['--help']); sys.exit(code or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=ROOT)

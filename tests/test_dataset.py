@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from neon.dataset import ImageDataset, to_uint8, visit_order, write_images, write_labels
+from neon.data.images import ImageDataset, to_uint8, visit_order, write_images, write_labels
 from neon.errors import RequestError
 
 

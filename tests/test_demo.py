@@ -20,12 +20,12 @@ import torch
 from neon.checkpoint import load_state, open_checkpoint
 from neon.demo.assets import BASE
 from neon.demo.run import run_demo
-from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.merge import merge_state
 from neon.model import load_model
-from neon.page import report_again
-from neon.runs import run_folder
+from neon.report.page import report_again
+from neon.runtime.distributed import Processes
+from neon.runtime.run_folder import run_folder
 from tests.demo_driver import SMALL
 
 ROOT = Path(__file__).parent.parent

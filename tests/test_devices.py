@@ -30,9 +30,8 @@ from imm.loss import IMMLoss
 from imm.model import IMM
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings
-from neon.augment import AUGMENT_DIM, edm_augment
-from neon.dataset import ArrayDataset
-from neon.distributed import Processes
+from neon.data.augment import AUGMENT_DIM, edm_augment
+from neon.data.images import ArrayDataset
 from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
 from neon.merge import LiveMerge
@@ -41,6 +40,7 @@ from neon.metrics.features import SmallFeatures
 from neon.metrics.inception_score import NUM_CLASSES
 from neon.model import GenerativeModel
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
 from neon.sampling import check_label, one_hot, sample_block, write_samples
 from neon.selftrain import TrainingRun, check_trainable, visit
 from tests.tiny import CONFIG, tiny_colour_images, tiny_edm, tiny_images, tiny_imm, tiny_sd_vae, tiny_var, tiny_xar
@@ -238,7 +238,7 @@ def test_a_set_of_images_is_written_with_a_wait_for_each_batch(tmp_path: Path) -
         settings, group = EDMSettings(num_steps=2), Processes(device=gpu.device)
         write_samples(model, range(7), settings, tmp_path, batch_size=3, processes=group)
     # The classes of a batch are told when all images are there.
-    assert gpu.waits == ["neon.dataset.write_images fetches a tensor"] * 3 + ["neon.sampling.finish reads"] * 3
+    assert gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling.finish reads"] * 3
 
 
 def test_labels_are_looked_at_while_they_are_on_the_host(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ TRAINED: dict[str, tuple[Callable[[], GenerativeModel], Callable[[], ArrayDatase
 }
 
 WAITS = {
-    "EDM, augmented": ["neon.augment.warp reads"],  # how wide the margin is: a shape
+    "EDM, augmented": ["neon.data.augment.warp reads"],  # how wide the margin is: a shape
     "VAR, images": ["VAR.model.encode fetches a tensor", "VAR.model.encode reads"],  # for Pillow, and where to crop
 }
 """what the host must know of a micro-batch"""

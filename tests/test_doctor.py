@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import neon.doctor
+import neon.cli.doctor
 from neon.checkpoint import save_safetensors
-from neon.cli import main
-from neon.doctor import Launch, launch, published_files
+from neon.cli.app import main
+from neon.cli.doctor import Launch, launch, published_files
 from neon.metrics import Statistics
 from tests import pickles
 from tests.tiny import tiny_edm
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("HOME", "TORCH_HOME", "NEON_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "caches"))
     monkeypatch.delenv("NEON_MIRROR", raising=False)
-    monkeypatch.setattr(neon.doctor, "launch", lambda backend, n: Launch(backend=backend, processes=n, seconds=1.0))
+    monkeypatch.setattr(neon.cli.doctor, "launch", lambda backend, n: Launch(backend=backend, processes=n, seconds=1.0))
     monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(__version__="0.40.0"))  # imports for seconds
     work = tmp_path / "work"
     work.mkdir()
@@ -197,8 +197,8 @@ def test_processes_that_do_not_join_are_a_fault(
 ) -> None:
     Path("python").write_text(f"#!/bin/sh\n{launcher.replace('sleep', 'exec sleep')}\n")
     Path("python").chmod(0o755)
-    monkeypatch.setattr(neon.doctor, "launch", launch)
-    monkeypatch.setattr(neon.doctor, "LAUNCH_SECONDS", 0.2 if "sleep" in launcher else 60)
+    monkeypatch.setattr(neon.cli.doctor, "launch", launch)
+    monkeypatch.setattr(neon.cli.doctor, "LAUNCH_SECONDS", 0.2 if "sleep" in launcher else 60)
     monkeypatch.setattr(sys, "executable", str(Path("python").absolute()))
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
@@ -209,6 +209,6 @@ def test_processes_that_do_not_join_are_a_fault(
 def test_without_the_script_files_are_not_looked_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(neon.doctor, "SCRIPT", folder / "download_models.sh")
+    monkeypatch.setattr(neon.cli.doctor, "SCRIPT", folder / "download_models.sh")
     assert main(["doctor"]) == 0
     assert "run neon from a checkout of its repository" in capsys.readouterr().out

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neon.download import cached_path, local_file
 from neon.errors import RequestError, WorkError
+from neon.runtime.download import cached_path, local_file
 
 CONTENT = bytes(range(256)) * 5000
 

@@ -21,7 +21,7 @@ import imm.published
 import imm.vae
 import VAR.published
 import xAR.model
-from neon.download import cached_path
+from neon.runtime.download import cached_path
 from VAR.model import tokenizer_file
 
 ROOT = Path(__file__).parents[1]

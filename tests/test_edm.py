@@ -10,8 +10,8 @@ from torch import Tensor
 from edm.networks import SongUNet
 from edm.sampler import EDMSettings, integrate
 from neon.errors import RequestError
+from neon.nn.unet import GroupNorm
 from neon.noise import ImageNoise
-from neon.unet import GroupNorm
 from tests.tiny import CONFIG, tiny_edm
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, snapshot_steps
 from edm.flags import ALIASES
-from neon import cli, evaluate, sampling
+from neon import evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
-from neon.command_line import run_program, seed_list
-from neon.dataset import write_images
+from neon.cli import app as cli
+from neon.cli.command_line import run_program, seed_list
+from neon.data.images import write_images
 from neon.errors import RequestError
 from neon.merge import merge_files
 from neon.metrics import Statistics

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neon.distributed import Processes
+from neon.data.encoded import INDEX_FILE, OPEN_SHARDS, ExampleSet, is_example_set, shard_name, write_examples
 from neon.errors import RequestError
-from neon.examples import INDEX_FILE, OPEN_SHARDS, ExampleSet, is_example_set, shard_name, write_examples
+from neon.runtime.distributed import Processes
 
 
 def write(folder: Path, count: int = 100, with_labels: bool = True) -> torch.Tensor:

@@ -17,14 +17,14 @@ from edm.model import EDM
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate, noise_levels
 from neon import selftrain
-from neon.augment import AugmentPipe
-from neon.dataset import ArrayDataset, subset_indices, to_uint8, visit_order
+from neon.data.augment import AugmentPipe
+from neon.data.images import ArrayDataset, subset_indices, to_uint8, visit_order
 from neon.merge import merge_tensor
 from neon.metrics import FrechetReference, Manifold, Moments, Statistics
+from neon.nn.unet import Conv2d, UNetBlock
 from neon.noise import ImageNoise
 from neon.recipe import Recipe
 from neon.sampling import published_batches
-from neon.unet import Conv2d, UNetBlock
 from tests.golden.recipe import fill_module
 from tests.goldens import (
     DEVICE,

@@ -17,7 +17,7 @@ from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.schedule import SCHEDULES
 from imm.vae import Codec, LatentScale, as_bytes
-from neon.dataset import from_uint8, to_uint8
+from neon.data.images import from_uint8, to_uint8
 from neon.merge import merge_state
 from tests.golden.recipe import fill_module
 from tests.goldens import (

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from imm.loss import IMMLoss
-from neon.distributed import Processes, processes
 from neon.errors import RequestError, WorkError
-from neon.files import write_json
-from neon.gradients import (
+from neon.model import GenerativeModel
+from neon.noise import Noise
+from neon.recipe import Recipe
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.files import write_json
+from neon.runtime.launch import run_in_processes
+from neon.tune.gradients import (
     Estimate,
     alignment,
     curve,
@@ -24,11 +28,7 @@ from neon.gradients import (
     lowest,
     text_table,
 )
-from neon.launch import run_in_processes
-from neon.model import GenerativeModel
-from neon.noise import Noise
-from neon.predict import sign_of
-from neon.recipe import Recipe
+from neon.tune.predict import sign_of
 from tests.tiny import tiny_colour_images, tiny_edm, tiny_images, tiny_imm, tiny_var, tiny_xar
 
 DIMENSIONS = 4

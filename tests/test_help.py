@@ -30,9 +30,10 @@ import xAR.encode
 import xAR.finetune
 import xAR.flags
 import xAR.sample
-from neon import cli, programs
-from neon.command_line import parse, run_program
-from neon.usage import Flag, flags_of
+from neon.cli import app as cli
+from neon.cli import programs
+from neon.cli.command_line import parse, run_program
+from neon.cli.usage import Flag, flags_of
 
 ROOT = Path(__file__).parent.parent
 NEON = [f"neon {name}" for name in (*cli.COMMANDS, *cli.PROGRAMS)]

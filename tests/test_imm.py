@@ -13,10 +13,10 @@ from imm.precond import F_TYPES, IMMPrecond
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate, time_grid
 from imm.schedule import SCHEDULES
-from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.noise import ImageNoise
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
 from neon.selftrain import STATE_FILE, train
 from tests.golden.recipe import fill_module
 from tests.tiny import tiny_colour_images, tiny_edm, tiny_images, tiny_imm

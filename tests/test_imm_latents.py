@@ -15,12 +15,12 @@ import torch
 from imm.encode import Encode
 from imm.latents import MOMENTS, LatentSet, open_set
 from imm.vae import LatentScale, load_codec, weights_file
-from neon import examples
 from neon.checkpoint import load_state
-from neon.command_line import run_program
-from neon.dataset import ImageDataset, write_images, write_labels
+from neon.cli.command_line import run_program
+from neon.data import encoded as examples
+from neon.data.encoded import ExampleSet
+from neon.data.images import ImageDataset, write_images, write_labels
 from neon.errors import RequestError
-from neon.examples import ExampleSet
 from tests.programs import ROOT, Killed, dies_after, same_files
 from tests.tiny import save_sd_vae, tiny_sd_vae
 

@@ -19,8 +19,8 @@ from imm.model import IMM
 from imm.sample import Sample
 from imm.vae import weights_file
 from neon.checkpoint import load_state
-from neon.command_line import run_program
-from neon.dataset import ArrayDataset, write_images, write_labels
+from neon.cli.command_line import run_program
+from neon.data.images import ArrayDataset, write_images, write_labels
 from neon.merge import merge_files
 from neon.model import load_model, save_model
 from neon.selftrain import snapshot_steps

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neon.distributed import processes
 from neon.errors import RequestError
-from neon.launch import run_in_processes
+from neon.runtime.distributed import processes
+from neon.runtime.launch import run_in_processes
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +62,7 @@ def test_processes_join_and_a_refusal_in_the_main_one_reaches_all(tmp_path: Path
 def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "from neon.launch import run_in_processes\nfrom tests.test_launch import sleep\n"
+        "from neon.runtime.launch import run_in_processes\nfrom tests.test_launch import sleep\n"
         f"if __name__ == '__main__':\n    run_in_processes(sleep, [{str(tmp_path)!r}], 2)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

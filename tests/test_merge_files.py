@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-import neon.files
+import neon.runtime.files
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.errors import RequestError, WorkError
-from neon.files import sha256_file
 from neon.merge import merge_files, merge_state, merge_tensor
+from neon.runtime.files import sha256_file
 from tests.tiny import pair, toy_state
 
 
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_nothing_half_written(toy: Path, monkeypatch: pytest.
         return FullDisk(file, 4000) if mode == "wb" else file
 
     before = left_over(toy)
-    monkeypatch.setattr(neon.files, "open", small_open, raising=False)
+    monkeypatch.setattr(neon.runtime.files, "open", small_open, raising=False)
     with pytest.raises(WorkError, match=r"the disk is full"):
         merge_files(toy / "base.pth", toy / "tuned.pth", [0.5, 1.5], toy / output)
     assert left_over(toy) == before
@@ -239,7 +239,7 @@ def test_a_full_disk_keeps_the_file_that_was_to_be_overwritten(toy: Path, monkey
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(neon.files.os, "fsync", fail)
+    monkeypatch.setattr(neon.runtime.files.os, "fsync", fail)
     with pytest.raises(WorkError, match=r"the disk is full"):
         merge_files(toy / "base.pth", toy / "tuned.pth", [1.5], toy / "neon.safetensors", overwrite=True)
     assert left_over(toy) == ["neon.safetensors"]

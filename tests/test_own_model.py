@@ -12,8 +12,8 @@ import pytest
 import safetensors.numpy
 import torch
 
-from neon import cli
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
+from neon.cli import app as cli
 from neon.errors import RequestError
 from neon.model import ATTRIBUTES, GenerativeModel, architecture, load_model, save_model
 from tests.programs import ROOT, images

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from neon.page import write_report
+from neon.report.page import write_report
 from tests.browser import CHROMIUM, Browser
 from tests.test_report import tuned
 

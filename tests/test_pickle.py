@@ -23,11 +23,11 @@ from torch import nn
 from edm.precond import EDMPrecond
 from imm.precond import IMMPrecond
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_safetensors
-from neon.cli import main
-from neon.convert import convert_checkpoint
+from neon.cli.app import main
+from neon.cli.convert import convert_checkpoint
 from neon.errors import RequestError
 from neon.merge import merge_files, merge_state
-from neon.unet import Linear
+from neon.nn.unet import Linear
 from tests.pickles import (
     NUMPY_MODULES,
     Call,

@@ -12,7 +12,7 @@ from edm.loss import EDMLoss, VELoss, VPLoss, loss_of
 from edm.precond import PRECONDS, EDMPrecond, Precond
 from edm.published import PUBLISHED, architecture_keywords, published_settings, warn_if_unusual
 from edm.sampler import EDMSettings, integrate
-from neon.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
+from neon.data.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
 from neon.errors import RequestError
 from neon.noise import ImageNoise
 from tests.tiny import CONFIG, tiny_edm

@@ -16,10 +16,21 @@ from scipy.stats import ttest_rel
 
 from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.page import page, report_again, write_report
-from neon.plots import draw_distance, plots
-from neon.report import Evaluated, Report, Row, bias_undone, headline, load, paired_gain, save, summary, text_table
-from neon.sheets import images_of, sheet
+from neon.report.grids import images_of, sheet
+from neon.report.page import page, report_again, write_report
+from neon.report.plots import draw_distance, plots
+from neon.report.record import (
+    Evaluated,
+    Report,
+    Row,
+    bias_undone,
+    headline,
+    load,
+    paired_gain,
+    save,
+    summary,
+    text_table,
+)
 
 
 def scores(distance: float, precision: float | None = None, recall: float | None = None) -> Scores:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from neon.errors import RequestError
-from neon.gradients import alignment
 from neon.metrics import Statistics
 from neon.toy.models import Autoregressive, Diffusion, ToyModel
 from neon.toy.study import (
@@ -23,6 +22,7 @@ from neon.toy.study import (
     real_points,
     study,
 )
+from neon.tune.gradients import alignment
 
 NOTEBOOK = Path(__file__).parent.parent / "toy_appendix.ipynb"
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]

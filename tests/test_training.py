@@ -10,10 +10,10 @@ import torch
 
 from neon import selftrain
 from neon.checkpoint import load_state, open_checkpoint
-from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
 from neon.model import load_model
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
 from neon.selftrain import STATE_FILE, train
 from tests.programs import Killed, dies_after, log, losses
 from tests.tiny import tiny_edm, tiny_images

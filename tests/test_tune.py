@@ -10,7 +10,7 @@ from scipy.interpolate import Akima1DInterpolator
 
 from neon.errors import RequestError, WorkError
 from neon.metrics import FrechetReference, Statistics
-from neon.tune import Evaluation, EvaluationFailed, Point, Search, grid, search
+from neon.tune.search import Evaluation, EvaluationFailed, Point, Search, grid, search
 
 Value = Callable[[Point], float]
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from neon import cli, evaluate
+from neon import evaluate
 from neon.checkpoint import load_state
+from neon.cli import app as cli
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
-from neon.report import load
-from neon.tuning import settings_with
+from neon.report.record import load
+from neon.tune.run import settings_with
 from tests.programs import ROOT, Killed, dies_after, torchrun, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 
@@ -143,7 +144,7 @@ def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(he
 
 LIMITED = """
 import resource, sys
-from neon import cli
+from neon.cli import app as cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from neon.checkpoint import load_state, open_checkpoint
-from neon.command_line import run_program
-from neon.examples import ExampleSet
+from neon.cli.command_line import run_program
+from neon.data.encoded import ExampleSet
 from neon.merge import merge_files
 from neon.metrics import Statistics
 from neon.model import load_model

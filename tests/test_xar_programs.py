@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neon.checkpoint import load_state, open_checkpoint
-from neon.command_line import run_program
+from neon.cli.command_line import run_program
 from neon.merge import merge_files
 from neon.model import load_model
 from tests.programs import (

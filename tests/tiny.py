@@ -10,7 +10,7 @@ from edm.model import EDM
 from imm.model import IMM
 from imm.published import canonical
 from imm.vae import Codec
-from neon.dataset import ArrayDataset
+from neon.data.images import ArrayDataset
 from VAR.model import VARModel
 from VAR.vqvae import VQVAE
 from xAR.model import XARModel

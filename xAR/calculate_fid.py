@@ -11,10 +11,10 @@ on restarts: a killed evaluation goes on where it was.
 import sys
 from dataclasses import dataclass
 
-from neon.command_line import run_program
-from neon.distributed import processes
-from neon.flags import ScoredImages
-from neon.scoring import score_network
+from neon.cli.command_line import run_program
+from neon.cli.flags import ScoredImages
+from neon.cli.score import score_network
+from neon.runtime.distributed import processes
 from xAR.flags import ALIASES, ImageFlags
 
 

@@ -13,11 +13,11 @@ from typing import Annotated
 import torch
 import tyro
 
-from neon.command_line import run_program
-from neon.distributed import processes
-from neon.download import shared_file
-from neon.files import sha256_file
-from neon.flags import EncodeFlags
+from neon.cli.command_line import run_program
+from neon.cli.flags import EncodeFlags
+from neon.runtime.distributed import processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from xAR.model import MOMENTS, load_vae
 from xAR.vae import as_input
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from neon.command_line import warn
-from neon.distributed import Processes
-from neon.download import shared_file
+from neon.cli.command_line import warn
+from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import PRECISIONS, NetworkFlags, NumberedImages
+from neon.runtime.distributed import Processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from xAR.model import XARModel, vae_file
 from xAR.sampler import XARSettings
 from xAR.transformer import SIZES

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
-from neon.download import usual_file
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
+from neon.runtime.download import usual_file
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe

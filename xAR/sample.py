@@ -9,9 +9,9 @@ A killed run goes on where it was.
 import sys
 from dataclasses import dataclass
 
-from neon.command_line import run_program
-from neon.distributed import processes
-from neon.flags import SampledImages
+from neon.cli.command_line import run_program
+from neon.cli.flags import SampledImages
+from neon.runtime.distributed import processes
 from neon.sampling import check_enough, check_label
 from xAR.flags import ALIASES, ImageFlags
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from neon.autoencoder import Decoder, Encoder, group_norm
+from neon.nn.autoencoder import Decoder, Encoder, group_norm
 
 LATENT_SCALE = 0.2325
 """what samples of the posterior are multiplied by, and latents divided by before they are decoded"""

@@ -22,7 +22,7 @@ from machine import machine
 
 from gpu.parts import SHARES, Part, measure_part
 from gpu.rows import table
-from neon.files import write_json
+from neon.runtime.files import write_json
 
 GRACE = 20.0
 """seconds that the last row of a part may take beyond the part's time before it is killed"""

@@ -5,7 +5,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from neon.distributed import processes
+from neon.runtime.distributed import processes
 
 
 def main(device: str) -> None:

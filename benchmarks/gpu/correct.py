@@ -16,11 +16,11 @@ from gpu.drift import SETTINGS
 from gpu.networks import changed, computing_in, trained
 from gpu.rows import Figures, Rows
 from neon.checkpoint import load_state
-from neon.dataset import pack_set, write_images, write_labels
+from neon.data.images import pack_set, write_images, write_labels
 from neon.demo.assets import BASE, real_images
-from neon.distributed import Processes
 from neon.merge import LiveMerge, merge_tensor
 from neon.metrics import FrechetReference, Moments, Statistics
+from neon.runtime.distributed import Processes
 from neon.sampling import sample_block
 from neon.selftrain import STATE_FILE
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from neon.files import append_json
+from neon.runtime.files import append_json
 
 Figures = Mapping[str, Any]
 

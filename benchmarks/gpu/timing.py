@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from neon.distributed import Processes
 from neon.model import GenerativeModel
+from neon.runtime.distributed import Processes
 from neon.sampling import sample_block
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 1024}

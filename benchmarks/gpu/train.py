@@ -14,9 +14,9 @@ import torch
 from gpu.networks import Subject, computing_in, subjects
 from gpu.rows import Figures, Rows
 from gpu.timing import timed
-from neon.dataset import ArrayDataset
-from neon.distributed import Processes
+from neon.data.images import ArrayDataset
 from neon.noise import ImageNoise
+from neon.runtime.distributed import Processes
 from neon.selftrain import TrainingRun
 
 TIMED_STEPS, WARM_UP = 8, 3

@@ -12,7 +12,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from neon.dataset import from_uint8, to_uint8
+from neon.data.images import from_uint8, to_uint8
 from neon.demo.assets import real_images
 from neon.model import GenerativeModel, save_model
 from neon.noise import Noise

@@ -40,7 +40,7 @@ from neon.checkpoint.unpickler import (
     typed_storage,
 )
 from neon.errors import RequestError
-from neon.files import atomic_write
+from neon.runtime.files import atomic_write
 
 _ZIP = b"PK\x03\x04"
 _PERSISTENT = b"torch_utils.persistence"

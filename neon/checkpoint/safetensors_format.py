@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values
 from neon.errors import RequestError
-from neon.files import atomic_write
+from neon.runtime.files import atomic_write
 
 _DTYPES = {
     "F64": torch.float64,

@@ -13,7 +13,7 @@ import torch
 
 from neon.checkpoint.common import Checkpoint, TensorSpec, choose_key, find_nestings
 from neon.errors import RequestError, WorkError
-from neon.files import atomic_write
+from neon.runtime.files import atomic_write
 
 _ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the pickled magic number before torch 1.6

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neon.dataset import ArrayDataset
+from neon.data.images import ArrayDataset
 from neon.errors import RequestError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")

@@ -17,23 +17,23 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.dataset import ImageDataset
+from neon.data.images import ImageDataset
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
-from neon.distributed import Processes
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, merge_files
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import features_of, load_features, score_name
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
-from neon.page import write_report
 from neon.recipe import Recipe
-from neon.report import Evaluated, Report, Row, save, summary, text_table
-from neon.runs import run_folder
+from neon.report.page import write_report
+from neon.report.record import Evaluated, Report, Row, save, summary, text_table
+from neon.runtime.distributed import Processes
+from neon.runtime.files import sha256_file, write_json
+from neon.runtime.run_folder import run_folder
 from neon.sampling import sample_block, write_samples
 from neon.selftrain import train
-from neon.tune import Search, search
+from neon.tune.search import Search, search
 
 HIGHEST_W = 1.5
 """end of the search: beyond, small models fall apart"""

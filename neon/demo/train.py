@@ -22,17 +22,17 @@ import tyro
 from torch import nn
 
 from neon.checkpoint import load_state
-from neon.dataset import pack_set, write_images, write_labels
+from neon.data.images import pack_set, write_images, write_labels
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
-from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
-from neon.files import atomic_write, check_writable
 from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, features_of
 from neon.model import architecture, load_weights, save_model
-from neon.progress import Progress
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
+from neon.runtime.files import atomic_write, check_writable
+from neon.runtime.progress import Progress
 from neon.selftrain import train
 
 ARCHITECTURE = "edm"

@@ -29,10 +29,10 @@ from neon.checkpoint import (
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
-from neon.files import check_not_input, check_writable, sha256_file, write_json
 from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
 from neon.merge.states import check_pair
 from neon.model import described
+from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neon.errors import DegenerateError, RequestError
-from neon.files import atomic_write
+from neon.runtime.files import atomic_write
 
 # Largest |sigma - sigma^T| accepted, relative to the largest |sigma|. Covariances computed in float32 differ
 # from their transpose by about 1e-7; a matrix that is not a covariance differs by about 1.

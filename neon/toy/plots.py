@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neon.metrics import Statistics
-from neon.plots import BASE, GREY, INK, NEON
+from neon.report.plots import BASE, GREY, INK, NEON
 from neon.toy.study import DATA, STARTS, Study
 
 SELF_TRAINED = "#c77d0a"

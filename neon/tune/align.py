@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neon import gradients
 from neon.checkpoint import load_state
-from neon.dataset import ImageDataset
-from neon.distributed import Processes
+from neon.cli.score import load_extractor, load_statistics
+from neon.data.images import ImageDataset
 from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
-from neon.files import check_writable, write_json
 from neon.merge import LiveMerge, UpdateStats, check_same_network, merge_tensor
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel, load_model, open_autoencoder
 from neon.noise import Purpose, image_seeds
-from neon.predict import GROUPS, NODES, RANGE, Prediction, predict
-from neon.scoring import load_extractor, load_statistics
-from neon.tuning import settings_with
+from neon.runtime.distributed import Processes
+from neon.runtime.files import check_writable, write_json
+from neon.tune import gradients
+from neon.tune.predict import GROUPS, NODES, RANGE, Prediction, predict
+from neon.tune.run import settings_with
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,19 +20,19 @@ import tyro
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.command_line import Weights, number, warn
-from neon.dataset import ImageDataset
-from neon.distributed import Processes
-from neon.download import shared_file
+from neon.cli.command_line import Weights, number, warn
+from neon.data.images import ImageDataset
 from neon.errors import RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, tally_images
-from neon.files import check_writable, sha256_file, write_json
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, load_features, score_name
 from neon.metrics.inception import load_inception
 from neon.model import GenerativeModel
-from neon.runs import run_folder
+from neon.runtime.distributed import Processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import check_writable, sha256_file, write_json
+from neon.runtime.run_folder import run_folder
 from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
+from neon.data.images import TrainingImages
 from neon.errors import RequestError
-from neon.files import write_json
-from neon.progress import Progress
-from neon.runs import run_folder
+from neon.runtime.distributed import Processes
+from neon.runtime.files import write_json
+from neon.runtime.progress import Progress
+from neon.runtime.run_folder import run_folder
 from neon.sampling import blocks, rounds
 
 INDEX_FILE = "examples.json"

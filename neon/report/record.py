@@ -1,7 +1,7 @@
 """What a run found out: the scores, every evaluation that led to the choice, and what they say in words.
 
 A report is kept in its run folder as `report.json` and pictures, and can be shown again from there
-(`neon.page`) without computing anything.
+(`neon.report.page`) without computing anything.
 """
 
 import json
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.files import atomic_write, write_json
-from neon.sheets import as_png, images_of, sheet
+from neon.report.grids import as_png, images_of, sheet
+from neon.runtime.files import atomic_write, write_json
 
 RECORD_FILE, SAMPLES_FOLDER = "report.json", "samples"
 REAL_NAME = "real images"

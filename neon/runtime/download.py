@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from neon.distributed import Processes
 from neon.errors import RequestError, WorkError
-from neon.files import atomic_write
+from neon.runtime.distributed import Processes
+from neon.runtime.files import atomic_write
 
 CACHE_VARIABLE = "NEON_CACHE"
 TIMEOUT_SECONDS = 60

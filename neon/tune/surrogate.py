@@ -1,4 +1,4 @@
-"""What values are expected where nothing has been evaluated: the models behind `neon.tune.search`.
+"""What values are expected where nothing has been evaluated: the models behind `neon.tune.search.search`.
 
 Both are fitted to points given as rows [n, 2 + S]: the displacement along the update (in units of the reference
 snapshot's), guidance in parts of its range, and for each of S snapshots whether the point is of it (never so for the

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import neon
-from neon.command_line import exit_code
+from neon.cli.command_line import exit_code
 from neon.errors import RequestError, WorkError
-from neon.files import write_json
+from neon.runtime.files import write_json
 
 SCRIPT = Path(neon.__file__).parents[1] / "download_models.sh"
 PACKAGES = ("torch", "torchvision", "numpy", "diffusers")
@@ -199,7 +199,7 @@ def _import_architectures(diagnosis: Diagnosis) -> None:
 def _devices() -> list[str]:
     import torch
 
-    from neon.launch import available_cpus
+    from neon.runtime.launch import available_cpus
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [
@@ -223,7 +223,7 @@ def launch(backend: Literal["gloo", "nccl"], processes: int) -> Launch:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     start = time.perf_counter()
     child = subprocess.Popen(
-        [*torchrun, "-m", "neon.doctor", device],
+        [*torchrun, "-m", "neon.cli.doctor", device],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -268,7 +268,7 @@ def reduce_number(device: str) -> None:
     """
     import torch
 
-    from neon.distributed import processes
+    from neon.runtime.distributed import processes
 
     with processes(device) as group:
         total = int(group.sum(torch.tensor([group.rank + 1], device=group.device)))

@@ -2,7 +2,7 @@
 
 A value (a Fréchet distance, lower is better) has one minimum in w, is close to a parabola around it and rises
 steeply beyond; the best guidance rises with w; snapshots of one self-training share a direction, so that they
-differ mostly in how far along it a given w goes. `search` fits a model that knows this (neon.surrogate) to the
+differ mostly in how far along it a given w goes. `search` fits a model that knows this (neon.tune.surrogate) to the
 points evaluated so far and evaluates where it promises most. Nothing here samples, scores or reads a file.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from neon.errors import RequestError, WorkError
 from neon.metrics import FrechetReference, MomentTarget, Statistics
-from neon.surrogate import Array, MomentProcess, Quadratic, Surrogate
+from neon.tune.surrogate import Array, MomentProcess, Quadratic, Surrogate
 
 # How the search walks. The first step in w has half the length of the self-training's update; values often explode
 # beyond twice that update, so it never walks much further than it has been: by half with values alone, which say

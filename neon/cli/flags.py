@@ -9,15 +9,15 @@ import torch
 import tyro
 
 from neon import __version__
-from neon.dataset import ImageDataset
-from neon.distributed import Processes
+from neon.cli.score import Sampling, ScoringFlags
+from neon.data.encoded import encode_set
+from neon.data.images import ImageDataset
 from neon.errors import RequestError
-from neon.examples import encode_set
-from neon.files import sha256_file
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
+from neon.runtime.distributed import Processes
+from neon.runtime.files import sha256_file
 from neon.sampling import Label, balanced_labels, sample_set
-from neon.scoring import Sampling, ScoringFlags
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """what `--precision` computes in, under autocast; None: float32, without"""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from neon.files import as_json, atomic_write
-from neon.plots import COLOURS, plots, png, samples_png, svg
-from neon.report import (
+from neon.report.grids import as_png, sheet
+from neon.report.plots import COLOURS, plots, png, samples_png, svg
+from neon.report.record import (
     REAL_NAME,
     Evaluated,
     Report,
@@ -27,7 +27,7 @@ from neon.report import (
     summary,
     table,
 )
-from neon.sheets import as_png, sheet
+from neon.runtime.files import as_json, atomic_write
 
 PAGE_FILE, CURVE_FILE, SAMPLES_FILE = "report.html", "curve.png", "samples.png"
 FINE = 600

@@ -10,18 +10,18 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neon import __version__
-from neon.dataset import ImageDataset
-from neon.distributed import Processes, processes
-from neon.download import shared_file
+from neon.cli.flags import NumberedImages, SampledImages, ScoredImages
+from neon.cli.score import score_network
+from neon.cli.training import Plan, TrainingFlags
+from neon.data.images import ImageDataset
 from neon.errors import RequestError
-from neon.files import sha256_file
-from neon.flags import NumberedImages, SampledImages, ScoredImages
 from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes, processes
+from neon.runtime.download import shared_file
+from neon.runtime.files import sha256_file
 from neon.sampling import Label, check_enough, check_label
-from neon.scoring import score_network
-from neon.training import Plan, TrainingFlags
-from neon.tuning import settings_with
+from neon.tune.run import settings_with
 
 LARGEST_MICRO_BATCH = 64
 

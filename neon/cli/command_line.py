@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from neon.cli.usage import check_names, flags_of, help_text, typed
 from neon.errors import RequestError, WorkError
-from neon.usage import check_names, flags_of, help_text, typed
 
 Weights = Annotated[list[str], tyro.conf.arg(name="w", aliases=["-w"], metavar="W [W ...]")]
 """merge weights, as text: a leading minus is no flag"""

@@ -18,21 +18,21 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.distributed import Processes
+from neon.cli.score import INCEPTION, INCEPTION_DIM, load_extractor, load_manifold, load_statistics
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.files import sha256_file, write_json
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
 from neon.noise import Purpose, image_seeds
-from neon.page import write_report
-from neon.report import Evaluated, Report, Row, paired_gain, save, summary, text_table
-from neon.runs import run_folder
+from neon.report.page import write_report
+from neon.report.record import Evaluated, Report, Row, paired_gain, save, summary, text_table
+from neon.runtime.distributed import Processes
+from neon.runtime.files import sha256_file, write_json
+from neon.runtime.run_folder import run_folder
 from neon.sampling import sample_block
-from neon.scoring import INCEPTION, INCEPTION_DIM, load_extractor, load_manifold, load_statistics
-from neon.tune import EvaluationFailed, Point, Search, grid, search
+from neon.tune.search import EvaluationFailed, Point, Search, grid, search
 
 LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
 STATISTICS = "statistics"

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neon.command_line import Weights, exit_code, number, parse, run_program
+from neon.cli.command_line import Weights, exit_code, number, parse, run_program
+from neon.cli.usage import described_line, nearest, summary
 from neon.errors import RequestError
-from neon.usage import described_line, nearest, summary
 
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
@@ -48,8 +48,8 @@ def merge(
     """
     from tqdm import tqdm
 
-    from neon.files import check_writable, write_json
     from neon.merge import merge_files
+    from neon.runtime.files import check_writable, write_json
 
     if json is not None:
         check_writable(json, overwrite=True)
@@ -94,8 +94,8 @@ def inspect(file: tyro.conf.Positional[Path], *, key: Key = None, json: bool = F
         json: Print JSON.
     """
     from neon.checkpoint import open_checkpoint
-    from neon.files import sha256_file
     from neon.model import described
+    from neon.runtime.files import sha256_file
 
     with open_checkpoint(file, key) as checkpoint:
         specs, metadata = checkpoint.specs, described(checkpoint)
@@ -146,7 +146,7 @@ def convert(
         key: Nesting of the state dict, such as model_ema; chosen and printed if not given.
         overwrite: Replace an existing output.
     """
-    from neon.convert import convert_checkpoint
+    from neon.cli.convert import convert_checkpoint
 
     source = convert_checkpoint(file, output, key, overwrite=overwrite)
     print(f"{file}{_key_text(source.key, source.candidates)} -> {output} ({len(source.specs)} tensors)")
@@ -174,7 +174,7 @@ def demo(
         base: Base model to improve, made by `python -m neon.demo.train base`; by default the embedded one.
     """
     from neon.demo.assets import BASE
-    from neon.launch import available_cpus, launched, run_in_processes
+    from neon.runtime.launch import available_cpus, launched, run_in_processes
 
     base = BASE if base is None else base
     if processes is not None and processes < 1:
@@ -188,7 +188,7 @@ def demo(
     import torch
 
     from neon.demo.run import DemoPlan, run_demo
-    from neon.distributed import processes as process_group
+    from neon.runtime.distributed import processes as process_group
 
     torch.set_num_threads(1)
     with process_group("cpu") as group:
@@ -226,12 +226,12 @@ def stats(
         device: By default a GPU where there is one.
         overwrite: Replace an existing output.
     """
-    from neon.dataset import ImageDataset
-    from neon.distributed import processes
+    from neon.cli.score import load_extractor
+    from neon.data.images import ImageDataset
     from neon.evaluate import tally_images
-    from neon.files import check_writable
     from neon.metrics import Statistics
-    from neon.scoring import load_extractor
+    from neon.runtime.distributed import processes
+    from neon.runtime.files import check_writable
 
     if output.suffix != ".npz":
         raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
@@ -277,9 +277,9 @@ def fid(
         device: By default a GPU where there is one.
         json: Also write the scores to this file.
     """
-    from neon.distributed import processes
-    from neon.files import check_writable
-    from neon.scoring import score_images
+    from neon.cli.score import score_images
+    from neon.runtime.distributed import processes
+    from neon.runtime.files import check_writable
 
     with processes(device) as group:
         if json is not None:
@@ -362,8 +362,8 @@ def tune(
         fresh: Start anew, replacing a run that is in the folder.
         device: By default a GPU where there is one.
     """
-    from neon.distributed import processes
-    from neon.tuning import TunePlan, tune_command
+    from neon.runtime.distributed import processes
+    from neon.tune.run import TunePlan, tune_command
 
     if w[0] > 0 or w[1] < 0:
         print(f"neon tune: --w {w[0]:g} {w[1]:g}: 0, the base, is added to the range", file=sys.stderr)
@@ -444,8 +444,8 @@ def align(
         device: By default a GPU where there is one.
         json: Also write the figures to this file.
     """
-    from neon.align import align_command
-    from neon.distributed import processes
+    from neon.runtime.distributed import processes
+    from neon.tune.align import align_command
 
     with processes(device) as group:
         align_command(
@@ -475,7 +475,7 @@ def report(run: tyro.conf.Positional[Path]) -> None:
     Args:
         run: Folder of the run.
     """
-    from neon.page import report_again
+    from neon.report.page import report_again
 
     print(report_again(run))
 
@@ -491,8 +491,8 @@ def doctor(*, json: JsonFile = None) -> int:
     Args:
         json: Also write the findings to this file.
     """
-    from neon.doctor import doctor_command
-    from neon.files import check_writable
+    from neon.cli.doctor import doctor_command
+    from neon.runtime.files import check_writable
 
     if json is not None:
         check_writable(json, overwrite=True)
@@ -519,7 +519,7 @@ PROGRAMS = {
     "selftrain": "Train a network briefly on its own samples.",
     "evaluate": "FID, Inception Score, precision and recall of a network, or of merges of two.",
 }
-"""commands that are classes of `neon.programs`, which takes seconds to import, and what they do"""
+"""commands that are classes of `neon.cli.programs`, which takes seconds to import, and what they do"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -531,7 +531,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         return exit_code(f"neon {name}", lambda: parse(COMMANDS[name], words, name=f"neon {name}"))
     if name in PROGRAMS:
-        from neon import programs
+        from neon.cli import programs
 
         return run_program(getattr(programs, name.capitalize()), {}, words, name=f"neon {name}")
 

@@ -6,7 +6,7 @@ is negative, w > 0 helps, if it is positive, w < 0 does (arXiv 2510.03597). With
 is the step itself, and the loss along theta_r + w d has slope <g, d> and curvature d'Hd at w = 0.
 
 All of this predicts the *loss*. The w with the best Frechet distance often lies elsewhere, even on the other side
-(`benchmarks/align.py`); neon.predict tells more of it.
+(`benchmarks/align.py`); neon.tune.predict tells more of it.
 Networks are in eval mode, so their own dropout is off; what a loss itself draws from the noise, such as which labels
 are dropped, is drawn as in training.
 """
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
+from neon.data.images import TrainingImages
 from neon.errors import RequestError, WorkError
 from neon.merge.states import check_pair, specs_of
 from neon.model import GenerativeModel
 from neon.noise import SEEDS_PER_PURPOSE, ImageNoise, Purpose, image_seeds
-from neon.predict import Estimate, Sign, sign_of
-from neon.progress import Progress
+from neon.runtime.distributed import Processes
+from neon.runtime.progress import Progress
 from neon.selftrain import check_trainable, largest_divisor, visit
+from neon.tune.predict import Estimate, Sign, sign_of
 
 NUM_IMAGES, BATCH_SIZE, MICRO_BATCH = 2048, 128, 32
 CURVE_IMAGES = 1024

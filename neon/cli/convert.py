@@ -8,8 +8,8 @@ import torch
 from neon.checkpoint import Checkpoint, open_checkpoint, stream_safetensors
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.errors import RequestError
-from neon.files import check_not_input, check_writable, sha256_file
 from neon.model import described
+from neon.runtime.files import check_not_input, check_writable, sha256_file
 
 CHUNK_ELEMENTS = 1 << 20
 

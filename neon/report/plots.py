@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neon.evaluate import Scores
-from neon.report import Evaluated, Report, number
-from neon.sheets import sheet
+from neon.report.grids import sheet
+from neon.report.record import Evaluated, Report, number
 
 COLOURS = {"ink": "#1c1e21", "paper": "#fffffe", "grey": "#68707a", "base": "#2f5fa8", "neon": "#c2255c"}
 """in a light page and in PNG; the page's style sets another value for each name in the dark"""

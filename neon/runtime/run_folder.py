@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neon.errors import RequestError
-from neon.files import as_json, check_writable, write_json
+from neon.runtime.files import as_json, check_writable, write_json
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 from neon.checkpoint import load_state, open_checkpoint
 from neon.checkpoint.pickle_format import PickleCheckpoint
-from neon.command_line import warn
-from neon.dataset import TrainingImages
-from neon.distributed import Processes
+from neon.cli.command_line import warn
+from neon.data.images import TrainingImages
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
 from neon.selftrain import Snapshot, largest_divisor, snapshot_steps, train_in_folder
 
 

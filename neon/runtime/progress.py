@@ -6,7 +6,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from neon.distributed import Processes
+from neon.runtime.distributed import Processes
 
 # tqdm's own lock works across processes; left behind by a killed process it makes Python complain at exit.
 _LOCK = threading.RLock()

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from neon.errors import RequestError
-from neon.files import atomic_write, write_json
+from neon.runtime.files import atomic_write, write_json
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 LABELS_FILE = "dataset.json"

@@ -1,0 +1,1 @@
+"""What every program runs on: processes, files, run folders, progress, downloads."""
