@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from edm.flags import ALIASES, ImageFlags
 from edm.published import warn_if_unusual
-from neon.cli.command_line import run_program, warn
+from neon.cli.command_line import run_program
 from neon.cli.score import Sampling, ScoringFlags, score_network
+from neon.errors import warn
 from neon.model import load_model
 from neon.runtime.distributed import processes
 from neon.runtime.download import shared_file

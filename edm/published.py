@@ -7,8 +7,8 @@ from typing import Any
 
 from edm.precond import NETWORKS, PRECONDS
 from edm.sampler import EDMSettings, SamplerSettings
-from neon.cli.command_line import warn
 from neon.data.augment import AUGMENT_DIM
+from neon.errors import warn
 from neon.model import GenerativeModel
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,8 @@ from imm.model import ASSUMED, IMM
 from imm.published import PRESETS
 from imm.sampler import IMMSettings
 from imm.vae import weights_file
-from neon.cli.command_line import warn
 from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import sha256_file

@@ -4,6 +4,9 @@ Both carry one line that says what was being done, to which file or flag, what w
 expected and what to do next. Programs print that line; nothing else is a user's business.
 """
 
+import os
+import sys
+
 
 class RequestError(ValueError):
     """The request was wrong (a flag, a path, files that do not fit each other): exit code 2."""
@@ -19,3 +22,9 @@ class WorkError(RuntimeError):
 
 class DegenerateError(WorkError):
     """Weights or images that cannot be scored: not finite, overflowing, or all alike. A search goes on past it."""
+
+
+def warn(message: str) -> None:
+    """Print a warning, once however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{os.path.basename(sys.argv[0])}: warning: {message}", file=sys.stderr)  # noqa: PTH119

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
-from neon.data.images import TrainingImages
+from neon.data.images import ImageDataset, TrainingImages
 from neon.errors import DegenerateError, RequestError, WorkError
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
-from neon.runtime.distributed import Processes
+from neon.runtime.distributed import Processes, blocks, rounds
 from neon.runtime.files import append_json
 from neon.runtime.progress import Progress
-from neon.sampling import Label, blocks, rounds, sample_block
+from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
 INCEPTION_SCORE_SPLITS = 10
@@ -331,3 +331,20 @@ class ScoreLog:
         if isinstance(known, str):
             raise DegenerateError(known)
         return known
+
+
+def load_manifold(
+    path: Path, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
+) -> Manifold | None:
+    """The manifold of the real images in `path`; None in processes other than the main one, which compares features."""
+    real = tally_images(
+        ImageDataset(path), extractor, batch_size=batch_size, processes=processes, keep_features=True
+    )  # fmt: skip
+    manifold: Manifold | None = None
+
+    def build() -> None:
+        nonlocal manifold
+        manifold = Manifold(real.features, k=nearest_k)
+
+    processes.on_main(build)
+    return manifold

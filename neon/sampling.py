@@ -7,7 +7,7 @@ one process. So batches, hence images, are the same for any number of processes 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,13 @@ from neon.data.images import LABELS_FILE, image_name, pack_set, write_images, wr
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
-from neon.runtime.distributed import Processes
+from neon.runtime.distributed import Processes, blocks, rounds
 from neon.runtime.files import check_writable
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import run_folder
 
 Label = int | Tensor | None
 """which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""
-
-
-def blocks(num_images: int, batch_size: int) -> list[range]:
-    """Indices 0 .. num_images - 1 in consecutive blocks; only the last may be shorter than `batch_size`."""
-    return [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
 
 
 def published_batches(num_seeds: int, max_batch: int, world_size: int, rank: int) -> list[range]:
@@ -43,13 +38,6 @@ def published_batches(num_seeds: int, max_batch: int, world_size: int, rank: int
     size, longer = divmod(num_seeds, parts)
     starts = [part * size + min(part, longer) for part in range(parts + 1)]
     return [range(starts[part], starts[part + 1]) for part in range(rank, parts, world_size)]
-
-
-def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range | None]:
-    """This process's block of each round; every process sees equally many rounds, the last may hold None."""
-    for first in range(0, len(all_blocks), processes.world_size):
-        mine = first + processes.rank
-        yield all_blocks[mine] if mine < len(all_blocks) else None
 
 
 def check_label(model: GenerativeModel, label: Label) -> None:

@@ -11,11 +11,11 @@ import pytest
 from neon import evaluate
 from neon.checkpoint import load_state
 from neon.cli import app as cli
+from neon.cli.flags import settings_with
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
-from neon.tune.run import settings_with
 from tests.programs import ROOT, Killed, dies_after, torchrun, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 

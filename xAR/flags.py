@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from neon.cli.command_line import warn
 from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import sha256_file

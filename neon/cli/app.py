@@ -226,10 +226,10 @@ def stats(
         device: By default a GPU where there is one.
         overwrite: Replace an existing output.
     """
-    from neon.cli.score import load_extractor
     from neon.data.images import ImageDataset
     from neon.evaluate import tally_images
     from neon.metrics import Statistics
+    from neon.metrics.reference import load_extractor
     from neon.runtime.distributed import processes
     from neon.runtime.files import check_writable
 
@@ -362,8 +362,9 @@ def tune(
         fresh: Start anew, replacing a run that is in the folder.
         device: By default a GPU where there is one.
     """
+    from neon.cli.choose import tune_command
     from neon.runtime.distributed import processes
-    from neon.tune.run import TunePlan, tune_command
+    from neon.tune.run import TunePlan
 
     if w[0] > 0 or w[1] < 0:
         print(f"neon tune: --w {w[0]:g} {w[1]:g}: 0, the base, is added to the range", file=sys.stderr)
@@ -444,8 +445,8 @@ def align(
         device: By default a GPU where there is one.
         json: Also write the figures to this file.
     """
+    from neon.cli.choose import align_command
     from neon.runtime.distributed import processes
-    from neon.tune.align import align_command
 
     with processes(device) as group:
         align_command(

@@ -124,9 +124,3 @@ def seed_list(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise RequestError(f"--seeds {text}: a seed is named twice, it would give one image twice; {expected}")
     return seeds
-
-
-def warn(message: str) -> None:
-    """Print a warning, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{os.path.basename(sys.argv[0])}: warning: {message}", file=sys.stderr)  # noqa: PTH119

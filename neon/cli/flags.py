@@ -1,7 +1,8 @@
 """Flags that programs of class-conditional architectures share: how many images, of which classes and seed."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -178,3 +179,36 @@ class ScoredImages(NumberedImages, ScoringFlags):
             batch_size=self.batch_size,
             facts=facts,
         )
+
+
+def settings_with(default: Any, pairs: Sequence[str]) -> Any:
+    """The sampler's settings `default` with `name=value` pairs in their place.
+
+    Raises:
+        RequestError: no such setting, or a value that makes no sense for it.
+    """
+    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            raise RequestError(f"--set {pair}: expected NAME=VALUE with a NAME of {', '.join(known)}")
+        given[name] = _parsed(pair, text, known[name])
+    try:
+        return replace(default, **given)
+    except ValueError as error:
+        raise RequestError(f"--set: {error}") from error
+
+
+def _parsed(pair: str, text: str, like: Any) -> Any:
+    """`text` as a value of the type of `like`."""
+    if isinstance(like, bool):
+        if text.lower() not in ("true", "false"):
+            raise RequestError(f"--set {pair}: expected true or false")
+        return text.lower() == "true"
+    if isinstance(like, tuple):
+        return tuple(_parsed(pair, part, 0.0) for part in text.split(",") if part)
+    try:
+        return type(like)(text)
+    except (TypeError, ValueError):
+        raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None

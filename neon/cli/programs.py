@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neon import __version__
-from neon.cli.flags import NumberedImages, SampledImages, ScoredImages
+from neon.cli.flags import NumberedImages, SampledImages, ScoredImages, settings_with
 from neon.cli.score import score_network
 from neon.cli.training import Plan, TrainingFlags
 from neon.data.images import ImageDataset
@@ -21,7 +21,6 @@ from neon.runtime.distributed import Processes, processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import sha256_file
 from neon.sampling import Label, check_enough, check_label
-from neon.tune.run import settings_with
 
 LARGEST_MICRO_BATCH = 64
 

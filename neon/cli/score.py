@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,14 +19,14 @@ import tyro
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.cli.command_line import Weights, number, warn
+from neon.cli.command_line import Weights, number
 from neon.data.images import ImageDataset
-from neon.errors import RequestError
-from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, tally_images
+from neon.errors import RequestError, warn
+from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import FeatureExtractor, load_features, score_name
-from neon.metrics.inception import load_inception
+from neon.metrics.features import FeatureExtractor, score_name
+from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
@@ -36,7 +35,6 @@ from neon.runtime.run_folder import run_folder
 from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
-INCEPTION, INCEPTION_DIM = "inception", 2048
 
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 
@@ -99,13 +97,6 @@ class Sampling:
     """what else determines the images, as JSON"""
 
 
-def load_extractor(features: str, inception_weights: Path | None, device: torch.device) -> FeatureExtractor:
-    """The feature network that the flags `--features` and `--inception_weights` name."""
-    if features == INCEPTION:
-        return load_inception(inception_weights, device)
-    return load_features(features, device)
-
-
 def score_network(
     path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoringFlags, processes: Processes
 ) -> None:
@@ -147,47 +138,6 @@ def score_network(
     scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
     record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
     processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
-
-
-def load_statistics(ref: Path, model: GenerativeModel, extractor: FeatureExtractor) -> Statistics:
-    """The statistics in `ref`; a RequestError if they are of other features, or of images of another resolution."""
-    statistics = Statistics.load(ref)
-    _check_resolution(ref, model.image_shape[-1])
-    if statistics.dim != extractor.dim:
-        raise RequestError(
-            f"{ref}: statistics of {statistics.dim} features, but {extractor.name} has {extractor.dim}; "
-            "use statistics made with the same features (`neon stats`)"
-        )
-    return statistics
-
-
-def load_manifold(
-    path: Path, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
-) -> Manifold | None:
-    """The manifold of the real images in `path`; None in processes other than the main one, which compares features."""
-    real = tally_images(
-        ImageDataset(path), extractor, batch_size=batch_size, processes=processes, keep_features=True
-    )  # fmt: skip
-    manifold: Manifold | None = None
-
-    def build() -> None:
-        nonlocal manifold
-        manifold = Manifold(real.features, k=nearest_k)
-
-    processes.on_main(build)
-    return manifold
-
-
-def _check_resolution(ref: Path, side: int) -> None:
-    """Refuse ImageNet's statistics of the other resolution; only their name tells it."""
-    found = re.search(r"(?:in|imagenet)[-_]?(256|512)(?!\d)", ref.name)
-    named = int(found[1]) if found else side
-    if {named, side} == {256, 512}:
-        raise RequestError(
-            f"{ref}: statistics of {named} pixels by their name, but images have {side}; use those of {side}"
-        )
-    if named != side:
-        warn(f"{ref}: statistics of {named} pixels by their name; images have {side}")
 
 
 def _protocol(

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 from neon.checkpoint import load_state, open_checkpoint
 from neon.checkpoint.pickle_format import PickleCheckpoint
-from neon.cli.command_line import warn
 from neon.data.images import TrainingImages
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 from neon.model import GenerativeModel
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes

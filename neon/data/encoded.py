@@ -20,11 +20,10 @@ from torch import Tensor
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import TrainingImages
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes
+from neon.runtime.distributed import Processes, blocks, rounds
 from neon.runtime.files import write_json
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import run_folder
-from neon.sampling import blocks, rounds
 
 INDEX_FILE = "examples.json"
 OPEN_SHARDS = 64

@@ -5,10 +5,9 @@ then scored on report images, which share no seed with the selection, in several
 """
 
 import contextlib
-import dataclasses
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.cli.score import INCEPTION, INCEPTION_DIM, load_extractor, load_manifold, load_statistics
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
 from neon.merge import LiveMerge, check_same_network
-from neon.metrics import FrechetReference, Statistics
+from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
+from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.report.page import write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, save, summary, text_table
@@ -404,105 +402,3 @@ def _write(tuner: Tuner, outcome: Outcome) -> None:
     )
     print("\n".join(["", text_table(report), "", *summary(report), ""]))
     print(f"{len(found.evaluations)} evaluations, {seconds:.0f} s. Report: {page}", flush=True)
-
-
-def tune_command(
-    plan: TunePlan,
-    *,
-    select_stats: Path,
-    report_stats: Path,
-    pairs: Sequence[str],
-    vae: Path | None,
-    real_images: Path | None,
-    nearest_k: int,
-    features: str,
-    inception_weights: Path | None,
-    out: Path,
-    fresh: bool,
-    processes: Processes,
-    kind: str | None = None,
-) -> Outcome:
-    """`tune` of the files that `neon tune` names; everything that can be wrong with them is found before sampling.
-
-    `kind` is what the user calls the class of the model; None: as the base says.
-    """
-    model = load_model(plan.base, device=processes.device, kind=kind)
-    settings = settings_with(model.default_settings, pairs)
-    guidances = plan.guidance or (plan.grid and plan.grid[1])
-    if guidances and not hasattr(settings, "guidance"):
-        raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
-    if guidances and model.num_classes == 0:
-        raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
-    autoencoder = open_autoencoder(model, vae)
-    if features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
-        raise RequestError(
-            f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as features "
-            f"({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature network"
-        )
-    extractor = load_extractor(features, inception_weights, processes.device)
-    selection, reporting = (load_statistics(ref, model, extractor) for ref in (select_stats, report_stats))
-    manifold = None
-    if real_images is not None:
-        manifold = load_manifold(
-            real_images, extractor, nearest_k=nearest_k, batch_size=plan.batch_size, processes=processes
-        )
-    hashed = {
-        "select_stats_sha256": select_stats,
-        "report_stats_sha256": report_stats,
-        "autoencoder_sha256": autoencoder,
-        "model_sha256": code_file(kind),
-        "feature_weights_sha256": inception_weights if features == INCEPTION else Path(features),
-    }
-    facts: dict[str, Any] = processes.on_main(
-        lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
-    )
-    facts |= {
-        "features": extractor.name,
-        "real_images": None if real_images is None else str(real_images),
-        "nearest_k": None if real_images is None else nearest_k,
-    }
-    return tune(
-        plan,
-        model,
-        settings,
-        extractor,
-        Reference(frechet=FrechetReference(selection), manifold=manifold),
-        Reference(frechet=FrechetReference(reporting), manifold=manifold),
-        out,
-        processes,
-        facts,
-        fresh=fresh,
-    )
-
-
-def settings_with(default: Any, pairs: Sequence[str]) -> Any:
-    """The sampler's settings `default` with `name=value` pairs in their place.
-
-    Raises:
-        RequestError: no such setting, or a value that makes no sense for it.
-    """
-    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
-    given: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known:
-            raise RequestError(f"--set {pair}: expected NAME=VALUE with a NAME of {', '.join(known)}")
-        given[name] = _parsed(pair, text, known[name])
-    try:
-        return replace(default, **given)
-    except ValueError as error:
-        raise RequestError(f"--set: {error}") from error
-
-
-def _parsed(pair: str, text: str, like: Any) -> Any:
-    """`text` as a value of the type of `like`."""
-    if isinstance(like, bool):
-        if text.lower() not in ("true", "false"):
-            raise RequestError(f"--set {pair}: expected true or false")
-        return text.lower() == "true"
-    if isinstance(like, tuple):
-        return tuple(_parsed(pair, part, 0.0) for part in text.split(",") if part)
-    try:
-        return type(like)(text)
-    except (TypeError, ValueError):
-        raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
