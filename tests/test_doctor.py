@@ -14,8 +14,9 @@ import torch
 import neon.cli.doctor
 from neon.checkpoint import save_safetensors
 from neon.cli.app import main
-from neon.cli.doctor import Launch, launch, published_files
+from neon.cli.doctor import Launch, launch
 from neon.metrics import Statistics
+from neon.runtime.published_files import published_files
 from tests import pickles
 from tests.tiny import tiny_edm
 
@@ -62,10 +63,8 @@ def test_an_empty_folder_has_gaps_and_no_fault(folder: Path, capsys: pytest.Capt
     assert lines[0].startswith(f"versions   neon {neon.__version__}  python 3.") and "diffusers 0.40.0" in lines[0]
     assert any(line.startswith("processes  2 with gloo: joined") for line in lines)
     assert lines[-1] == "the installation works"
-    script = ROOT / "download_models.sh"
-    [everything] = [line for line in lines if line.startswith(f"  bash {script}  (")]
-    assert everything == f"  bash {script}  (17 files, about 18.5 GB)"
-    assert f"  bash {script} --only VAR --base  (2 files, about 10.7 GB)" in lines
+    assert "  neon download  (17 files, about 18.5 GB)" in lines
+    assert "  neon download --only VAR --base  (2 files, about 10.7 GB)" in lines
     [by_hand] = [line for line in lines if "no address is known" in line]
     assert "xAR-B.pth, xAR-L.pth, imagenet256_ts_a2.pkl" in by_hand and "var_d16" not in by_hand
     facts = json.loads(Path("doctor.json").read_text())
@@ -140,7 +139,7 @@ def test_a_whole_architecture_is_not_offered_again(folder: Path, capsys: pytest.
                 torch.save({"a": torch.zeros(1)}, path)
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
-    offered = [name for name in ("edm", "VAR", "xAR", "imm") if f"download_models.sh --only {name}  (" in printed]
+    offered = [name for name in ("edm", "VAR", "xAR", "imm") if f"neon download --only {name}  (" in printed]
     assert offered == ["VAR", "xAR", "imm"]
 
 
@@ -149,7 +148,7 @@ def test_a_missing_extra_is_a_gap(
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert main(["doctor"]) == 0
-    assert "  pip install 'neon[imm]'  (diffusers is not installed)\n" in capsys.readouterr().out
+    assert "  pip install 'neon-extrapolation[imm]'  (diffusers is not installed)\n" in capsys.readouterr().out
 
 
 def test_a_package_that_does_not_import_is_a_fault(
@@ -204,11 +203,3 @@ def test_processes_that_do_not_join_are_a_fault(
     printed = capsys.readouterr().out
     assert f"  2 processes with gloo: {reason}\n" in printed
     assert printed.splitlines()[-1] == "the installation does not work"
-
-
-def test_without_the_script_files_are_not_looked_for(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(neon.cli.doctor, "SCRIPT", folder / "download_models.sh")
-    assert main(["doctor"]) == 0
-    assert "run neon from a checkout of its repository" in capsys.readouterr().out

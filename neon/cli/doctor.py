@@ -1,7 +1,6 @@
-"""What `neon doctor` finds: whether the installation works, which published files are there, and what fills each gap.
+"""`neon doctor`: whether the installation works, which published files are there, and what fills each gap.
 
-The files, and the places they may lie in, are those of download_models.sh, which is asked for its table. Nothing beyond
-the standard library is imported before it is known to import.
+Nothing beyond the standard library is imported before it is known to import.
 """
 
 import importlib
@@ -12,41 +11,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import neon
-from neon.cli.command_line import exit_code
 from neon.errors import RequestError, WorkError
-from neon.runtime.files import write_json
+from neon.runtime.files import check_writable, write_json
+from neon.runtime.published_files import PublishedFile, published_files
 
-SCRIPT = Path(neon.__file__).parents[1] / "download_models.sh"
 PACKAGES = ("torch", "torchvision", "numpy", "diffusers")
-OPTIONAL = {"diffusers": "pip install 'neon[imm]'"}
+OPTIONAL = {"diffusers": "pip install 'neon-extrapolation[imm]'"}
 """packages that only some programs need, and the command that installs them"""
 LAUNCH_SECONDS = 120
 """after which processes that have not joined are given up"""
 END_SECONDS = 35
 """torchrun gives its own processes 30 s to end"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedFile:
-    """A row of the table of download_models.sh."""
-
-    name: str
-    architectures: Sequence[str]
-    """that need it"""
-    kind: str
-    """neon (checkpoint), base, vae, statistics or inception"""
-    megabytes: int | None
-    """about; None: not known"""
-    source: str
-    """hf:REPOSITORY, a URL, or by:PUBLISHER where no address is known"""
-    places: Sequence[str]
-    """where programs look for it; it is fetched to the first"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,58 +67,74 @@ class Diagnosis:
     faults: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Tell whether the installation works, which published files are found, and what fills each gap.
+
+    Imports what the programs need, lets processes join as under torchrun, and opens checkpoints, autoencoders,
+    statistics and Inception where programs started here look for them. Missing files are no failure.
+
+    Example: neon doctor --json doctor.json
+    """
+
+    json: Path | None = None
+    """also write the findings to this file"""
+
+    def __call__(self) -> int:
+        """Examine and print; 0 if the installation works, whatever files are missing, else 1."""
+        if self.json is not None:
+            check_writable(self.json, overwrite=True)
+        diagnosis = examine()
+        print_diagnosis(diagnosis)
+        if self.json is not None:
+            write_json(self.json, {"works": not diagnosis.faults, **asdict(diagnosis)})
+        return 1 if diagnosis.faults else 0
+
+
 def examine() -> Diagnosis:
     """Import everything, launch processes, and open every published file that is there."""
-    diagnosis = Diagnosis(versions={"neon": neon.__version__, "python": platform.python_version()})
+    found = Diagnosis(versions={"neon": neon.__version__, "python": platform.python_version()})
     for name in PACKAGES:
-        _import(name, diagnosis)
-    if diagnosis.versions["torch"] is None:  # without which nothing else can be told
-        return diagnosis
-    _import_architectures(diagnosis)
-    diagnosis.devices = _devices()
-    diagnosis.launches = list(_launches())
-    diagnosis.faults += [
-        f"{launched.processes} processes with {launched.backend}: {launched.error}"
-        for launched in diagnosis.launches
-        if launched.error is not None
-    ]
-    try:
-        files = published_files()
-    except WorkError as error:
-        diagnosis.gaps.append(str(error))
-        return diagnosis
-    diagnosis.findings = [look_for(file) for file in files]
-    diagnosis.free_bytes = _free_bytes(files)
-    diagnosis.gaps += _fetches(diagnosis.findings)
-    return diagnosis
+        found.versions[name] = None
+        try:
+            found.versions[name] = importlib.import_module(name).__version__
+        except Exception as error:  # a broken package can raise anything while it is imported
+            if name in OPTIONAL and isinstance(error, ModuleNotFoundError) and error.name == name:
+                found.gaps.append(f"{OPTIONAL[name]}  ({name} is not installed)")
+            else:
+                found.faults.append(f"import {name}: {_one_line(error)}; install it again")
+    if found.versions["torch"] is None:  # without which nothing else can be told
+        return found
+    from importlib.metadata import entry_points
 
+    import torch
 
-def published_files() -> list[PublishedFile]:
-    """The table of download_models.sh, places relative to the working directory or absolute.
+    from neon.model import GROUP
+    from neon.runtime.launch import available_cpus
 
-    Raises:
-        WorkError: the script is not beside the package, or does not run.
-    """
-    if not SCRIPT.is_file():
-        raise WorkError(f"{SCRIPT}: not there, so files are not looked for; run neon from a checkout of its repository")
-    try:
-        done = subprocess.run(["bash", str(SCRIPT), "--list"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise WorkError(f"{SCRIPT}: does not run, so files are not looked for ({error}); is bash installed?") from error
-    files = []
-    for line in done.stdout.splitlines():
-        architectures, kind, megabytes, source, *places = line.split("\t")
-        files.append(
-            PublishedFile(
-                name=Path(places[0]).name,
-                architectures=architectures.split(","),
-                kind=kind,
-                megabytes=None if megabytes == "-" else int(megabytes),
-                source=source,
-                places=places,
-            )
-        )
-    return files
+    architectures = entry_points(group=GROUP)
+    if not architectures:
+        found.faults.append("no architecture is installed; run `pip install -e .` in the checkout")
+    for entry in architectures:
+        try:
+            entry.load()
+        except Exception as error:  # as above
+            found.faults.append(f"import {entry.value}: {_one_line(error)}; run `pip install -e .` in the checkout")
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    found.devices.append(f"{available_cpus()} CPUs")
+    found.devices += [f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for index, gpu in enumerate(gpus)]
+    found.launches += [launch("gloo", 2), *([launch("nccl", len(gpus))] if gpus else [])]
+    failed = [each for each in found.launches if each.error is not None]
+    found.faults += [f"{each.processes} processes with {each.backend}: {each.error}" for each in failed]
+    found.findings = [look_for(file) for file in published_files()]
+    folders: dict[int, Path] = {}
+    for finding in found.findings:
+        parents = Path(finding.file.places[0]).absolute().parents
+        folder = next(parent for parent in parents if parent.exists())
+        folders.setdefault(folder.stat().st_dev, folder)
+    found.free_bytes = {str(folder): shutil.disk_usage(folder).free for folder in folders.values()}
+    found.gaps += _commands(found.findings)
+    return found
 
 
 def look_for(file: PublishedFile) -> Finding:
@@ -148,82 +145,32 @@ def look_for(file: PublishedFile) -> Finding:
                 return Finding(file=file, state="found", path=place, detail=_content(Path(place)))
             except (RequestError, WorkError) as error:
                 return Finding(file=file, state="damaged", path=place, detail=str(error).removeprefix(f"{place}: "))
-    part = Path(f"{file.places[0]}.part")
-    return Finding(file=file, state="missing", detail="begun" if part.exists() else "")
+    begun = Path(f"{file.places[0]}.part").exists()
+    return Finding(file=file, state="missing", detail="begun" if begun else "")
 
 
 def _content(path: Path) -> str:
+    from neon.checkpoint import open_checkpoint
+    from neon.metrics import Statistics
+
+    if path.suffix == ".npz":
+        return f"{Statistics.load(path).dim} features"
     if path.suffix == ".json":
         try:
             return f"{len(json.loads(path.read_bytes()))} entries"
         except (ValueError, OSError) as error:
             raise RequestError(f"{path}: not readable as JSON ({error}); download it again") from error
-    if path.suffix == ".npz":
-        from neon.metrics import Statistics
-
-        return f"{Statistics.load(path).dim} features"
-    from neon.checkpoint import open_checkpoint
-
     with open_checkpoint(path) as checkpoint:
         weights = sum(spec.numel for spec in checkpoint.specs.values() if spec.dtype.is_floating_point)
     return f"{weights / 1e6:.1f} M weights"
 
 
-def _import(name: str, diagnosis: Diagnosis) -> None:
-    """Note the version of a package; a gap or a fault if there is none."""
-    diagnosis.versions[name] = None
-    try:
-        diagnosis.versions[name] = importlib.import_module(name).__version__
-    except Exception as error:  # a broken package can raise anything while it is imported
-        if name in OPTIONAL and isinstance(error, ModuleNotFoundError) and error.name == name:
-            diagnosis.gaps.append(f"{OPTIONAL[name]}  ({name} is not installed)")
-        else:
-            diagnosis.faults.append(f"import {name}: {_one_line(error)}; install it again")
-
-
-def _import_architectures(diagnosis: Diagnosis) -> None:
-    from importlib.metadata import entry_points
-
-    from neon.model import GROUP
-
-    found = entry_points(group=GROUP)
-    if not found:
-        diagnosis.faults.append("no architecture is installed; run `pip install -e .` in the checkout")
-    for entry in found:
-        try:
-            entry.load()
-        except Exception as error:  # as above
-            diagnosis.faults.append(f"import {entry.value}: {_one_line(error)}; run `pip install -e .` in the checkout")
-
-
-def _devices() -> list[str]:
-    import torch
-
-    from neon.runtime.launch import available_cpus
-
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [
-        f"{available_cpus()} CPUs",
-        *(f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for index, gpu in enumerate(gpus)),
-    ]
-
-
-def _launches() -> Iterator[Launch]:
-    """Two processes on the CPU, and one on every GPU if there are any."""
-    import torch
-
-    yield launch("gloo", 2)
-    if torch.cuda.is_available():
-        yield launch("nccl", torch.cuda.device_count())
-
-
 def launch(backend: Literal["gloo", "nccl"], processes: int) -> Launch:
     """Start `processes` as torchrun does, let them reduce a number, and wait."""
-    device = "cuda" if backend == "nccl" else "cpu"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     start = time.perf_counter()
     child = subprocess.Popen(
-        [*torchrun, "-m", "neon.cli.doctor", device],
+        [*torchrun, "-m", "neon.cli.doctor", "cuda" if backend == "nccl" else "cpu"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -233,31 +180,21 @@ def launch(backend: Literal["gloo", "nccl"], processes: int) -> Launch:
     )
     error = None
     try:
-        said, _ = child.communicate(timeout=LAUNCH_SECONDS)
-        if child.returncode:
-            error = _reason(said)
+        output, _ = child.communicate(timeout=LAUNCH_SECONDS)
+        if child.returncode:  # the first error of the processes tells more than torchrun's summary of it
+            lines = [line.strip() for line in output.splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("neon doctor:") or "Error: " in line]
+            error = (errors or lines or ["ended without a word"])[0][:300]
     except subprocess.TimeoutExpired:
         error = f"have not joined after {LAUNCH_SECONDS:g} s; does the name of this machine resolve to it?"
     finally:
-        _end(child)
+        child.terminate()  # a signal that lets torchrun end its processes, which are not in its session
+        try:
+            child.communicate(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
     return Launch(backend=backend, processes=processes, seconds=time.perf_counter() - start, error=error)
-
-
-def _end(child: subprocess.Popen[str]) -> None:
-    """End torchrun if it still runs: by a signal that lets it end its processes, which are not in its session."""
-    child.terminate()
-    try:
-        child.communicate(timeout=END_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-
-
-def _reason(said: str) -> str:
-    """The line of failed processes that tells most: the first error of theirs, not torchrun's summary of it."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("neon doctor:") or "Error: " in line]
-    return (told or lines or ["ended without a word"])[0][:300]
 
 
 def reduce_number(device: str) -> None:
@@ -277,33 +214,19 @@ def reduce_number(device: str) -> None:
             raise WorkError(f"the ranks add up to {total} instead of {expected}; processes do not reach each other")
 
 
-def _free_bytes(files: Sequence[PublishedFile]) -> dict[str, int]:
-    """Free space by folder, the first on each disk that files are fetched to."""
-    free: dict[int, tuple[str, int]] = {}
-    for file in files:
-        place = Path(file.places[0]).absolute()
-        folder = next(parent for parent in place.parents if parent.exists())
-        free.setdefault(folder.stat().st_dev, (str(folder), shutil.disk_usage(folder).free))
-    return dict(free.values())
-
-
-def _fetches(findings: Sequence[Finding]) -> list[str]:
+def _commands(findings: Sequence[Finding]) -> list[str]:
     """How to get what is not whole: a command for each architecture, or one for all if none has everything."""
-    script = "download_models.sh" if Path.cwd() == SCRIPT.parent else str(SCRIPT)
-    architectures = list(dict.fromkeys(name for finding in findings for name in finding.file.architectures))
-    gaps = [finding for finding in findings if finding.state != "found"]
-    unknown = [gap.file for gap in gaps if gap.file.source.startswith("by:")]
+    gaps = [finding.file for finding in findings if finding.state != "found"]
+    unknown = [file for file in gaps if file.source.startswith("by:")]
+    architectures = dict.fromkeys(name for finding in findings for name in finding.file.architectures)
     commands = []
     for base, flag in ((False, ""), (True, " --base")):
-        lacking = [item for item in gaps if item.file not in unknown and (item.file.kind == "base") == base]
-        needed = {name: [item for item in lacking if name in item.file.architectures] for name in architectures}
-        if all(needed.values()):
-            needed = {"": lacking}
-        for name, items in needed.items():
-            size = sum(item.file.megabytes or 0 for item in items) / 1000
-            if items:
-                only = f" --only {name}" if name else ""
-                commands.append(f"bash {script}{only}{flag}  ({len(items)} files, about {size:.1f} GB)")
+        lacking = [file for file in gaps if file not in unknown and (file.kind == "base") == base]
+        needed = {f" --only {name}": [file for file in lacking if name in file.architectures] for name in architectures}
+        for only, files in ({"": lacking} if all(needed.values()) else needed).items():
+            if files:
+                size = sum(file.megabytes or 0 for file in files) / 1000
+                commands.append(f"neon download{only}{flag}  ({len(files)} files, about {size:.1f} GB)")
     if unknown:
         publishers = ", ".join(dict.fromkeys(file.source.removeprefix("by:") for file in unknown))
         names = ", ".join(file.name for file in unknown)
@@ -316,44 +239,27 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     versions = "  ".join(f"{name} {version or '-'}" for name, version in diagnosis.versions.items())
     print(f"versions   {versions}")
     print(f"devices    {', '.join(diagnosis.devices) or '-'}")
-    for launched in diagnosis.launches:
-        outcome = "failed" if launched.error else "joined and added up"
-        print(f"processes  {launched.processes} with {launched.backend}: {outcome}, {launched.seconds:.1f} s")
+    for each in diagnosis.launches:
+        outcome = "failed" if each.error else "joined and added up"
+        print(f"processes  {each.processes} with {each.backend}: {outcome}, {each.seconds:.1f} s")
     for folder, free in diagnosis.free_bytes.items():
         print(f"disk       {free / 1e9:.1f} GB free in {folder}")
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups: dict[str, list[Finding]] = {}
     for finding in diagnosis.findings:
-        groups.setdefault((",".join(finding.file.architectures), finding.file.kind), []).append(finding)
-    for (architectures, kind), findings in groups.items():
-        head = f"{architectures if ',' not in architectures else 'shared':<10} {kind:<11}"
-        for finding in findings:
-            if finding.state != "missing":
-                mark = "" if finding.state == "found" else "DAMAGED: "
-                print(f"{head}{finding.path}  ({mark}{finding.detail})")
-                head = " " * len(head)
-        missing = [
-            f"{finding.file.name}{f' ({finding.detail})' if finding.detail else ''}"
-            for finding in findings
-            if finding.state == "missing"
+        file = finding.file
+        name = file.architectures[0] if len(file.architectures) == 1 else "shared"
+        groups.setdefault(f"{name:<10} {file.kind:<11}", []).append(finding)
+    for head, findings in groups.items():
+        lines = [
+            f"{each.path}  ({'DAMAGED: ' * (each.state == 'damaged')}{each.detail})" for each in findings if each.path
         ]
-        if missing:
-            print(f"{head}missing: {', '.join(missing)}")
+        missing = [f"{each.file.name}{each.detail and f' ({each.detail})'}" for each in findings if not each.path]
+        lines += [f"missing: {', '.join(missing)}"] if missing else []
+        print(head + f"\n{' ' * len(head)}".join(lines))
     for heading, lines in (("to fill the gaps:", diagnosis.gaps), ("faults:", diagnosis.faults)):
         if lines:
-            print(heading)
-            for line in lines:
-                print(f"  {line}")
+            print(heading, *lines, sep="\n  ")
     print("the installation works" if not diagnosis.faults else "the installation does not work")
-
-
-def doctor_command(output: Path | None) -> int:
-    """Examine, print, write JSON to `output`; 0 if the installation works, whatever files are missing, else 1."""
-    diagnosis = examine()
-    print_diagnosis(diagnosis)
-    if output is not None:
-        facts: dict[str, Any] = asdict(diagnosis)
-        write_json(output, {"works": not diagnosis.faults, **facts})
-    return 1 if diagnosis.faults else 0
 
 
 def _one_line(error: BaseException) -> str:
@@ -361,4 +267,6 @@ def _one_line(error: BaseException) -> str:
 
 
 if __name__ == "__main__":  # one of the processes of `launch`
+    from neon.cli.command_line import exit_code
+
     sys.exit(exit_code("neon doctor", lambda: reduce_number(sys.argv[1])))

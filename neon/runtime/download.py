@@ -1,25 +1,42 @@
-"""Where published files lie: in their usual folders, or behind a URL, from where they are fetched once into a cache."""
+"""Files behind a URL or on the Hugging Face Hub, fetched whole or not at all, and where published files usually lie."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
+import io
 import os
+import re
 import shutil
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
-from http.client import HTTPException
+from collections.abc import Callable, Sequence
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from neon.errors import RequestError, WorkError
-from neon.runtime.distributed import Processes
-from neon.runtime.files import atomic_write
+from neon.runtime.files import write_failure
+
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes  # imports torch, for which no --help should wait
 
 CACHE_VARIABLE = "NEON_CACHE"
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 60.0
+"""after which a server that says nothing is given up, or one that sends less than `MIN_BYTES` in this time"""
+MIN_BYTES = 60_000
+RETRY_PAUSES = (1.0, 2.0)
+"""seconds before a server is asked again that has answered one of `TRANSIENT`"""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 512
+
+
+class NoConnectionError(WorkError):
+    """A server that cannot be reached, which need not be asked for its other files."""
 
 
 def is_url(name: str) -> bool:
@@ -27,28 +44,35 @@ def is_url(name: str) -> bool:
     return name.startswith(("http://", "https://"))
 
 
+def user_cache() -> Path:
+    """The folder of the user's caches: `$XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def cache_folder() -> Path:
     """Where downloads lie: `$NEON_CACHE`, else `neon` in the user's cache folder."""
-    if CACHE_VARIABLE in os.environ:
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "neon"
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache() / "neon")
 
 
 def cached_path(url: str) -> Path:
-    """Where the file behind `url` lies once it is downloaded: its own name, in a folder of its address."""
+    """Where the file behind `url` lies once it is downloaded: its own name, in a folder of its address.
+
+    Raises:
+        RequestError: `url` cannot be parsed.
+    """
+    try:
+        name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path).replace("\0", "_")).name
+    except ValueError as error:
+        raise RequestError(f"{url}: not a valid address ({error}); check it") from error
     address = hashlib.sha256(url.encode()).hexdigest()[:16]
-    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name or "file"
-    return cache_folder() / address / name
+    return cache_folder() / address / (name if name.strip(".") else "file")
 
 
 def local_file(name: str | os.PathLike[str]) -> Path:
     """`name` itself if it is a path; if it is a URL, the file behind it, downloaded unless it is in the cache.
 
-    A download appears in the cache whole or not at all.
-
     Raises:
-        RequestError: the server refuses, or answers with a web page.
-        WorkError: the connection breaks, the file comes short, or the disk is full.
+        RequestError, WorkError: as `download`.
     """
     name = os.fspath(name)
     if not is_url(name):
@@ -56,11 +80,11 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     path = cached_path(name)
     if not path.exists():
         print(f"downloading {name} to {path}", file=sys.stderr)
-        _download(name, path)
+        download(name, path)
     return path
 
 
-def shared_file(name: str, processes: Processes) -> Path:
+def shared_file(name: str, processes: "Processes") -> Path:
     """`local_file` for several processes: one of them downloads, and on every other node another one."""
     if is_url(name):
         processes.on_main(lambda: local_file(name))
@@ -87,34 +111,243 @@ def usual_file(
     )
 
 
-def _download(url: str, path: Path) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "neon"})
+def substitute(path: Path) -> str | None:
+    """What lies at `path` instead of any file, if it is such a thing: nothing, a web page, a Git LFS pointer."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    text = b"".join(head.replace(b"\0", b"").split()).lower()
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "an HTML page in its place (a login page?)"
+    if text.startswith(b"versionhttps://git-lfs"):
+        return "a Git LFS pointer in its place"
+    return None if head else "an empty file"
+
+
+def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitute) -> None:
+    """Fetch `url` to `path`, which appears whole or not at all.
+
+    What has come lies in `path`.part until then; a later call continues it (RFC 9110: Range, If-Range) if the server
+    still has the same version, by its ETag or Last-Modified, which `path`.part.origin keeps.
+
+    Args:
+        flaw: What is wrong with a file that has come, if anything; it is not kept then.
+
+    Raises:
+        RequestError: the address is not valid, the server refuses, or `path` cannot be written.
+        NoConnectionError: the server cannot be reached.
+        WorkError: the transfer breaks off or stalls, the answer is no file or has a flaw, or the disk is full.
+    """
+    part, origin = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.origin")
+    before = _inode(path)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            if answer.headers.get_content_type() == "text/html":
-                raise RequestError(f"{url}: the server answered with a web page, not a file; check the address")
-            expected = int(answer.headers.get("Content-Length") or -1)
-            free = shutil.disk_usage(_existing_parent(path)).free
-            if expected > free:
-                raise WorkError(f"{path}: the disk is full ({expected} bytes to come, {free} free); free some space")
-            with atomic_write(path) as file, _bar(expected) as bar:
-                size = 0
-                while chunk := answer.read(_CHUNK_BYTES):
-                    file.write(chunk)
-                    size += len(chunk)
-                    bar.update(len(chunk))
-                if expected not in (-1, size):
-                    raise WorkError(f"{url}: the download ended after {size} of {expected} bytes; run again")
-    except urllib.error.HTTPError as error:
-        raise RequestError(f"{url}: the server answers {error.code} ({error.reason}); check the address") from error
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise WorkError(f"{url}: download failed ({reason}); check the connection, or download it to {path}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(part) as file:
+            try:
+                if _inode(path) != before:  # another process has brought it meanwhile
+                    return
+                with _begun(url, file, origin, path) as answer:
+                    _receive(url, answer, file, part)
+                os.fsync(file.fileno())
+                wrong = flaw(part)
+                origin.unlink(missing_ok=True)
+                if wrong is not None:
+                    raise WorkError(f"{url}: {wrong}")
+                os.replace(part, path)
+            finally:  # what cannot be continued is not kept
+                if not (origin.exists() and part.exists() and part.stat().st_size):
+                    part.unlink(missing_ok=True)
+                    origin.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_failure(error, path) from error
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(total=max(total, 0) or None, unit="B", unit_scale=True, delay=2, leave=False, file=sys.stderr)
+def download_from_hub(repository: str, name: str, path: Path, flaw: Callable[[Path], str | None] = substitute) -> None:
+    """Fetch file `name` of a repository of the Hugging Face Hub to `path`, which appears whole or not at all.
+
+    A connection that breaks is taken up again, but a download that is killed starts anew: huggingface_hub (2.4)
+    writes to a name of its own in every run. Until the file is whole, `path`.part is the folder that it works in.
+
+    Raises:
+        RequestError: no such repository or file, or not for this user.
+        NoConnectionError: the Hub cannot be reached.
+        WorkError: the download fails, the disk is full, or the file has a `flaw`.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    folder = path.with_name(f"{path.name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        found = Path(hf_hub_download(repository, name, local_dir=folder))
+    except errors.LocalEntryNotFoundError as error:
+        reason = _one_line(error.__cause__ or error)
+        if isinstance(error.__cause__, errors.HfHubHTTPError):
+            raise WorkError(f"{repository}: Hugging Face refuses ({reason}); try again later") from error
+        raise NoConnectionError(
+            f"{repository}: no connection to Hugging Face ({reason}); check the network and run again"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise RequestError(
+            f"{repository}: Hugging Face has no such repository, or not for you; if it asks for a login: "
+            "`hf auth login`"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise RequestError(f"{name}: not in the repository {repository}; was it renamed there?") from error
+    except Exception as error:  # what its HTTP client raises is not of one kind, and changes between versions
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(error, folder) from error
+        raise WorkError(f"{repository}: huggingface_hub failed ({_one_line(error)}); run again") from error
+    else:
+        if (wrong := flaw(found)) is not None:
+            raise WorkError(f"{repository}: {wrong}")
+        os.replace(found, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.exists())
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _locked(part: Path) -> io.FileIO:
+    """`part`, open for appending, once no other process writes it."""
+    while True:
+        file = open(part, "ab", buffering=0)  # noqa: SIM115 - the caller closes it
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _inode(part) == os.fstat(file.fileno()).st_ino:
+            return file
+        file.close()  # who held it has renamed or removed it
+
+
+def _begun(url: str, file: io.FileIO, origin: Path, path: Path) -> HTTPResponse:
+    """The answer that brings what `file` lacks; what is in it is dropped if the server cannot continue it."""
+    start, address = file.seek(0, os.SEEK_END), f"{url}\n".encode()
+    known = origin.read_bytes() if origin.exists() else b""
+    answer = None
+    if start and known.startswith(address):
+        version = known.removeprefix(address).decode("latin-1")
+        answer = _asked(url, path, {"Range": f"bytes={start}-", "If-Range": version})
+        follows = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if answer.status == 206 and follows and _version(answer) in ("", version) and not _encoding(answer):
+            return answer
+    file.truncate(0)
+    origin.unlink(missing_ok=True)
+    if answer is None or answer.status != 200:
+        answer = _asked(url, path, {})
+    if answer.status != 200:
+        reason = _one_line(answer.reason)
+        raise RequestError(f"{url}: the server answers {answer.status} ({reason}), no file; check the address")
+    if answer.headers.get_content_type() == "text/html":
+        raise RequestError(f"{url}: the server answered with a web page, not a file; check the address")
+    if encoding := _encoding(answer):
+        raise WorkError(f"{url}: the server sends it in the encoding {encoding}, unasked; take it from another address")
+    if version := _version(answer):
+        origin.write_bytes(address + version.encode("latin-1"))
+    return answer
+
+
+def _asked(url: str, path: Path, headers: dict[str, str]) -> HTTPResponse:
+    """The answer to a GET of `url`: one of success, or 416 (no such range)."""
+    for pause in (*RETRY_PAUSES, None):
+        try:
+            request = urllib.request.Request(url, headers={"User-Agent": "neon", **headers})
+            return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and headers:
+                return error  # type: ignore[return-value]  # it is an answer as well
+            error.close()
+            if error.code not in TRANSIENT:
+                reason = _one_line(error.reason)
+                raise RequestError(f"{url}: the server answers {error.code} ({reason}); check the address") from error
+            if pause is None:
+                raise WorkError(f"{url}: the server answers {error.code}; try again later") from error
+            time.sleep(pause)
+        except (InvalidURL, ValueError) as error:
+            raise RequestError(f"{url}: not a valid address ({_one_line(error)}); check it") from error
+        except OSError as error:
+            reason = _one_line(getattr(error, "reason", error))
+            raise NoConnectionError(
+                f"{url}: no connection ({reason}); check the network and run again, or save the file as {path}"
+            ) from error
+        except HTTPException as error:
+            raise WorkError(
+                f"{url}: the server's answer is not HTTP ({_one_line(error)}); check the address"
+            ) from error
+    raise AssertionError("the last pause is None")
+
+
+def _version(answer: HTTPResponse) -> str:
+    """What tells this version of a file from others: its strong ETag, else when it was modified; empty: nothing."""
+    etag = answer.headers.get("ETag", "")
+    return _one_line(etag if etag.startswith('"') else answer.headers.get("Last-Modified", ""))
+
+
+def _encoding(answer: HTTPResponse) -> str:
+    """The Content-Encoding, such as gzip; empty: the bytes are those of the file."""
+    return _one_line(answer.headers.get("Content-Encoding", "")).lower().removeprefix("identity")
+
+
+def _receive(url: str, answer: HTTPResponse, file: io.FileIO, part: Path) -> None:
+    """Append the body to `file`; it must be as long as its headers say, and faster than `MIN_BYTES` a minute."""
+    size, total = file.seek(0, os.SEEK_END), _total(url, answer, file.tell())
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - size > free:
+        raise WorkError(f"{part}: the disk is full ({total - size} bytes to come, {free} free); free some space")
+    since, came, reason = time.monotonic(), 0, "the server ended it"
+    with _bar(size, total) as bar:
+        try:
+            while chunk := answer.read1(_CHUNK_BYTES):
+                _write(chunk, file, part)
+                bar.update(len(chunk))
+                size, came = size + len(chunk), came + len(chunk)
+                if (seconds := time.monotonic() - since) > TIMEOUT_SECONDS:
+                    if came < MIN_BYTES:
+                        raise TimeoutError(f"{came} bytes in {seconds:.0f} s")
+                    since, came = time.monotonic(), 0
+            if total in (None, size):
+                return
+        except (OSError, HTTPException) as error:
+            reason = _one_line(error)
+    expected = "" if total is None else f" of {total}"
+    raise WorkError(f"{url}: broken off after {size}{expected} bytes ({reason}); run again to go on")
+
+
+def _total(url: str, answer: HTTPResponse, start: int) -> int | None:
+    """How long the whole file is, of which `start` bytes are there; None: the server does not say."""
+    total = re.fullmatch(r"bytes [0-9]+-[0-9]+/([0-9]{1,18})", answer.headers.get("Content-Range", "").strip())
+    if answer.status == 206 and total is not None:
+        return int(total[1])
+    length = answer.headers.get("Content-Length")
+    if length is None or answer.chunked:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", length.strip()):
+        raise WorkError(f"{url}: the server says a length of {_one_line(length)!r}; take it from another address")
+    return start + int(length)
+
+
+def _write(chunk: bytes, file: io.FileIO, part: Path) -> None:
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise _disk_full(error, part) from error
+
+
+def _disk_full(error: OSError, part: Path) -> WorkError:
+    free = shutil.disk_usage(part.parent).free // 1_000_000
+    reason = f"{error.strerror}, {free} MB free"
+    return WorkError(f"{part}: writing failed ({reason}); make room, or raise `ulimit -f`, and run again to go on")
+
+
+def _bar(done: int, total: int | None) -> Any:
+    from tqdm import tqdm
+
+    settings = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "file": sys.stderr}
+    interval = 0.1 if sys.stderr.isatty() else 10.0  # in a log file every update is a line to read
+    return tqdm(initial=done, total=total, mininterval=interval, **settings)
+
+
+def _one_line(text: object) -> str:
+    """What a server says, as it can be printed."""
+    return "".join(char for char in " ".join(str(text).split()) if char.isprintable())[:300]
