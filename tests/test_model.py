@@ -1,5 +1,8 @@
 """Finding an architecture, saving a model, and loading it again."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,42 @@ def test_a_model_of_your_own_is_named_by_file_and_class(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused(name: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         architecture(name)
+
+
+STRANGERS = {
+    "a module without the class": ({"__init__.py": "", "model.py": "class Other: pass\n"}, "model.py"),
+    "a class of the same name": ({"__init__.py": "", "model.py": "class EDM: pass\n"}, "model.py"),
+    "a module that expects more of its own": ({"__init__.py": "", "model.py": "import edm.utils\n"}, "__init__.py"),
+}
+"""files of a folder edm/, and which of them is named"""
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_a_stranger_of_the_same_name_is_named(stranger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, named = STRANGERS[stranger]
+    (tmp_path / "edm").mkdir()
+    for name, text in files.items():
+        (tmp_path / "edm" / name).write_text(text)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "edm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RequestError, match=rf"'edm': {tmp_path}/edm/{named} comes first .* out of PYTHONPATH"):
+        architecture("edm")
+
+
+def test_a_command_names_a_stranger_in_one_line(tmp_path: Path) -> None:
+    """As Python meets it: a folder on PYTHONPATH, before the installed package."""
+    (tmp_path / "edm").mkdir()
+    for name in ("__init__.py", "model.py"):
+        (tmp_path / "edm" / name).touch()
+    save_safetensors(tmp_path / "bare.safetensors", tiny_edm().network.state_dict(), {})
+    done = subprocess.run(
+        [sys.executable, "-m", "neon.cli", "inspect", "bare.safetensors"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert f"{tmp_path}/edm/model.py comes first" in line
 
 
 def test_a_saved_model_loads_with_the_same_weights_ready_to_sample(tmp_path: Path) -> None:
