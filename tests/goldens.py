@@ -7,6 +7,7 @@ much of the tolerances each case used.
 
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +80,32 @@ def as_array(got: Tensor | ArrayLike) -> np.ndarray:
     return np.asarray(got.detach().cpu() if isinstance(got, Tensor) else got)
 
 
+SUBSET = "_sub"
+"""ends the name of an array of which every n-th entry is stored; n is in the `stride` of the case"""
+
+
+def subset(got: np.ndarray, shape: tuple[int, ...], step: int) -> np.ndarray:
+    """Every `step`-th entry of `got` along each axis that is longer in it than in `shape`; of all, if that is flat."""
+    if len(shape) == 1:
+        got = got.ravel()
+    steps = [1 if have == want else step for have, want in zip(got.shape, shape, strict=True)]
+    return got[tuple(slice(None, None, step) for step in steps)]
+
+
+def number_in(text: object, pattern: str, otherwise: float) -> float:
+    """The number that `pattern` finds in a text; `otherwise`, that of the recorded cases, where it tells none."""
+    found = re.search(pattern, str(text))
+    return float(found[1]) if found else otherwise
+
+
 class GoldenCase:
     """One case: its description, its arrays, and the comparison with them."""
 
-    def __init__(self, case: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:
-        self.case, self.inputs = case, inputs
+    def __init__(
+        self, case: dict[str, Any], inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray] | None = None
+    ) -> None:
+        """`outputs` where they are told apart from the inputs."""
+        self.case, self.inputs, self.outputs = case, inputs, inputs if outputs is None else outputs
         self.tolerance_used = 0.0
         """the largest difference, as a share of what is tolerated on the CPU"""
 
@@ -92,7 +114,26 @@ class GoldenCase:
         return torch.from_numpy(self.inputs[name]).to(DEVICE)
 
     def optional(self, name: str) -> Tensor | None:
-        return self.tensor(name) if name in self.inputs else None
+        """An input, or None where the case has none: one without entries, as labels of no class are, counts as none."""
+        return self.tensor(name) if name in self.inputs and self.inputs[name].size else None
+
+    def words(self) -> str:
+        """What the case says in words of itself and its weights."""
+        return "\n".join(str(self.case[name]) for name in ("what", "how", "notes", "weights") if name in self.case)
+
+    def expected(self, got: Tensor | ArrayLike, name: str) -> tuple[np.ndarray, str]:
+        """What of `got` is stored as output `name`, all or every n-th entry, and the name of that array."""
+        array = name if name in self.outputs else name + SUBSET
+        if not array.endswith(SUBSET):
+            return as_array(got), array
+        steps = self.case["stride"]
+        if isinstance(steps, dict):  # by the name in the file
+            [steps] = [steps[name] for name in (array, f"out:{array}", f"out_{array}") if name in steps]
+        return subset(as_array(got), self.outputs[array].shape, steps), array
+
+    def recorded_names(self) -> set[str]:
+        """The outputs, by the names of the whole arrays."""
+        return {name.removesuffix(SUBSET) for name in self.outputs}
 
     def compare(self, got: Tensor | ArrayLike, want: ArrayLike, *, rtol: float = 0, atol: float = 0, name: str) -> None:
         """|got - want| <= atol + rtol |want|, elementwise; floats off the CPU `DEVICE_TOLERANCE` times as far."""
@@ -143,7 +184,7 @@ class Replayed(GenerativeModel):
         network: torch.nn.Module,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        loss: Callable[[Tensor, Tensor, RecordedNoise], Tensor],
+        loss: Callable[[Tensor, Any, RecordedNoise], Tensor],
         draws: Iterable[RecordedNoise],
     ) -> None:
         super().__init__()
@@ -152,7 +193,6 @@ class Replayed(GenerativeModel):
         self.loss, self.draws = loss, iter(draws)
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        assert labels is not None
         return self.loss(examples, labels, next(self.draws))
 
     def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
@@ -208,9 +248,9 @@ def train_in_order(
         return Trained(log, np.array(norms), load_state(snapshots[-1].path))
 
 
-def train_on(model: GenerativeModel, recipe: Recipe, kind: str, examples: Tensor, labels: Tensor) -> Trained:
+def train_on(model: GenerativeModel, recipe: Recipe, kind: str, examples: Tensor, labels: Tensor | None) -> Trained:
     """Train on recorded examples of a kind as they come, kept as a set of the project's own."""
     with TemporaryDirectory() as folder:
         write_shard(folder, 0, examples, labels)
-        write_index(folder, [range(len(labels))], model.image_shape, kind)
-        return train_in_order(model, ExampleSet(folder, kind), recipe, range(len(labels)))
+        write_index(folder, [range(len(examples))], model.image_shape, kind)
+        return train_in_order(model, ExampleSet(folder, kind), recipe, range(len(examples)))
