@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neon.errors import RequestError
+from neon.published import Published, row_sampled_as
 from VAR.quantizer import scale_slices
-from VAR.sampler import VARSettings
+from VAR.settings import VARSettings
 
 PATCH_NUMS: dict[int, list[int]] = {
     256: [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
@@ -27,23 +27,6 @@ TOKENIZER: dict[str, Any] = {
 """Keywords of VQVAE; one file serves both resolutions, so `patch_nums` comes from the transformer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """One published transformer. `name` is its file without `.pth`."""
-
-    name: str
-    image_side: int
-    transformer: dict[str, Any]
-    """keywords of VAR"""
-    settings: VARSettings
-    """defaults of Neon's evaluation; for networks that Neon did not use, VAR's own"""
-    guidance_noted: float | None = None
-    """what Neon's authors note to have scored with, where it is not the default"""
-    fid_base: float | None = None
-    """50,000 images, Neon's README; None: not in it"""
-    fid_neon: float | None = None
-
-
 def _transformer(depth: int, image_side: int, shared_adaln: bool) -> dict[str, Any]:
     return {
         "classes": 1000, "depth": depth, "width": HEAD_CHANNELS * depth, "heads": depth, "mlp_ratio": 4.0,
@@ -56,24 +39,24 @@ _NEON_256 = VARSettings(guidance=2.9, top_k=900, top_p=0.95)
 _NEON_512 = VARSettings(guidance=4.0, top_k=900, top_p=0.95)
 _VAR = VARSettings(guidance=1.5, top_k=900, top_p=0.96)
 
-PUBLISHED: dict[str, Published] = {
+PUBLISHED: dict[str, Published[VARSettings]] = {
     f"var_d{depth}": Published(
         name=f"var_d{depth}",
-        image_side=side,
-        transformer=_transformer(depth, side, shared_adaln),
+        network=_transformer(depth, side, shared_adaln),
         settings=settings,
-        guidance_noted=noted,
         fid_base=fid_base,
         fid_neon=fid_neon,
     )
-    for depth, side, shared_adaln, settings, noted, fid_base, fid_neon in (
-        (16, 256, False, _NEON_256, 2.8, 3.30, 2.01),
-        (20, 256, False, _VAR, None, None, None),
-        (24, 256, False, _VAR, None, None, None),
-        (30, 256, False, _VAR, None, None, None),
-        (36, 512, True, _NEON_512, 3.2, 2.63, 1.70),
+    for depth, side, shared_adaln, settings, fid_base, fid_neon in (
+        (16, 256, False, _NEON_256, 3.30, 2.01),
+        (20, 256, False, _VAR, None, None),
+        (24, 256, False, _VAR, None, None),
+        (30, 256, False, _VAR, None, None),
+        (36, 512, True, _NEON_512, 2.63, 1.70),
     )
 }
+"""Settings are the defaults of Neon's evaluation; of networks that Neon did not use, VAR's own. Scores are of Neon's
+README; its authors note to have scored with a guidance of 2.8 (var_d16) and 3.2 (var_d36)."""
 
 
 def published_settings(transformer: Mapping[str, Any]) -> VARSettings | None:
@@ -81,10 +64,13 @@ def published_settings(transformer: Mapping[str, Any]) -> VARSettings | None:
 
     Only keywords that the published table holds are compared: neither dropping nor epsilon changes sampling.
     """
-    for row in PUBLISHED.values():
-        if all(_plain(transformer.get(name)) == value for name, value in row.transformer.items()):
-            return row.settings
-    return None
+    row = row_sampled_as(PUBLISHED, transformer, _sampled_by)
+    return None if row is None else row.settings
+
+
+def _sampled_by(transformer: Mapping[str, Any]) -> list[Any]:
+    values = (transformer.get(name) for name in _transformer(16, 256, False))
+    return [list(value) if isinstance(value, tuple) else value for value in values]
 
 
 def recognise(shapes: Mapping[str, Sequence[int]], levels: Tensor | None = None) -> dict[str, Any]:
@@ -175,7 +161,3 @@ def _sides(length: int, levels: Tensor | None) -> list[int]:
             f"lvl_1L has {length} positions; expected {' or '.join(map(str, lengths))}, as published networks have"
         )
     return list(lengths[length])
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

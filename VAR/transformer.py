@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neon.nn.transformer import Generation, KeysAndValues, modulated, modulation_layer
 from neon.noise import Noise
 from VAR.quantizer import scale_slices
 
@@ -41,35 +42,6 @@ class Conditioning(NamedTuple):
     blocks: list[Modulation]
     head: tuple[Tensor, Tensor]
     """scale and shift, each [B, 1, C]"""
-
-
-class KeysAndValues:
-    """Keys and values of one block for all L positions, filled scale by scale in one allocation."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.used = 0
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write those of the next positions, each [B, H, n, d]; returns all so far."""
-        if self.used == 0:
-            rows, heads, _, size = keys.shape
-            self._keys, self._values = (x.new_empty(rows, heads, self.length, size) for x in (keys, values))
-        new = slice(self.used, self.used + keys.shape[2])
-        self._keys[:, :, new] = keys
-        self._values[:, :, new] = values
-        self.used = new.stop
-        return self._keys[:, :, : new.stop], self._values[:, :, : new.stop]
-
-
-class Generation:
-    """How far a batch has been generated: its class, and the keys and values of the scales behind it."""
-
-    def __init__(self, conditioning: Conditioning, length: int) -> None:
-        self.conditioning = conditioning
-        self.memory = [KeysAndValues(length) for _ in conditioning.blocks]
-        self.scale = 0
-        """the next one, from 0"""
 
 
 class VAR(nn.Module):
@@ -172,10 +144,11 @@ class VAR(nn.Module):
         conditioning = self.condition(labels)
         x = torch.cat([conditioning.start, self.word_embed(codes)], dim=1)
         n = x.shape[1]
-        x = x + self._positions(slice(0, n))
+        positions = slice(0, n)
+        x = x + self._positions(positions)
         mask = self.attn_bias_for_masking[:, :, :n, :n]
         for block, modulation, path in zip(self.blocks, conditioning.blocks, paths, strict=True):
-            x = block(x, modulation, mask=mask, path=path)
+            x = block(x, modulation, positions, mask=mask, path=path)
         return self._logits(x, conditioning)
 
     def condition(self, labels: Tensor) -> Conditioning:
@@ -188,24 +161,23 @@ class VAR(nn.Module):
             head=self.head_nm(classes),
         )
 
-    def start(self, labels: Tensor) -> Generation:
+    def start(self, labels: Tensor) -> Generation[Conditioning]:
         """Begin to generate for `labels` int64 [B] in [0, N]; `next_logits` then goes from scale to scale."""
-        return Generation(self.condition(labels), self.length)
+        return Generation(self.condition(labels), len(labels), len(self.blocks), self.length)
 
-    def next_logits(self, generation: Generation, codes: Tensor | None = None) -> Tensor:
+    def next_logits(self, generation: Generation[Conditioning], codes: Tensor | None = None) -> Tensor:
         """Logits of the next scale, float32 [B, p_k^2, V]; nothing is dropped, in whatever mode.
 
         `codes` [B, p_k^2, c] is the quantiser's `next_input`, None at the first scale. Moves `generation` on;
         equals the part of `forward` that belongs to the scale, without computing coarser scales again.
         """
-        x = generation.conditioning.start if codes is None else self.word_embed(codes)
-        x = x + self._positions(self.slices[generation.scale])
-        for block, modulation, memory in zip(
-            self.blocks, generation.conditioning.blocks, generation.memory, strict=True
-        ):
-            x = block(x, modulation, memory=memory)
-        generation.scale += 1
-        return self._logits(x, generation.conditioning)
+        x = generation.given.start if codes is None else self.word_embed(codes)
+        positions = slice(generation.finished, generation.finished + x.shape[1])
+        x = x + self._positions(positions)
+        for block, modulation, memory in zip(self.blocks, generation.given.blocks, generation.memory, strict=True):
+            x = block(x, modulation, positions, memory=memory)
+        generation.finished = positions.stop
+        return self._logits(x, generation.given)
 
     def _positions(self, part: slice) -> Tensor:
         """What is added to the input at each position, float32 [1, n, C]."""
@@ -247,6 +219,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         m: Modulation,
+        positions: slice,
         *,
         mask: Tensor | None = None,
         memory: KeysAndValues | None = None,
@@ -254,7 +227,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """`mask` is added to the scores; `memory` holds the positions before x; `path` multiplies the branches."""
         gamma1, gamma2 = (m.gamma1, m.gamma2) if path is None else (m.gamma1 * path[0], m.gamma2 * path[1])
-        x = x + gamma1 * self.attn(modulated(x, m.scale1, m.shift1, self.norm_eps), mask, memory)
+        x = x + gamma1 * self.attn(modulated(x, m.scale1, m.shift1, self.norm_eps), positions, mask, memory)
         return x + gamma2 * self.ffn(modulated(x, m.scale2, m.shift2, self.norm_eps))
 
 
@@ -280,7 +253,7 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None, memory: KeysAndValues | None) -> Tensor:
+    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KeysAndValues | None) -> Tensor:
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, n, d]
@@ -289,7 +262,7 @@ class SelfAttention(nn.Module):
             q = (F.normalize(q.float(), dim=-1) * length).to(v.dtype)
             k = F.normalize(k.float(), dim=-1).to(v.dtype)
         if memory is not None:
-            k, v = memory.extend(k, v)
+            k, v = memory.extend(k, v, positions)
         if mask is not None:
             mask = mask.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
@@ -320,16 +293,6 @@ class Head(nn.Module):
         return scale, shift
 
 
-def modulation_layer(width: int, count: int) -> nn.Sequential:
-    """From a class vector to `count` vectors of its width."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(width, count * width))
-
-
 def modulation_of(layer: nn.Sequential, classes: Tensor) -> Tensor:
     """Class vectors [B, 1, C] -> float32 [B, 1, count, C]."""
     return layer(classes).float().unflatten(2, (-1, classes.shape[2]))
-
-
-def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """x [B, n, C] with mean 0 and variance 1 over C, times 1 + `scale`, plus `shift`; float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift

@@ -6,12 +6,12 @@ of the scales, L = sum of p_k^2 tokens. Every normalisation is over 32 groups wi
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.autoencoder import Decoder, Encoder, group_norm
+from neon.nn.autoencoder import Decoder, Encoder, MapAttention
 from VAR.quantizer import MultiScaleQuantizer
 
 USAGE_BUFFER = "quantize.ema_vocab_hit_SV"
@@ -40,8 +40,9 @@ class VQVAE(nn.Module):
         super().__init__()
         channels = [base_channels * mult for mult in channel_mult]
         self.image_side = patch_nums[-1] * 2 ** (len(channels) - 1)
-        self.encoder = Encoder(base_channels, channels, res_blocks, code_channels, Attention)
-        self.decoder = Decoder(channels, res_blocks, code_channels, Attention, attends_at_coarsest=True)
+        attention = partial(MapAttention, fused=True)
+        self.encoder = Encoder(base_channels, channels, res_blocks, code_channels, attention)
+        self.decoder = Decoder(channels, res_blocks, code_channels, attention, attends_at_coarsest=True)
         self.quantize = MultiScaleQuantizer(vocab, code_channels, patch_nums, phi_count, phi_ratio, cosine_lookup)
         padding = quant_conv_kernel // 2
         self.quant_conv = nn.Conv2d(code_channels, code_channels, quant_conv_kernel, padding=padding)
@@ -69,10 +70,6 @@ class VQVAE(nn.Module):
         """Feature maps [B, c, p_K, p_K] -> images in [-1, 1], of the autocast dtype if there is one."""
         return self.decoder(self.post_quant_conv(feature_map)).clamp(-1, 1)
 
-    def decode_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, L] -> images in [-1, 1]."""
-        return self.decode(self.quantize.feature_maps(tokens)[-1])
-
     def training_forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(reconstructions, not clamped; loss of the quantiser, scalar), for training a tokenizer."""
         quantised, loss = self.quantize.training_forward(self.features(images))
@@ -89,21 +86,6 @@ def fit_usage_buffer(state: Mapping[str, Tensor], vqvae: VQVAE) -> dict[str, Ten
     if found is None or len(found) == len(own):
         return dict(state)
     return {**state, USAGE_BUFFER: own}
-
-
-class Attention(nn.Module):
-    """One head over all positions of a map [B, C, H, W], added to it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=3)  # [B, 1, H W, C]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(mixed.squeeze(1).transpose(1, 2).reshape(x.shape))
 
 
 def _float32(device: torch.device) -> AbstractContextManager[object]:

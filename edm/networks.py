@@ -12,85 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neon.nn.unet import (
-    SONG_INIT,
     Conv2d,
-    FourierEmbedding,
     GroupNorm,
     Linear,
     PositionalEmbedding,
     UNetBlock,
     add_decoder_blocks,
     add_encoder_blocks,
-    check_choice,
     drop_labels,
     join_skip,
-    run_song_layers,
-    sine_first,
-    song_layers,
 )
-
-
-class SongUNet(nn.Module):
-    """DDPM++ and NCSN++ of Song et al. 2020 (arXiv 2011.13456), as EDM builds them.
-
-    forward: x [B, in_channels, R, R], noise_labels [B] or [1] float32, class_labels [B, label_dim] or None,
-    augment_labels [B, augment_dim] or None -> [B, out_channels, R, R].
-    """
-
-    def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        label_dropout: float = 0,
-        embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder_type: str = "standard",
-        decoder_type: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
-    ) -> None:
-        check_choice("embedding_type", embedding_type, ("positional", "fourier"))
-        super().__init__()
-        self.label_dropout = label_dropout
-        emb_channels = model_channels * channel_mult_emb
-        noise_channels = model_channels * channel_mult_noise
-
-        self.map_noise: nn.Module = (
-            PositionalEmbedding(noise_channels, endpoint=True)
-            if embedding_type == "positional"
-            else FourierEmbedding(noise_channels)
-        )
-        self.map_label = Linear(label_dim, noise_channels, **SONG_INIT) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **SONG_INIT) if augment_dim else None
-        self.map_layer0 = Linear(noise_channels, emb_channels, **SONG_INIT)
-        self.map_layer1 = Linear(emb_channels, emb_channels, **SONG_INIT)
-        self.enc, self.dec = song_layers(
-            img_resolution, in_channels, out_channels, emb_channels, model_channels, channel_mult, num_blocks,
-            attn_resolutions, dropout, encoder_type, decoder_type, resample_filter,
-        )  # fmt: skip
-
-    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """The conditioning vector [B, E]."""
-        emb = sine_first(self.map_noise(noise_labels))
-        if self.map_label is not None and class_labels is not None:
-            labels = drop_labels(class_labels, self.label_dropout if self.training else 0)
-            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels)
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
-
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        return run_song_layers(self.enc, self.dec, x, self.embed(noise_labels, class_labels, augment_labels))
+from neon.nn.unet import SongUNet as SongUNet
 
 
 class DhariwalUNet(nn.Module):

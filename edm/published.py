@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from edm.precond import NETWORKS, PRECONDS
-from edm.sampler import EDMSettings, SamplerSettings
+from edm.settings import EDMSettings, SamplerSettings
 from neon.data.augment import AUGMENT_DIM
 from neon.errors import warn
 from neon.model import GenerativeModel
+from neon.published import Published, row_sampled_as
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {
@@ -30,21 +31,6 @@ UNSEEN_IN_SAMPLING = ("dropout", "use_fp16")
 """Keywords that do not change how a network should be sampled."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """One published network. `name` is its file without `.pkl`; vp and ve in it name the U-Net, DDPM++ or NCSN++."""
-
-    name: str
-    network: dict[str, Any]
-    """keywords of EDMPrecond, as the file holds them"""
-    settings: EDMSettings
-    """EDM's README"""
-    fid_base: float
-    """50,000 images: Neon's README where `fid_neon` is given, else the EDM paper's Tables 2 and 3"""
-    fid_neon: float | None = None
-    """Neon's README; None: not published"""
-
-
 def architecture_keywords(arch: str) -> dict[str, Any]:
     """A copy of the keywords of architecture `arch`: ddpmpp, ncsnpp or adm."""
     return dict(ARCHITECTURES[arch])
@@ -63,7 +49,7 @@ _CIFAR10_STEPS = EDMSettings(num_steps=18)
 _FACES_STEPS = EDMSettings(num_steps=40)
 _IMAGENET_STEPS = EDMSettings(num_steps=256, S_churn=40, S_min=0.05, S_max=50, S_noise=1.003)
 
-PUBLISHED: dict[str, Published] = {
+PUBLISHED: dict[str, Published[EDMSettings]] = {
     name: Published(name=name, network=network, settings=settings, fid_base=fid_base, fid_neon=fid_neon)
     for name, network, settings, fid_base, fid_neon in (
         ("edm-cifar10-32x32-cond-vp", {**_DDPMPP, **_CIFAR10, "label_dim": 10}, _CIFAR10_STEPS, 1.78, 1.38),
@@ -77,23 +63,24 @@ PUBLISHED: dict[str, Published] = {
         ("edm-imagenet-64x64-cond-adm", {**_ADM, **_IMAGENET}, _IMAGENET_STEPS, 1.36, None),
     )
 }
+"""Settings are of EDM's README, as are names: vp and ve name the U-Net, DDPM++ or NCSN++. Scores are of Neon's README
+where it has both, else `fid_base` is of the EDM paper's Tables 2 and 3."""
 
 
-def published_settings(keywords: Mapping[str, Any], precond: str = "EDMPrecond") -> Published | None:
+def recognised(keywords: Mapping[str, Any], precond: str = "EDMPrecond") -> Published[EDMSettings] | None:
     """The published network that the `keywords` of class `precond` build, whose `settings` it should be sampled with.
 
     Defaults may be spelled out or left out. Dropout does not count, since it does not change sampling; it
     only tells apart the networks of FFHQ and AFHQv2, which are sampled alike. None: nothing that is known.
     """
-    wanted = _in_full(keywords, precond)
-    found = [row for row in PUBLISHED.values() if _sampled_alike(_in_full(row.network, "EDMPrecond"), wanted)]
-    found.sort(key=lambda row: row.network["dropout"] != wanted["dropout"])
-    return found[0] if found else None
+    given = {"precond": precond, **keywords}
+    with_dropout = row_sampled_as(PUBLISHED, given, lambda found: (_sampled_by(found), _in_full(found)["dropout"]))
+    return with_dropout or row_sampled_as(PUBLISHED, given, _sampled_by)
 
 
 def warn_if_unusual(model: GenerativeModel, settings: SamplerSettings) -> None:
     """Warn if `settings` are not those that the published scores of this network hold for."""
-    row = published_settings(model.config["network"], model.config.get("precond", "EDMPrecond"))
+    row = recognised(model.config["network"], model.config.get("precond", "EDMPrecond"))
     if row is None or settings == row.settings:
         return
     if type(settings) is EDMSettings:
@@ -105,9 +92,10 @@ def warn_if_unusual(model: GenerativeModel, settings: SamplerSettings) -> None:
     warn(f"{row.name} sampled with {found}; its published scores will not be met")
 
 
-def _in_full(keywords: Mapping[str, Any], precond: str) -> dict[str, Any]:
-    """All keywords of the preconditioning and its U-Net, defaults included, in one spelling of sequences."""
-    given: dict[str, Any] = {"precond": precond}
+def _in_full(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """All keywords of the preconditioning (`precond`) and its U-Net, with defaults, in one spelling of sequences."""
+    given: dict[str, Any] = {"precond": "EDMPrecond"}
+    precond = keywords.get("precond", given["precond"])
     parameters = dict(inspect.signature(PRECONDS[precond].__init__).parameters)
     unet = keywords.get("model_type", parameters["model_type"].default)
     for name, parameter in (parameters | inspect.signature(NETWORKS[unet].__init__).parameters).items():
@@ -117,7 +105,6 @@ def _in_full(keywords: Mapping[str, Any], precond: str) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
 
 
-def _sampled_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return {k: v for k, v in one.items() if k not in UNSEEN_IN_SAMPLING} == {
-        k: v for k, v in other.items() if k not in UNSEEN_IN_SAMPLING
-    }
+def _sampled_by(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the keywords determines how the network should be sampled."""
+    return {name: value for name, value in _in_full(keywords).items() if name not in UNSEEN_IN_SAMPLING}

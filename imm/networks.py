@@ -14,17 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.unet import (
-    SONG_INIT,
-    FourierEmbedding,
-    Linear,
-    PositionalEmbedding,
-    check_choice,
-    drop_labels,
-    run_song_layers,
-    sine_first,
-    song_layers,
-)
+from neon.nn import unet
+from neon.nn.transformer import modulated, modulation_layer
+from neon.nn.unet import check_choice
 
 EMBEDDING_TYPES = ("positional", "fourier")
 
@@ -66,6 +58,8 @@ class DiT(nn.Module):
             )
         if temb_mult != 1:
             raise ValueError(f"temb_mult is {temb_mult}; expected 1: no network with another one is known")
+        from timm.layers import PatchEmbed  # see DiTBlock
+
         super().__init__()
         self.patch_size = patch_size
         side = img_resolution // patch_size
@@ -73,7 +67,7 @@ class DiT(nn.Module):
 
         self.pos_embed = nn.Parameter(grid_positions(side, hidden_size), requires_grad=False)
         self.s_embedder = TimestepEmbedder(hidden_size, **embedding) if s_embed else None
-        self.x_embedder = PatchEmbedder(in_channels, patch_size, hidden_size)
+        self.x_embedder = PatchEmbed(img_resolution, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size, **embedding)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, qk_norm, dropout) for _ in range(depth))
@@ -128,14 +122,19 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, dropout: float) -> None:
         super().__init__()
-        self.attn = Attention(width, heads, qk_norm)
-        self.mlp = MLP(width, int(width * mlp_ratio), dropout)
-        self.adaLN_modulation = modulation(width, 6)
+        from timm.layers import Mlp  # 1.4 s: only those who build a DiT pay for it
+        from timm.models.vision_transformer import Attention
+
+        # Under autocast queries and keys are normalised in float32 and rounded for the product.
+        self.attn = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm)
+        gelu: Any = partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=gelu, drop=dropout)
+        self.adaLN_modulation = modulation_layer(width, 6)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulated(x, shift1, scale1))
-        return x + gate2 * self.mlp(modulated(x, shift2, scale2))
+        x = x + gate1 * self.attn(modulated(x, scale1, shift1))
+        return x + gate2 * self.mlp(modulated(x, scale2, shift2))
 
 
 class FinalLayer(nn.Module):
@@ -144,54 +143,11 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, features)
-        self.adaLN_modulation = modulation(width, 2)
+        self.adaLN_modulation = modulation_layer(width, 2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
-        return self.linear(modulated(x, shift, scale))
-
-
-class Attention(nn.Module):
-    """Self-attention of tokens [B, n, D], with normalised queries and keys if `qk_norm`."""
-
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.LayerNorm(width // heads) if qk_norm else None
-        self.k_norm = nn.LayerNorm(width // heads) if qk_norm else None
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # autocast normalises in float32
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """Two linear maps around a GELU (tanh approximation), each followed by dropout, on [B, n, D]."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.fc1(x), approximate="tanh"), self.dropout, self.training)
-        return F.dropout(self.fc2(x), self.dropout, self.training)
-
-
-class PatchEmbedder(nn.Module):
-    """x [B, C, R, R] -> one token per patch, row by row: [B, n, D]."""
-
-    def __init__(self, channels: int, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return self.linear(modulated(x, scale, shift))
 
 
 class TimestepEmbedder(nn.Module):
@@ -256,16 +212,6 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(index)
 
 
-def modulation(width: int, count: int) -> nn.Sequential:
-    """From a condition to `count` vectors of its width."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(width, count * width))
-
-
-def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x [B, n, D], each token normalised, times 1 + scale plus shift, both [B or 1, 1, D]."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
 def grid_positions(side: int, width: int) -> Tensor:
     """Where each of side x side tokens lies, float32 [1, side^2, width]: first its column, then its row.
 
@@ -279,7 +225,7 @@ def grid_positions(side: int, width: int) -> Tensor:
     return torch.cat([columns, rows], dim=1)[None].to(torch.float32)
 
 
-class SongUNet(nn.Module):
+class SongUNet(unet.SongUNet):
     """DDPM++ and NCSN++ of Song et al. 2020 (arXiv 2011.13456) with a second time; unknown keywords are ignored.
 
     The embedding of positional times is float64 throughout: float32 would change the output by up to 5e-6.
@@ -311,52 +257,18 @@ class SongUNet(nn.Module):
         embedding_kwargs: Mapping[str, Any] | None = None,
         **ignored: Any,
     ) -> None:
-        check_choice("embedding_type", embedding_type, EMBEDDING_TYPES)
-        super().__init__()
-        self.label_dropout = label_dropout
-        self.s_embed = s_embed
-        emb_channels = model_channels * channel_mult_emb
-        noise_channels = model_channels * channel_mult_noise
         positional = embedding_type == "positional"
-        self.embedding_dtype = torch.float64 if positional else torch.float32
-
-        def features() -> nn.Module:
-            if positional:
-                return PositionalEmbedding(noise_channels, endpoint=True, **(embedding_kwargs or {}))
-            return FourierEmbedding(noise_channels, **{"scale": 0.02, **(embedding_kwargs or {})})
-
-        self.map_noise = features()
-        self.map_label = Linear(label_dim, noise_channels, **SONG_INIT) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **SONG_INIT) if augment_dim else None
-        self.map_layer0 = Linear(noise_channels, emb_channels, **SONG_INIT)
-        self.map_layer1 = Linear(emb_channels, emb_channels, **SONG_INIT)
-        if s_embed:
-            self.map_noise_s = features()
-            self.map_layer0_s = Linear(noise_channels, emb_channels, **SONG_INIT)
-            self.map_layer1_s = Linear(emb_channels, emb_channels, **SONG_INIT)
-        self.enc, self.dec = song_layers(
-            img_resolution, in_channels, out_channels, emb_channels, model_channels, channel_mult, num_blocks,
-            attn_resolutions, dropout, encoder_type, decoder_type, resample_filter,
+        super().__init__(
+            img_resolution, in_channels, out_channels, label_dim, augment_dim, model_channels, channel_mult,
+            channel_mult_emb, num_blocks, attn_resolutions, dropout, label_dropout, embedding_type,
+            channel_mult_noise, encoder_type, decoder_type, resample_filter,
+            second_time=s_embed,
+            embedding_kwargs={**({} if positional else {"scale": 0.02}), **(embedding_kwargs or {})},
+            embedding_dtype=torch.float64 if positional else torch.float32,
         )  # fmt: skip
+        self.s_embed = s_embed
 
-    def embed(
-        self, t_labels: Tensor, s_labels: Tensor | None, class_labels: Tensor | None, augment_labels: Tensor | None
-    ) -> Tensor:
-        """The conditioning vector [B or 1, E]; classes and augmentation join the first time only."""
-        dtype = self.embedding_dtype
-        emb = sine_first(self.map_noise(t_labels.to(dtype)))
-        if self.map_label is not None and class_labels is not None:
-            labels = drop_labels(class_labels.to(dtype), self.label_dropout if self.training else 0)
-            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(dtype))
-        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
-        if self.s_embed and s_labels is not None:
-            second = sine_first(self.map_noise_s(s_labels.to(dtype)))
-            emb = emb + self.map_layer1_s(F.silu(self.map_layer0_s(second)))
-        return F.silu(emb)
-
-    def forward(
+    def forward(  # type: ignore[override]  # two times
         self,
         x: Tensor,
         t_labels: Tensor,
@@ -364,7 +276,8 @@ class SongUNet(nn.Module):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        return run_song_layers(self.enc, self.dec, x, self.embed(t_labels, s_labels, class_labels, augment_labels))
+        second = s_labels if self.s_embed else None
+        return self.run(x, self.embed(t_labels, class_labels, augment_labels, second))
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -19,33 +19,33 @@ PRECISIONS = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What the network computes in, by its published name; None: float32."""
 
 
-class Coefficients(NamedTuple):
+class JumpCoefficients(NamedTuple):
     """Of x_s = skip x_t + out F."""
 
     skip: Tensor | float
     out: Tensor
 
 
-def _data_prediction(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> Coefficients:
+def _data_prediction(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> JumpCoefficients:
     """F predicts the data; the noise is what x_t holds besides (DDIM)."""
     skip = schedule.sigma(s) / schedule.sigma(t)
-    return Coefficients(skip, schedule.alpha(s) - schedule.alpha(t) * skip)
+    return JumpCoefficients(skip, schedule.alpha(s) - schedule.alpha(t) * skip)
 
 
-def _simple_edm(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> Coefficients:
+def _simple_edm(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> JumpCoefficients:
     """Unit variance in and out of F where the data have variance sd^2 (IMM's Simple-EDM)."""
     alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
     total = alpha_t.square() + sigma_t.square()
     turn = alpha_s * sigma_t - alpha_t * sigma_s
-    return Coefficients((alpha_t * alpha_s + sigma_t * sigma_s) / total, -turn * sigma_data / total.sqrt())
+    return JumpCoefficients((alpha_t * alpha_s + sigma_t * sigma_s) / total, -turn * sigma_data / total.sqrt())
 
 
-def _euler(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> Coefficients:
+def _euler(schedule: Schedule, t: Tensor, s: Tensor, sigma_data: float) -> JumpCoefficients:
     """One Euler step along the velocity sd F."""
-    return Coefficients(1.0, -(t - s) * sigma_data)
+    return JumpCoefficients(1.0, -(t - s) * sigma_data)
 
 
-F_TYPES: dict[str, Callable[[Schedule, Tensor, Tensor, float], Coefficients]] = {
+F_TYPES: dict[str, Callable[[Schedule, Tensor, Tensor, float], JumpCoefficients]] = {
     "identity": _data_prediction,
     "simple_edm": _simple_edm,
     "euler_fm": _euler,
@@ -116,7 +116,7 @@ class IMMPrecond(nn.Module):
             **model_kwargs,
         )
 
-    def coefficients(self, t: Tensor, s: Tensor) -> Coefficients:
+    def coefficients(self, t: Tensor, s: Tensor) -> JumpCoefficients:
         """The coefficients of the step from t to s, in the shape and dtype of the times."""
         return F_TYPES[self.f_type](self.schedule, t, s, self.sigma_data)
 

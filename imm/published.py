@@ -11,36 +11,20 @@ from typing import Any
 from imm.loss import IMMLoss
 from imm.networks import MODELS, SIZES, DiT, TimestepEmbedder
 from imm.precond import IMMPrecond
-from imm.sampler import IMMSettings
+from imm.settings import PRESETS, IMMSettings
 from neon.checkpoint import TensorSpec
-
-PRESETS: dict[str, IMMSettings] = {
-    **{f"{n}_steps_cfg1.5_pushforward_uniform": IMMSettings(num_steps=n, guidance=1.5) for n in (1, 2, 4, 8)},
-    "1_step": IMMSettings(num_steps=1, guidance=1.0),
-    "2_steps": IMMSettings(num_steps=2, guidance=1.0, mid_nt=(1.4,)),
-    "2_step": IMMSettings(num_steps=2, guidance=1.0, mid_nt=(1.4,)),
-}
-"""Ways of sampling by their published names; `2_step` is how the training configuration spells `2_steps`."""
+from neon.published import Published, row_sampled_as
 
 UNSEEN_IN_SAMPLING = ("augment_dim", "dropout", "label_dropout", "mixed_precision")
 """Keywords that do not change how a network should be sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """One published network; `name` is its file without `.pkl`."""
+class PublishedIMM(Published[IMMSettings]):
+    """One published network: the base's score is of IMM's abstract, that of the merge of Neon's README."""
 
-    name: str
-    network: dict[str, Any]
-    """keywords of IMMPrecond"""
-    settings: IMMSettings
-    """what `fid_base` was scored with"""
     loss: IMMLoss
     """what it was trained with"""
-    fid_base: float | None = None
-    """50,000 images, abstract of IMM's paper; None: not in it"""
-    fid_neon: float | None = None
-    """50,000 images, Neon's README; None: not in it"""
 
 
 _IMAGENET = {
@@ -54,10 +38,10 @@ _CIFAR10 = {
     "attn_resolutions": [16], "dropout": 0.2,
 }  # fmt: skip
 
-PUBLISHED: dict[str, Published] = {
+PUBLISHED: dict[str, PublishedIMM] = {
     row.name: row
     for row in (
-        Published(
+        PublishedIMM(
             name="imagenet256_ts_a2",
             network={**_IMAGENET, "temb_type": "stride"},
             settings=PRESETS["8_steps_cfg1.5_pushforward_uniform"],
@@ -65,13 +49,13 @@ PUBLISHED: dict[str, Published] = {
             fid_base=1.99,
             fid_neon=1.46,
         ),
-        Published(
+        PublishedIMM(
             name="imagenet256_s_a1",
             network={**_IMAGENET, "temb_type": "identity"},
             settings=PRESETS["8_steps_cfg1.5_pushforward_uniform"],
             loss=IMMLoss(a=1),
         ),
-        Published(
+        PublishedIMM(
             name="cifar10",
             network=_CIFAR10,
             settings=PRESETS["2_steps"],
@@ -82,14 +66,13 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def published_row(keywords: Mapping[str, Any]) -> Published | None:
+def published_row(keywords: Mapping[str, Any]) -> PublishedIMM | None:
     """The published network that these `keywords` of IMMPrecond build; None: nothing that is known.
 
     Defaults may be spelled out or left out, and a DiT be named by its size or by its numbers. What changes no
     sample (`UNSEEN_IN_SAMPLING`) does not count.
     """
-    wanted = _sampled_by(keywords)
-    return next((row for row in PUBLISHED.values() if _sampled_by(row.network) == wanted), None)
+    return row_sampled_as(PUBLISHED, keywords, _sampled_by)
 
 
 def canonical(keywords: Mapping[str, Any]) -> dict[str, Any]:

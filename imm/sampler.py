@@ -4,51 +4,18 @@ Pushforward takes the image from one time of a falling grid to the next. Restart
 time of the grid but the last, and noises it anew up to the next time in between.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from imm.precond import IMMPrecond
+from imm.settings import IMMSettings
 from neon.errors import RequestError
 
 RHO = 7
 """exponent of the grid that is spaced as EDM spaces its noise levels"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IMMSettings:
-    """How to sample; the defaults are the published ones for ImageNet-256."""
-
-    num_steps: int = 8
-    """network calls, at least 1; with guidance, of twice the batch"""
-    guidance: float = 1.5
-    """scale g of F_none + g (F_class - F_none); 1: no guidance"""
-    discretization: Literal["uniform", "edm"] = "uniform"
-    """of the time from T to eps: equal steps, or EDM's spacing of noise-to-signal ratios"""
-    mid_nt: tuple[float, ...] = ()
-    """noise-to-signal ratios between start and end, falling, instead of a `discretization`; () leaves it to that"""
-    restart: bool = False
-    """go to the end in every step, and noise the image again for the next"""
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}; expected at least 1")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}; expected a finite number")
-        if self.discretization not in ("uniform", "edm"):
-            raise ValueError(f"discretization is {self.discretization!r}; expected uniform or edm")
-        if self.mid_nt and self.num_steps != len(self.mid_nt) + 1:
-            raise ValueError(
-                f"num_steps is {self.num_steps} with {len(self.mid_nt)} ratios in mid_nt; "
-                f"expected {len(self.mid_nt) + 1}, one more than ratios"
-            )
-        if not all(high > low for high, low in pairwise((math.inf, *self.mid_nt, 0.0))):
-            raise ValueError(f"mid_nt is {self.mid_nt}; expected falling positive numbers")
 
 
 def time_grid(network: IMMPrecond, settings: IMMSettings, dtype: torch.dtype) -> Tensor:

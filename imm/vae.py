@@ -18,6 +18,7 @@ from neon.checkpoint import load_state
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import load_weights
+from neon.nn.autoencoder import as_bytes
 from neon.runtime.download import usual_file
 
 if TYPE_CHECKING:
@@ -102,11 +103,6 @@ class Codec(nn.Module):
         self.vae.decoder.compile()
 
 
-def as_bytes(decoded: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8; fractions are cut off, as published."""
-    return ((decoded * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8)
-
-
 def vae_folder(path: str | os.PathLike[str] | None) -> Path:
     """The folder of an autoencoder: `path`, or where the published one usually lies.
 
@@ -129,12 +125,11 @@ def vae_folder(path: str | os.PathLike[str] | None) -> Path:
 def _cached_folder() -> Path:
     """Where Hugging Face's cache holds the published autoencoder, if it does; nothing is downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache  # as much as the rest of the program
-    from huggingface_hub.file_download import repo_folder_name
 
     config = try_to_load_from_cache(REPOSITORY, CONFIG_FILE)
     if isinstance(config, str):
         return Path(config).parent
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=REPOSITORY, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / f"models--{REPOSITORY.replace('/', '--')}"
 
 
 def weights_file(path: str | os.PathLike[str] | None) -> Path:
@@ -176,7 +171,8 @@ def _built(config_file: Path) -> "AutoencoderKL":
         from diffusers.models import AutoencoderKL  # seconds: only those who decode latents pay for it
     except ImportError as error:
         raise RequestError(
-            f"the autoencoder of IMM needs the package diffusers ({error}); install it with `pip install 'neon[imm]'`"
+            f"the autoencoder of IMM needs the package diffusers ({error}); install it with "
+            "`pip install 'neon-extrapolation[imm]'`"
         ) from error
     try:
         config: dict[str, Any] = json.loads(config_file.read_text())

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +17,8 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import nn
+
+from imm.networks import DiTBlock
 
 # The published files hold the source text of their classes, which the publisher's own loader executes.
 SOURCE = 'raise RuntimeError("a loader must never execute the source text of a pickle")\n'
@@ -73,7 +74,7 @@ def imm_snapshot(network: nn.Module, keywords: Mapping[str, Any], canary: str = 
     """
     configuration = configured({"logger": {"project": "imm", "note": canary}, "network": dict(keywords)})
     kept = configured_keywords(configuration)
-    ema = persistent(with_layers_of_timm(network), kept)
+    ema = persistent(with_normalisations(network), kept)
     assert ema.state is not None
     if "mixed_precision" in ema.state:
         ema.state["mixed_precision"] = ema.state["mixed_precision"] or torch.float32
@@ -89,43 +90,14 @@ def write_imm_pickle(
     Path(path).write_bytes(dumps(imm_snapshot(network, keywords, canary)))
 
 
-def with_layers_of_timm(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose transformer blocks, if it has any, consist of the layers that published ones do."""
+def with_normalisations(network: nn.Module) -> nn.Module:
+    """A copy of `network` whose transformer blocks, if it has any, hold normalisations as published ones do."""
     network = copy.deepcopy(network)
-    module: Any
-    for module in list(network.modules()):
-        for name, layer in list(module.named_children()):
-            if type(layer).__name__ in _LAYERS_OF_TIMM:
-                published = _LAYERS_OF_TIMM[type(layer).__name__](layer).to(next(layer.parameters()))
-                published.load_state_dict(layer.state_dict())
-                setattr(module, name, published.requires_grad_(False).eval())
-        if type(module).__name__ == "DiTBlock":
+    for module in network.modules():
+        if isinstance(module, DiTBlock):
             width = module.attn.proj.in_features
             module.norm1, module.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
     return network
-
-
-def _attention(ours: Any) -> nn.Module:
-    from timm.layers import Attention  # timm takes a second to import, which no other test needs
-
-    norm: dict[str, Any] = {} if ours.q_norm is None else {"qk_norm": True, "norm_layer": nn.LayerNorm}
-    return Attention(ours.proj.in_features, ours.heads, qkv_bias=True, **norm)
-
-
-def _mlp(ours: Any) -> nn.Module:
-    from timm.layers import Mlp
-
-    activation: Any = partial(nn.GELU, approximate="tanh")
-    return Mlp(ours.fc1.in_features, ours.fc1.out_features, act_layer=activation)
-
-
-def _patch_embedding(ours: Any) -> nn.Module:
-    from timm.layers import PatchEmbed
-
-    return PatchEmbed(None, ours.proj.stride, ours.proj.in_channels, ours.proj.out_channels)
-
-
-_LAYERS_OF_TIMM = {"Attention": _attention, "MLP": _mlp, "PatchEmbedder": _patch_embedding}
 
 
 def configured(content: Any, key: str | int | None = None, parent: Any = None) -> Any:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from edm.ablation import AblationSettings
 from edm.loss import EDMLoss, VELoss, VPLoss, loss_of
 from edm.precond import PRECONDS, EDMPrecond, Precond
-from edm.published import PUBLISHED, architecture_keywords, published_settings, warn_if_unusual
-from edm.sampler import EDMSettings, integrate
+from edm.published import PUBLISHED, architecture_keywords, recognised, warn_if_unusual
+from edm.sampler import EDMSettings, integrate, solver_steps
+from edm.settings import AblationSettings
 from neon.data.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
 from neon.errors import RequestError
 from neon.noise import ImageNoise
@@ -48,20 +48,20 @@ def test_a_published_network_is_built_with_the_tensors_of_its_file_in_order(name
 
 def test_a_network_is_recognised_by_its_keywords_whatever_its_dropout_and_spelling() -> None:
     for row in PUBLISHED.values():
-        assert published_settings(row.network) is row
+        assert recognised(row.network) is row
     ffhq = PUBLISHED["edm-ffhq-64x64-uncond-vp"]
     respelled = {**ffhq.network, "dropout": 0.9, "num_blocks": 4, "channel_mult": (1, 2, 2, 2), "label_dropout": 0}
     del respelled["label_dim"]
-    found = published_settings(respelled)
+    found = recognised(respelled)
     assert found is not None
     assert found.settings == ffhq.settings
 
 
 def test_a_network_of_another_size_or_preconditioning_is_not_taken_for_a_published_one() -> None:
     network = PUBLISHED["edm-cifar10-32x32-cond-vp"].network
-    assert published_settings({**network, "model_channels": 64}) is None
-    assert published_settings(network, "VPPrecond") is None
-    assert published_settings(CONFIG["network"]) is None
+    assert recognised({**network, "model_channels": 64}) is None
+    assert recognised(network, "VPPrecond") is None
+    assert recognised(CONFIG["network"]) is None
 
 
 def test_sampling_a_published_network_in_another_way_warns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_a_sampler_that_draws_only_where_a_step_churns_leaves_the_stream_alone_e
         draw_noise=lambda: drawn.append(torch.zeros(1, 1, 1, 1)) or drawn[-1],
         draw_at_rest=False,
     )
-    churning = sum(step.noise > 0 for step in settings.steps((0, 100), torch.as_tensor))
+    churning = sum(step.noise > 0 for step in solver_steps(settings, (0, 100), torch.as_tensor))
     assert len(drawn) == churning < settings.num_steps
 
 

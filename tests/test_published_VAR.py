@@ -38,7 +38,7 @@ def row_of(name: str) -> str:
 def on_meta(name: str) -> VAR | VQVAE:
     with torch.device("meta"):
         if name in TRANSFORMERS:
-            return VAR(**PUBLISHED[row_of(name)].transformer)
+            return VAR(**PUBLISHED[row_of(name)].network)
         return VQVAE(**TOKENIZER, patch_nums=PATCH_NUMS[MANIFESTS[name]["_meta"]["resolution"]])
 
 
@@ -86,8 +86,8 @@ def test_every_published_transformer_has_a_row_with_the_keywords_of_its_file() -
     assert PUBLISHED.keys() == {row_of(name) for name in TRANSFORMERS}
     for name in TRANSFORMERS:
         row, meta = PUBLISHED[row_of(name)], MANIFESTS[name]["_meta"]
-        assert row.transformer == {key: meta[key] for key in row.transformer}
-        assert row.image_side == meta["resolution"]
+        assert row.network == {key: meta[key] for key in row.network}
+        assert 16 * row.network["patch_nums"][-1] == meta["resolution"]
         network = on_meta(name)
         assert network.drop_path_rates[-1] == pytest.approx(meta["drop_path_max"])
         assert network.label_drop == meta["label_drop"]
@@ -97,7 +97,7 @@ def test_every_published_transformer_has_a_row_with_the_keywords_of_its_file() -
 def test_a_published_network_is_recognised_by_its_shapes(name: str) -> None:
     if name in TRANSFORMERS:
         found = recognise(shapes_of(name))
-        assert found == PUBLISHED[row_of(name)].transformer
+        assert found == PUBLISHED[row_of(name)].network
         assert published_settings(json.loads(json.dumps(found))) == PUBLISHED[row_of(name)].settings
     else:
         assert recognise_tokenizer(shapes_of(name)) == TOKENIZER
@@ -270,7 +270,7 @@ def test_images_are_what_the_tokens_decode_to(transformer: VAR, vqvae: VQVAE) ->
     tokens = generate_tokens(transformer, vqvae, labels, ImageNoise([1, 2]), settings)
     assert images.dtype == torch.float32 and images.shape == (2, 3, 8, 8)
     assert 0 <= images.min() < images.max() <= 1
-    torch.testing.assert_close(images * 2 - 1, vqvae.decode_tokens(tokens))
+    torch.testing.assert_close(images * 2 - 1, vqvae.decode(vqvae.quantize.feature_maps(tokens)[-1]))
 
 
 def test_guidance_towards_no_class_is_none_and_towards_a_class_is_some(transformer: VAR, vqvae: VQVAE) -> None:

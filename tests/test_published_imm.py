@@ -292,10 +292,10 @@ def test_a_network_computes_in_half_precision_where_asked(kind: type) -> None:
 def test_the_embedding_of_a_u_net_is_double_precision_throughout() -> None:
     network = unet(label_dim=5, augment_dim=9)
     augment = torch.randn(3, 9, generator=torch.Generator().manual_seed(2))
-    embedding = network.embed(T, S, CLASSES, augment)
-    exact = unet(label_dim=5, augment_dim=9).double().embed(T.double(), S.double(), CLASSES.double(), augment.double())
+    embedding = network.embed(T, CLASSES, augment, S)
+    exact = unet(label_dim=5, augment_dim=9).double().embed(T.double(), CLASSES.double(), augment.double(), S.double())
     assert embedding.dtype == torch.float64 and torch.equal(embedding, exact)
-    assert unet(embedding_type="fourier").embed(T, S, None, None).dtype == torch.float32
+    assert unet(embedding_type="fourier").embed(T, None, None, S).dtype == torch.float32
 
 
 def test_what_is_dropped_in_training_is_not_dropped_in_sampling() -> None:

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
+from neon.data.images import from_uint8
 from neon.errors import RequestError
+from neon.nn.autoencoder import as_bytes
 from neon.noise import ImageNoise
 from tests.replay import RecordedNoise
 from xAR import transformer as transformer_module
 from xAR.loss import flow_loss
-from xAR.published import PUBLISHED, evaluation_labels, published_settings, recognise
+from xAR.published import PUBLISHED, published_settings, recognise
 from xAR.recipe import XARRecipe, images_in_batches
-from xAR.sampler import XARSettings, generate_latents
+from xAR.sampler import XARSettings, flow_times, generate_latents
 from xAR.transformer import XAR, from_cells, time_index, to_cells, xar_base
-from xAR.vae import AutoencoderKL, as_bytes, as_input, center_crop, posterior
+from xAR.vae import AutoencoderKL, center_crop, posterior
 
 MANIFESTS = {
     path.stem.removeprefix("manifest_"): json.loads(path.read_text())
@@ -76,7 +78,7 @@ def test_every_published_transformer_has_a_row_and_is_recognised_by_its_shapes()
     for name in TRANSFORMERS:
         shapes = {entry: value[0] for entry, value in MANIFESTS[name].items() if entry != "_meta"}
         found = json.loads(json.dumps(recognise(shapes)))
-        assert found == PUBLISHED[name].transformer
+        assert found == PUBLISHED[name].network
         assert published_settings(found) == PUBLISHED[name].settings
 
 
@@ -104,8 +106,8 @@ def test_the_published_runs_are_told_by_their_numbers() -> None:
     ]  # fmt: skip
     assert huge.neon is None
     for row, rate in ((base, 1e-6 * 3_750_144 / 29_952 / 250), (large, 1e-6 * 3_750_144 / 29_952 / 10_000)):
-        assert row.neon is not None and row.fid is not None
-        assert row.neon.fid < row.fid
+        assert row.neon is not None and row.fid_base is not None and row.fid_neon is not None
+        assert row.fid_neon < row.fid_base
         assert row.neon.recipe.lr_at(3_750_144) == pytest.approx(rate)
 
 
@@ -155,7 +157,7 @@ def test_positions_see_their_own_cell_and_earlier_ones_only(transformer: XAR) ->
 def test_sampling_cell_by_cell_equals_computing_all_earlier_cells_again(settings: XARSettings, keywords: dict) -> None:
     network, labels = tiny(**keywords), torch.tensor([0, 4, 5])
     sampled = to_cells(generate_latents(network, labels, ImageNoise([1, 2, 3]), settings), network.cells_per_side)
-    noise, times = ImageNoise([1, 2, 3]), settings.times()
+    noise, times = ImageNoise([1, 2, 3]), flow_times(settings)
     assert len(times) == settings.num_steps + 1
     for i in range(network.num_cells):
         scale = 1 + (settings.guidance - 1) * i / (network.num_cells - 1)
@@ -336,14 +338,9 @@ def test_the_average_of_weights_moves_by_steps_or_is_none() -> None:
     assert not XARRecipe(ema_rate=0.0).averages
 
 
-def test_labels_of_an_evaluation_ascend_and_each_image_has_one() -> None:
-    assert evaluation_labels(6, 3).tolist() == [0, 0, 1, 1, 2, 2]
-    assert evaluation_labels(8, 3).tolist() == [0, 0, 1, 1, 2, 2, 0, 0]
-
-
 def test_pixels_survive_the_way_into_the_network_and_back() -> None:
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    inputs = as_input(levels)
+    inputs = from_uint8(levels)
     assert (inputs.min(), inputs.max()) == (-1, 1)
     assert torch.equal(as_bytes(inputs, rounded=True), levels)
     assert (levels.int() - as_bytes(inputs).int()).abs().max() <= 1  # cut off, just below

@@ -6,20 +6,21 @@ of time, dx = ((2 - t) v + x) dt + sqrt(2t) dW, for the score of the path is -((
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from neon.nn.transformer import Generation
 from neon.noise import Noise
-from xAR.transformer import XAR, Generation, from_cells, time_index
+from xAR.settings import XARSettings
+from xAR.transformer import XAR, from_cells, time_index
 
 LAST_TIME = 0.04
 """where the stochastic sampler stops adding noise and goes to 0 in one step"""
 
 
-class Step(NamedTuple):
+class FlowStep(NamedTuple):
     """One step x <- x_factor x + v_factor v + noise e, in Python numbers: on a GPU the loop never waits for it."""
 
     time: int
@@ -29,41 +30,25 @@ class Step(NamedTuple):
     noise: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class XARSettings:
-    """How to sample; the defaults are those of the published evaluation of xAR-B."""
+def flow_times(settings: XARSettings) -> Tensor:
+    """Times from 1 to 0, float64 [num_steps + 1]."""
+    if not settings.stochastic:
+        return torch.linspace(1, 0, settings.num_steps + 1, dtype=torch.float64, device="cpu")
+    noisy = torch.linspace(1, LAST_TIME, settings.num_steps, dtype=torch.float64, device="cpu")
+    return torch.cat([noisy, noisy.new_zeros(1)])
 
-    num_steps: int = 40
-    """network evaluations per cell, at least 3"""
-    guidance: float = 2.7
-    """scale of the last cell, rising from 1 at the first; 1 or less: no guidance"""
-    stochastic: bool = True
-    """fresh noise in every step but the last; False: follow the flow itself"""
 
-    def __post_init__(self) -> None:
-        if self.num_steps < 3:
-            raise ValueError(f"num_steps is {self.num_steps}; expected at least 3")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}; expected a finite number")
-
-    def times(self) -> Tensor:
-        """Times from 1 to 0, float64 [num_steps + 1]."""
-        if not self.stochastic:
-            return torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64, device="cpu")
-        noisy = torch.linspace(1, LAST_TIME, self.num_steps, dtype=torch.float64, device="cpu")
-        return torch.cat([noisy, noisy.new_zeros(1)])
-
-    def steps(self) -> list[Step]:
-        """The steps of every cell."""
-        times = self.times()
-        starts, lengths, indices = times.tolist(), times.diff().tolist(), time_index(times).tolist()
-        if not self.stochastic:
-            return [Step(index, 1.0, dt, 0.0) for index, dt in zip(indices, lengths, strict=False)]
-        noises = [math.sqrt(2 * t * -dt) for t, dt in zip(starts, lengths[:-1], strict=False)]
-        return [
-            Step(index, 1 + dt, (2 - t) * dt, noise)
-            for index, t, dt, noise in zip(indices, starts, lengths, [*noises, 0.0], strict=False)
-        ]
+def flow_steps(settings: XARSettings) -> list[FlowStep]:
+    """The steps of every cell."""
+    times = flow_times(settings)
+    starts, lengths, indices = times.tolist(), times.diff().tolist(), time_index(times).tolist()
+    if not settings.stochastic:
+        return [FlowStep(index, 1.0, dt, 0.0) for index, dt in zip(indices, lengths, strict=False)]
+    noises = [math.sqrt(2 * t * -dt) for t, dt in zip(starts, lengths[:-1], strict=False)]
+    return [
+        FlowStep(index, 1 + dt, (2 - t) * dt, noise)
+        for index, t, dt, noise in zip(indices, starts, lengths, [*noises, 0.0], strict=False)
+    ]
 
 
 @torch.no_grad()
@@ -78,7 +63,7 @@ def generate_latents(transformer: XAR, labels: Tensor, noise: Noise, settings: X
     # The same images once more, without a class: behind those with one, so that these can be computed alone.
     everyone = torch.cat([labels, torch.full_like(labels, transformer.classes)]) if guided else labels
     generation = transformer.start(everyone)
-    steps, last, cells = settings.steps(), transformer.num_cells - 1, []
+    steps, last, cells = flow_steps(settings), transformer.num_cells - 1, []
     for i in range(transformer.num_cells):
         scale = 1 + (settings.guidance - 1) * i / last if guided else 1.0
         cells.append(_sample_cell(transformer, generation, noise, steps, scale))
@@ -87,7 +72,9 @@ def generate_latents(transformer: XAR, labels: Tensor, noise: Noise, settings: X
     return from_cells(torch.stack(cells, dim=1))
 
 
-def _sample_cell(transformer: XAR, generation: Generation, noise: Noise, steps: list[Step], scale: float) -> Tensor:
+def _sample_cell(
+    transformer: XAR, generation: Generation[Tensor], noise: Noise, steps: list[FlowStep], scale: float
+) -> Tensor:
     """The next cell, float32 [B, P, c], at guidance `scale`; the state of the loop is float64."""
     shape = transformer.cell_length, transformer.latent_channels
     x = noise.normal(*shape).double()
@@ -101,7 +88,7 @@ def _sample_cell(transformer: XAR, generation: Generation, noise: Noise, steps: 
     return x.float()
 
 
-def _velocity(transformer: XAR, generation: Generation, x: Tensor, time: int, scale: float) -> Tensor:
+def _velocity(transformer: XAR, generation: Generation[Tensor], x: Tensor, time: int, scale: float) -> Tensor:
     """Guided velocity, float64 [B, P, c]. At `scale` 1 the part without a class would change nothing: left out."""
     if scale == 1:
         return transformer.velocity(generation, x, time).double()

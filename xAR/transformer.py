@@ -18,46 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neon.nn.transformer import Generation, KeysAndValues, modulation_layer
+from xAR.settings import SIZES
+
 CLEAN = 0
 """the time index of cells without noise"""
 TIME_FEATURES = 256
 """what a time is spread over before the network sees it"""
-
-
-class KeysAndValues:
-    """Keys and values of one block for B images and all G^2 positions, filled cell by cell in one allocation."""
-
-    def __init__(self, batch: int, length: int) -> None:
-        self.batch, self.length = batch, length
-        self._both: tuple[Tensor, Tensor] | None = None
-
-    def extend(self, keys: Tensor, values: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
-        """Write those at `positions`, each [b, H, n, D], over any that were there; returns all up to them.
-
-        They may be of the first b images only; so are then those that are returned.
-        """
-        if self._both is None:
-            shape = (self.batch, keys.shape[1], self.length, keys.shape[3])
-            self._both = keys.new_empty(shape), values.new_empty(shape)
-        for kept, new in zip(self._both, (keys, values), strict=True):
-            kept[: len(new), :, positions] = new
-        return self.first(len(keys), positions.stop)
-
-    def first(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
-        """Those of the first images and positions."""
-        assert self._both is not None, "nothing was written"
-        keys, values = (kept[:batch, :, :length] for kept in self._both)
-        return keys, values
-
-
-class Generation:
-    """How far a batch has been generated: its classes [B], and keys and values of the finished cells."""
-
-    def __init__(self, labels: Tensor, depth: int, length: int) -> None:
-        self.labels = labels
-        self.memory = [KeysAndValues(len(labels), length) for _ in range(depth)]
-        self.finished = 0
-        """positions"""
 
 
 class XAR(nn.Module):
@@ -114,7 +81,9 @@ class XAR(nn.Module):
 
         def stack(depth: int) -> nn.ModuleList:
             raster = raster_of_positions(grid, cells_per_side)
-            return nn.ModuleList(Block(width, heads, rows=raster // grid, columns=raster % grid) for _ in range(depth))
+            return nn.ModuleList(
+                CellBlock(width, heads, rows=raster // grid, columns=raster % grid) for _ in range(depth)
+            )
 
         self.class_emb = nn.Embedding(classes + 1, width)
         self.time_embed = TimeEmbedding(width)
@@ -153,22 +122,22 @@ class XAR(nn.Module):
         """What steers the blocks, [B, m, C], from `labels` int64 [B] and `times` int64 [B, m]."""
         return self.class_emb(labels)[:, None] + self.time_embed(times)
 
-    def start(self, labels: Tensor) -> Generation:
+    def start(self, labels: Tensor) -> Generation[Tensor]:
         """Begin to generate for `labels` int64 [B] in [0, N]: `velocity` of a cell, then `remember`, and the next."""
-        return Generation(labels, len([*self.blocks()]), self.length)
+        return Generation(labels, len(labels), len([*self.blocks()]), self.length)
 
-    def velocity(self, generation: Generation, cell: Tensor, time: int) -> Tensor:
+    def velocity(self, generation: Generation[Tensor], cell: Tensor, time: int) -> Tensor:
         """Velocity of the next cell, float32 [b, P, c], at `time` in thousandths, given the finished ones.
 
         `cell` float32 [b, P, c] may be that of the first b images only. Equals the last cell of `forward` with the
         finished ones at time 0, without computing these again.
         """
         times = torch.full((len(cell), 1), time, device=cell.device)
-        condition = self.condition(generation.labels[: len(cell)], times)
+        condition = self.condition(generation.given[: len(cell)], times)
         positions = slice(generation.finished, generation.finished + self.cell_length)
         return self._velocity(cell[:, None], condition, positions, memory=generation.memory)[:, 0]
 
-    def remember(self, generation: Generation, cell: Tensor) -> None:
+    def remember(self, generation: Generation[Tensor], cell: Tensor) -> None:
         """Count `cell` float32 [B, P, c] of all images, now clean, among the finished ones.
 
         (The published sampler does this in one call with the first velocity of the next cell: the same numbers.)
@@ -201,17 +170,9 @@ class XAR(nn.Module):
         x = self.decoder_norm(run(self.decoder_blocks, x))
         return self.pred(x).float()
 
-    def blocks(self) -> Iterator["Block"]:
+    def blocks(self) -> Iterator["CellBlock"]:
         """All blocks, in the order of computation."""
-        return cast("Iterator[Block]", chain(self.encoder_blocks, self.decoder_blocks))
-
-
-SIZES: dict[str, dict[str, int]] = {
-    "xar_base": {"width": 768, "encoder_depth": 8, "decoder_depth": 8, "heads": 12},
-    "xar_large": {"width": 1024, "encoder_depth": 16, "decoder_depth": 16, "heads": 16},
-    "xar_huge": {"width": 1280, "encoder_depth": 20, "decoder_depth": 20, "heads": 16},
-}
-"""Keywords of XAR by published name; all have 1000 classes and 16 x 16 positions in 2 x 2 cells."""
+        return cast("Iterator[CellBlock]", chain(self.encoder_blocks, self.decoder_blocks))
 
 
 def xar_base(**overrides: Any) -> XAR:
@@ -229,14 +190,14 @@ def xar_huge(**overrides: Any) -> XAR:
     return XAR(**{**SIZES["xar_huge"], **overrides})
 
 
-class Block(nn.Module):
+class CellBlock(nn.Module):
     """Attention, then an MLP, added to x [B, m, P, C], each scaled, shifted and gated by its cell's condition."""
 
     def __init__(self, width: int, heads: int, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
-        self.attn = SelfAttention(width, heads, rows, columns)
+        self.attn = RotarySelfAttention(width, heads, rows, columns)
         self.mlp = GatedMLP(width)
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.ada_lin = modulation_layer(width, 6)
         self.norm = rms_norm(width, weighted=False)
 
     def forward(
@@ -254,7 +215,7 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
 
-class SelfAttention(nn.Module):
+class RotarySelfAttention(nn.Module):
     """Attention between positions [B, m, P, C], whose queries and keys are rotated by where they are."""
 
     def __init__(self, width: int, heads: int, rows: Tensor, columns: Tensor) -> None:

@@ -5,15 +5,15 @@ with the published five levels. Latents are everywhere those that the transforme
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from neon.nn.autoencoder import Decoder, Encoder, group_norm
+from neon.nn.autoencoder import Decoder, Encoder, MapAttention
 
 LATENT_SCALE = 0.2325
 """what samples of the posterior are multiplied by, and latents divided by before they are decoded"""
@@ -35,8 +35,9 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         channels = [ch * mult for mult in ch_mult]
         self.embed_dim = embed_dim
-        self.encoder = Encoder(ch, channels, RES_BLOCKS, 2 * embed_dim, Attention)
-        self.decoder = Decoder(channels, RES_BLOCKS, embed_dim, Attention, attends_at_coarsest=False)
+        attention = partial(MapAttention, fused=False)
+        self.encoder = Encoder(ch, channels, RES_BLOCKS, 2 * embed_dim, attention)
+        self.decoder = Decoder(channels, RES_BLOCKS, embed_dim, attention, attends_at_coarsest=False)
         self.quant_conv = nn.Conv2d(2 * embed_dim, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, embed_dim, 1)
 
@@ -61,20 +62,6 @@ def posterior(moments: Tensor) -> Normal:
     return Normal(mean, (0.5 * log_variance.clamp(-30, 20)).exp(), validate_args=False)
 
 
-def as_input(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return (images.to(torch.float32) / 255 - 0.5) / 0.5
-
-
-def as_bytes(decoded: Tensor, rounded: bool = False) -> Tensor:
-    """Images in [-1, 1] -> uint8, computed in their own dtype as published.
-
-    Neon's programs cut fractions off; xAR's own evaluation rounds to the nearest, half a level brighter on average.
-    """
-    levels = ((decoded + 1) / 2 * 255).clamp(0, 255)
-    return (levels.round() if rounded else levels).to(torch.uint8)
-
-
 def center_crop(image: Tensor, size: int) -> Tensor:
     """uint8 [3, H, W] -> the middle [3, size, size], its shorter side resized as ADM did: images of `size` stay.
 
@@ -89,21 +76,3 @@ def center_crop(image: Tensor, size: int) -> Tensor:
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     pixels = np.asarray(picture)[top : top + size, left : left + size]
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-
-
-class Attention(nn.Module):
-    """One head over all positions of a map [B, C, h, w], added to it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        q, k, v = (conv(normed).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, 1, h w, C]
-        return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))

@@ -7,6 +7,7 @@ B batch, C channels, H W pixels, h w the map at the coarsest level. Normalisatio
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,6 +104,30 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
+class MapAttention(nn.Module):
+    """One head over all positions of a map [B, C, h, w], added to it.
+
+    Weights are published in two forms: `fused`, one convolution for queries, keys and values, or one for each.
+    """
+
+    def __init__(self, channels: int, *, fused: bool) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.fused = fused
+        if fused:
+            self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        else:
+            self.q, self.k, self.v = (nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        maps = self.qkv(normed).chunk(3, dim=1) if self.fused else (self.q(normed), self.k(normed), self.v(normed))
+        q, k, v = (each.flatten(2).transpose(1, 2)[:, None] for each in maps)  # [B, 1, h w, C]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(mixed[:, 0].transpose(1, 2).reshape(x.shape))
+
+
 class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions beside the input, which a 1x1 convolution widens where channels change."""
 
@@ -149,3 +174,12 @@ def conv3(before: int, after: int) -> nn.Conv2d:
 def group_norm(channels: int) -> nn.GroupNorm:
     """The normalisation of the autoencoder."""
     return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def as_bytes(decoded: Tensor, rounded: bool = False) -> Tensor:
+    """Images in [-1, 1] -> uint8, computed in their own dtype as published.
+
+    Neon's programs cut fractions off; xAR's own evaluation rounds to the nearest, half a level brighter on average.
+    """
+    levels = ((decoded + 1) / 2 * 255).clamp(0, 255)
+    return (levels.round() if rounded else levels).to(torch.uint8)

@@ -5,7 +5,7 @@ of its input. Names of modules are those of the published checkpoints.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -242,107 +242,167 @@ class UNetBlock(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height, width)
 
 
-SONG_INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
-"""keywords of layers in DDPM++ and NCSN++: how their weights start"""
+class SongUNet(nn.Module):
+    """DDPM++ (both types "standard") and NCSN++ of Song et al. 2020 (arXiv 2011.13456), as EDM builds them.
 
+    forward: x [B, in_channels, R, R], noise_labels [B] or [1] float32, class_labels [B or 1, label_dim] or None,
+    augment_labels [B, augment_dim] or None -> [B, out_channels, R, R].
 
-def song_layers(
-    img_resolution: int,
-    in_channels: int,
-    out_channels: int,
-    emb_channels: int,
-    model_channels: int,
-    channel_mult: Sequence[int],
-    num_blocks: int,
-    attn_resolutions: Sequence[int],
-    dropout: float,
-    encoder_type: str,
-    decoder_type: str,
-    resample_filter: Sequence[float],
-) -> tuple[nn.ModuleDict, nn.ModuleDict]:
-    """Encoder and decoder of DDPM++ (both types "standard") or NCSN++, for `run_song_layers`.
+    `second_time` adds what `embed` needs for labels of a second time, `embedding_kwargs` change the embedding of
+    both, and `embedding_dtype` is what labels are embedded in.
 
     Raises:
         ValueError: a type is unknown.
     """
-    check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
-    check_choice("decoder_type", decoder_type, ("standard", "skip"))
-    init = SONG_INIT
-    init_zero: dict[str, Any] = {**init, "init_weight": 1e-5}
-    init_attn: dict[str, Any] = {**init, "init_weight": math.sqrt(0.2)}
-    block: dict[str, Any] = {
-        "emb_channels": emb_channels, "num_heads": 1, "dropout": dropout, "skip_scale": math.sqrt(0.5),
-        "eps": 1e-6, "resample_filter": resample_filter, "resample_proj": True, "adaptive_scale": False,
-        "init": init, "init_zero": init_zero, "init_attn": init_attn,
-    }  # fmt: skip
 
-    enc = nn.ModuleDict()
-    channels = aux_channels = in_channels
-    skips: list[int] = []  # channels of the connections from encoder to decoder
-    for level, mult in enumerate(channel_mult):
-        res = f"{img_resolution >> level}x{img_resolution >> level}"
-        if level == 0:
-            enc[f"{res}_conv"] = Conv2d(channels, model_channels, kernel=3, **init)
-            channels = model_channels
-        else:
-            enc[f"{res}_down"] = UNetBlock(channels, channels, down=True, **block)
-            aux: dict[str, Any] = {"down": True, "resample_filter": resample_filter}
-            if encoder_type == "skip":
-                enc[f"{res}_aux_down"] = Conv2d(aux_channels, aux_channels, kernel=0, **aux)
-                enc[f"{res}_aux_skip"] = Conv2d(aux_channels, channels, kernel=1, **init)
-            if encoder_type == "residual":
-                residual = Conv2d(aux_channels, channels, kernel=3, fused_resample=True, **aux, **init)
-                enc[f"{res}_aux_residual"] = residual
-                aux_channels = channels
-        skips.append(channels)
-        attention = [img_resolution >> level in attn_resolutions] * num_blocks
-        channels = add_encoder_blocks(enc, res, channels, model_channels * mult, skips, attention, block)
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        label_dropout: float = 0,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[float] = (1, 1),
+        *,
+        second_time: bool = False,
+        embedding_kwargs: Mapping[str, Any] | None = None,
+        embedding_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_choice("embedding_type", embedding_type, ("positional", "fourier"))
+        check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
+        check_choice("decoder_type", decoder_type, ("standard", "skip"))
+        super().__init__()
+        self.label_dropout = label_dropout
+        self.embedding_dtype = embedding_dtype
+        emb_channels = model_channels * channel_mult_emb
+        noise_channels = model_channels * channel_mult_noise
+        init: dict[str, Any] = {"init_mode": "xavier_uniform"}
 
-    dec = nn.ModuleDict()
-    deepest = len(channel_mult) - 1
-    for level in range(deepest, -1, -1):
-        res = f"{img_resolution >> level}x{img_resolution >> level}"
-        attention = [False] * num_blocks + [img_resolution >> level in attn_resolutions]
-        out = model_channels * channel_mult[level]
-        channels = add_decoder_blocks(dec, res, channels, out, skips, attention, level == deepest, block)
-        if decoder_type == "skip" and level < deepest:
-            up: dict[str, Any] = {"up": True, "resample_filter": resample_filter}
-            dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, kernel=0, **up)
-        if decoder_type == "skip" or level == 0:
-            dec[f"{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-            dec[f"{res}_aux_conv"] = Conv2d(channels, out_channels, kernel=3, **init_zero)
-    return enc, dec
+        def features() -> nn.Module:
+            if embedding_type == "positional":
+                return PositionalEmbedding(noise_channels, endpoint=True, **(embedding_kwargs or {}))
+            return FourierEmbedding(noise_channels, **(embedding_kwargs or {}))
 
+        self.map_noise = features()
+        self.map_label = Linear(label_dim, noise_channels, **init) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **init) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, emb_channels, **init)
+        self.map_layer1 = Linear(emb_channels, emb_channels, **init)
+        if second_time:
+            self.map_noise_s = features()
+            self.map_layer0_s = Linear(noise_channels, emb_channels, **init)
+            self.map_layer1_s = Linear(emb_channels, emb_channels, **init)
 
-def run_song_layers(enc: nn.ModuleDict, dec: nn.ModuleDict, x: Tensor, emb: Tensor) -> Tensor:
-    """x [B, in, R, R] through the layers of `song_layers`, steered by emb [B or 1, E] -> [B, out, R, R]."""
-    skips: list[Tensor] = []
-    aux = x
-    for name, entry in enc.items():
-        if "aux_down" in name:
-            aux = entry(aux)
-        elif "aux_skip" in name:
-            x = skips[-1] = x + entry(aux)
-        elif "aux_residual" in name:
-            x = skips[-1] = aux = (x + entry(aux)) / math.sqrt(2)
-        else:
-            x = entry(x, emb) if isinstance(entry, UNetBlock) else entry(x)
-            skips.append(x)
+        init_zero: dict[str, Any] = {**init, "init_weight": 1e-5}
+        init_attn: dict[str, Any] = {**init, "init_weight": math.sqrt(0.2)}
+        block: dict[str, Any] = {
+            "emb_channels": emb_channels, "num_heads": 1, "dropout": dropout, "skip_scale": math.sqrt(0.5),
+            "eps": 1e-6, "resample_filter": resample_filter, "resample_proj": True, "adaptive_scale": False,
+            "init": init, "init_zero": init_zero, "init_attn": init_attn,
+        }  # fmt: skip
 
-    out: Tensor | None = None
-    normed = x
-    for name, entry in dec.items():
-        if "aux_up" in name:
-            out = entry(out)
-        elif "aux_norm" in name:
-            normed = entry(x)
-        elif "aux_conv" in name:
-            here = entry(F.silu(normed))
-            out = here if out is None else here + out
-        else:
-            x = entry(join_skip(x, skips, entry), emb)
-    assert out is not None
-    return out
+        self.enc = enc = nn.ModuleDict()
+        channels = aux_channels = in_channels
+        skips: list[int] = []  # channels of the connections from encoder to decoder
+        for level, mult in enumerate(channel_mult):
+            res = f"{img_resolution >> level}x{img_resolution >> level}"
+            if level == 0:
+                enc[f"{res}_conv"] = Conv2d(channels, model_channels, kernel=3, **init)
+                channels = model_channels
+            else:
+                enc[f"{res}_down"] = UNetBlock(channels, channels, down=True, **block)
+                aux: dict[str, Any] = {"down": True, "resample_filter": resample_filter}
+                if encoder_type == "skip":
+                    enc[f"{res}_aux_down"] = Conv2d(aux_channels, aux_channels, kernel=0, **aux)
+                    enc[f"{res}_aux_skip"] = Conv2d(aux_channels, channels, kernel=1, **init)
+                if encoder_type == "residual":
+                    residual = Conv2d(aux_channels, channels, kernel=3, fused_resample=True, **aux, **init)
+                    enc[f"{res}_aux_residual"] = residual
+                    aux_channels = channels
+            skips.append(channels)
+            attention = [img_resolution >> level in attn_resolutions] * num_blocks
+            channels = add_encoder_blocks(enc, res, channels, model_channels * mult, skips, attention, block)
+
+        self.dec = dec = nn.ModuleDict()
+        deepest = len(channel_mult) - 1
+        for level in range(deepest, -1, -1):
+            res = f"{img_resolution >> level}x{img_resolution >> level}"
+            attention = [False] * num_blocks + [img_resolution >> level in attn_resolutions]
+            out = model_channels * channel_mult[level]
+            channels = add_decoder_blocks(dec, res, channels, out, skips, attention, level == deepest, block)
+            if decoder_type == "skip" and level < deepest:
+                up: dict[str, Any] = {"up": True, "resample_filter": resample_filter}
+                dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, kernel=0, **up)
+            if decoder_type == "skip" or level == 0:
+                dec[f"{res}_aux_norm"] = GroupNorm(channels, eps=1e-6)
+                dec[f"{res}_aux_conv"] = Conv2d(channels, out_channels, kernel=3, **init_zero)
+
+    def embed(
+        self,
+        noise_labels: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+        second_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The conditioning vector [B or 1, E]; classes and augmentation join the first time only."""
+        dtype = self.embedding_dtype
+        emb = sine_first(self.map_noise(noise_labels.to(dtype)))
+        if self.map_label is not None and class_labels is not None:
+            labels = drop_labels(class_labels.to(dtype), self.label_dropout if self.training else 0)
+            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels.to(dtype))
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if second_labels is not None:
+            second = sine_first(self.map_noise_s(second_labels.to(dtype)))
+            emb = emb + self.map_layer1_s(F.silu(self.map_layer0_s(second)))
+        return F.silu(emb)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        return self.run(x, self.embed(noise_labels, class_labels, augment_labels))
+
+    def run(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [B, in_channels, R, R] through encoder and decoder, steered by emb [B or 1, E]."""
+        skips: list[Tensor] = []
+        aux = x
+        for name, entry in self.enc.items():
+            if "aux_down" in name:
+                aux = entry(aux)
+            elif "aux_skip" in name:
+                x = skips[-1] = x + entry(aux)
+            elif "aux_residual" in name:
+                x = skips[-1] = aux = (x + entry(aux)) / math.sqrt(2)
+            else:
+                x = entry(x, emb) if isinstance(entry, UNetBlock) else entry(x)
+                skips.append(x)
+
+        out: Tensor | None = None
+        normed = x
+        for name, entry in self.dec.items():
+            if "aux_up" in name:
+                out = entry(out)
+            elif "aux_norm" in name:
+                normed = entry(x)
+            elif "aux_conv" in name:
+                here = entry(F.silu(normed))
+                out = here if out is None else here + out
+            else:
+                x = entry(join_skip(x, skips, entry), emb)
+        assert out is not None
+        return out
 
 
 def add_encoder_blocks(
