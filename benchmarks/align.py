@@ -1,4 +1,4 @@
-"""Does anything cheap tell the best w? Gradients, losses and few images against the w of the lowest distance.
+"""Does anything cheap tell the best w? Gradients and few images against the w of the lowest distance.
 
     neon demo && python benchmarks/align.py edm      # the demo's run and other samplers of its base
     python benchmarks/align.py VAR xAR imm           # what `small_<architecture>.py study` left in runs/, and others
@@ -7,9 +7,7 @@ A case is a sampler of a small base, its synthetic set S and the self-training o
 made here. Of each the w of the lowest distance is known from the study, or from 1,000 images at each of a few w here.
 Predictions of it, none of which sees those images:
 
-    cosine       between the gradients of the loss on test images and on S, plain and in Adam's metric; its sign tells
-    loss         the w of the lowest loss on test images, from its slope and curvature at w = 0
-    loss gap     the loss of the base on test images less that on S
+    cosine       between the gradients of the loss on test images and on S; w > 0 where it is below 0
     moments      `neon align`: moments of 300 images at each of w = -0.5, 0 and 0.5, interpolated
     features     features of 300 images of base and self-trained network, extrapolated image by image
     means        the same, and only the means of features are compared
@@ -20,7 +18,6 @@ a case that is in it is not measured again unless asked for, and a case whose ru
 """
 
 import json
-import math
 import shlex
 import sys
 import time
@@ -37,7 +34,7 @@ from small_study import ASSETS, DATA, FEATURES, ROOT, last_snapshot, program
 from torch import Tensor
 from tune import STUDIES
 
-from neon.checkpoint import load_state
+from neon.checkpoint import load_state, open_checkpoint
 from neon.data.encoded import ExampleSet, is_example_set
 from neon.data.images import ImageDataset, TrainingImages
 from neon.demo.assets import BASE, TEST_STATISTICS, TRAIN_STATISTICS
@@ -53,10 +50,9 @@ from neon.runtime.distributed import Processes
 from neon.runtime.files import write_json
 from neon.sampling import write_samples
 from neon.tune.align import features_at
-from neon.tune.gradients import MICRO_BATCH, alignment, curve, gradients, loss_of, lowest, parts_of
-from neon.tune.predict import Estimate, interpolation, jackknife, lowest_point, predict
-from VAR.model import TOKENS, VARModel
-from xAR.model import XARModel
+from neon.tune.gradients import gradient_alignment
+from neon.tune.predict import interpolation, jackknife, lowest_point, predict
+from VAR.model import TOKENS
 
 Architecture = Literal["edm", "VAR", "xAR", "imm"]
 RESULTS = Path(__file__).parent / "results"
@@ -68,11 +64,6 @@ NODES = (-1.0, -0.5, 0.0, 0.5)
 FEW, BATCH = 300, 100
 SCORED = 1000
 """images at each w that is scored here"""
-BATCH_SIZE = 128
-"""images per gradient"""
-AS_TRAINED = {"batch_size": BATCH_SIZE, "micro_batch": MICRO_BATCH, "seed": 0}
-CURVE_IMAGES = 512
-"""behind the curvature of the loss, which varies little"""
 EVEN = np.arange(-1.0, 2.01, 0.125).tolist()
 
 
@@ -159,7 +150,7 @@ class Run:
         self.architecture, self.case = architecture, case
         is_demo = architecture == "edm"
         self.base = BASE if is_demo else ASSETS / f"small_{architecture.lower()}_base.safetensors"
-        self.model = as_trained(load_model(self.base))
+        self.model = open_as_trained(self.base)
         self.settings = replace(self.model.default_settings, **case.settings)
         slug = "-".join(name.replace(",", "").replace(":", "").split())
         self.folder = ROOT / "runs" / case.run if case.run else RUN / architecture / slug
@@ -212,44 +203,13 @@ class Run:
             title=f"w = {w:g}",
         ).distance
 
-    def by_loss(self, num_images: int) -> dict[str, Any]:
-        """What gradients and losses say."""
+    def by_gradients(self, num_images: int) -> dict[str, Any]:
+        """What gradients say."""
         self.live.set(0.0)
         started = time.monotonic()
-        counts = [min(num_images, len(data)) // BATCH_SIZE for data in (self.real, self.synthetic)]
-        # Sets that are to be independent must not share noise.
-        sets = ((self.real, counts[0], 0), (self.synthetic, counts[1], counts[0] * BATCH_SIZE))
-        on_real, on_synthetic = (self.mean_loss(*one) for one in sets)
-        gap = Estimate(value=on_real.value - on_synthetic.value, error=math.hypot(on_real.error, on_synthetic.error))
-        middle = time.monotonic()
-        g, h = (
-            list(gradients(self.model, data, batches=count, first_visit=first, processes=PROCESSES, **AS_TRAINED))
-            for data, count, first in sets
-        )
-        plain, adam = alignment(g, h), alignment(g, h, adam_eps=self.model.recipe.eps)
-        between = time.monotonic()
-        batches = CURVE_IMAGES // BATCH_SIZE
-        along = curve(self.model, self.real, self.self_trained, batches=batches, processes=PROCESSES, **AS_TRAINED)
-        ended = time.monotonic()
-        best = lowest(along.slope, along.curvature)
-        return {
-            "plain": asdict(plain),
-            "adam": asdict(adam),
-            "loss_gap": {"real": asdict(on_real), "synthetic": asdict(on_synthetic), **asdict(gap)},
-            "loss_optimal_w": best and asdict(best),
-            "along": asdict(along),
-            "images": sum(counts) * BATCH_SIZE,
-            "seconds": {"loss_gap": middle - started, "gradients": between - middle, "loss": ended - between},
-        }
-
-    @torch.no_grad()
-    def mean_loss(self, dataset: TrainingImages, batches: int, first_visit: int) -> Estimate:
-        """The mean loss of the base."""
-        weights = dict(self.model.network.named_parameters())
-        parts = parts_of(self.model, dataset, batches, **AS_TRAINED, visits=1, first_visit=first_visit)
-        rows = [[loss_of(self.model, dataset, *part, weights, PROCESSES.device) for part in batch] for batch in parts]
-        means = torch.tensor(rows).double().mean(1)
-        return Estimate(value=float(means.mean()), error=float(means.std()) / math.sqrt(len(means)))
+        report = gradient_alignment(self.model, self.real, self.synthetic, num_images=num_images, processes=PROCESSES)
+        images = report.num_real + report.num_synthetic
+        return {**asdict(report.alignment), "images": images, "seconds": time.monotonic() - started}
 
     def by_images(self) -> dict[str, Any]:
         """What few images say; seconds are for sampling them, the rest takes less than one."""
@@ -302,13 +262,17 @@ def opened(path: Path) -> TrainingImages:
     return ExampleSet(path, TOKENS) if is_example_set(path) else ImageDataset(path)
 
 
-def as_trained(model: GenerativeModel) -> GenerativeModel:
-    """The model with its tokenizer, seeing images as the studies train on them: neither enlarged nor mirrored."""
-    if isinstance(model, VARModel):
+AS_TRAINED: dict[str, dict[str, Any]] = {"VAR": {"enlargement": 1.0}, "xAR": {"mirrors": False}}
+"""how the studies train: images neither enlarged nor mirrored"""
+
+
+def open_as_trained(path: Path) -> GenerativeModel:
+    """The model of a study with its tokenizer, seeing images as it was trained on them."""
+    with open_checkpoint(path) as checkpoint:
+        name = checkpoint.metadata["architecture"]
+    model = load_model(path, **AS_TRAINED.get(name, {}))
+    if name == "VAR":
         model.use_autoencoder(ASSETS / "small_var_tokenizer.safetensors")
-        model.enlargement = 1.0
-    if isinstance(model, XARModel):
-        model.mirrors = False
     return model
 
 
@@ -334,9 +298,6 @@ def table(rows: dict[str, Any]) -> str:
         "best w",
         "gain",
         "cosine",
-        "Adam",
-        "loss",
-        "loss gap",
         "slope",
         "moments",
         "features",
@@ -345,14 +306,11 @@ def table(rows: dict[str, Any]) -> str:
     )
     lines = [f"{'':<44}" + "".join(f"{column:>18}" for column in columns)]
     for name, row in rows.items():
-        by_loss, by_images, best = row["by_loss"], row["by_images"], row["best"]
+        by_images, best = row["by_images"], row["best"]
         cells = [
             f"{best['w']:.2f}",
             f"{best['gain']:.1f} of {best['base']:.0f}",
-            text(by_loss["plain"]["cosine"]),
-            text(by_loss["adam"]["cosine"]),
-            text(by_loss["loss_optimal_w"]),
-            text(by_loss["loss_gap"]),
+            text(row["by_gradients"]["cosine"]),
             text(by_images["moments"]["slope"]),
             *(text(by_images[key]["w"]) for key in columns[-4:]),
         ]
@@ -372,7 +330,7 @@ def main(
 
     Args:
         architectures: Which.
-        num_images: Images behind losses and gradients, of each set, as far as there are as many.
+        num_images: Images behind gradients, of each set, as far as there are as many.
         fresh: Measure again what is in the file.
         json_file: Where the figures go.
     """
@@ -388,13 +346,13 @@ def main(
                 print(f"{folder}: not there; left out", file=sys.stderr)
                 continue
             run = Run(architecture, name, case)
-            by_images, by_loss, distances = run.by_images(), run.by_loss(num_images), run.distances()
+            by_images, by_gradients, distances = run.by_images(), run.by_gradients(num_images), run.distances()
             rows[row] = {
                 "command": command,
                 "settings": case.settings,
                 "distances": distances,
                 "best": best_of(distances),
-                "by_loss": by_loss,
+                "by_gradients": by_gradients,
                 "by_images": by_images,
             }
             write_json(json_file, {"rows": rows, "machine": machine()})

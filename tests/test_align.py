@@ -165,9 +165,10 @@ def test_gradients_are_compared_of_real_and_synthetic_images(here: Path, capsys:
     write_labels("synthetic", tiny_images(256, 1).labels.tolist(), 256)  # type: ignore[union-attr]
     assert align("--synthetic synthetic --real synthetic --json align.json") == 0
     found = json.loads(Path("align.json").read_text())
-    assert found["gradients"]["num_real"] == 256 and found["gradients"]["plain"]["cosine"]["value"] > 0
+    cosine = Estimate(**found["gradients"]["alignment"]["cosine"])
+    assert found["gradients"]["num_real"] == 256 and cosine.value > 0
     table = capsys.readouterr().out
-    assert "plain" in table and "lowest loss at w = " in table
+    assert f"the loss on 256 real and 256 synthetic images: {cosine}" in table
     assert [entry["dtype"] for entry in found["rounding"]] == ["float32", "bfloat16", "float16"]
     assert f"in bfloat16  {found['rounding'][1]['share_kept']:.1%} of the elements of the update survive" in table
 

@@ -16,7 +16,7 @@ from scipy.stats import ttest_rel
 
 from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.report.grids import images_of, sheet
+from neon.report.grids import image_grid, images_of
 from neon.report.page import page, report_again, write_report
 from neon.report.plots import draw_distance, plots
 from neon.report.record import (
@@ -24,11 +24,12 @@ from neon.report.record import (
     Report,
     Row,
     bias_undone,
+    conclusions,
     headline,
     load,
     paired_gain,
     save,
-    summary,
+    score_table,
     text_table,
 )
 
@@ -106,7 +107,7 @@ def test_a_change_within_the_noise_or_for_the_worse_is_no_gain(neon: tuple[float
 
 def test_where_the_base_was_chosen_the_headline_keeps_it() -> None:
     assert headline(report(BASE, w=0.0)).startswith("No gain: no merge did better")
-    assert summary(report(BASE, w=0.0)) == [headline(report(BASE, w=0.0))], "no bias undone by doing nothing"
+    assert conclusions(report(BASE, w=0.0)) == [headline(report(BASE, w=0.0))], "no bias undone by doing nothing"
 
 
 def test_a_gain_on_one_block_is_not_called_certain() -> None:
@@ -135,14 +136,14 @@ def test_the_bias_undone_is_read_from_precision_and_recall() -> None:
 
 
 def test_the_table_has_a_line_per_row_with_the_change_against_the_base() -> None:
-    lines = text_table(report(row("Neon", (5.0, 6.0)), base=row("base", (10.0, 12.0)))).splitlines()
+    lines = text_table(score_table(report(row("Neon", (5.0, 6.0)), base=row("base", (10.0, 12.0))))).splitlines()
     assert len(lines) == 3 and "-50%" in lines[2] and "%" not in lines[1]
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
 
 
 def test_a_score_that_no_row_has_is_no_column() -> None:
-    assert "precision" in text_table(report(row("Neon", (5.0, 6.0, 7.0))))
-    assert "precision" not in text_table(tuned()) and "inception" not in text_table(tuned())
+    assert "precision" in text_table(score_table(report(row("Neon", (5.0, 6.0, 7.0)))))
+    assert "precision" not in text_table(score_table(tuned())) and "inception" not in text_table(score_table(tuned()))
 
 
 def test_the_plots_are_those_there_are_figures_for() -> None:
@@ -217,9 +218,9 @@ def test_a_loaded_report_keeps_images_and_which_rows_are_base_and_choice(tmp_pat
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.sampled_from([1, 3]), st.integers(1, 5), st.integers(1, 5))
-def test_images_come_back_from_a_sheet(count: int, channels: int, height: int, width: int) -> None:
+def test_images_come_back_from_their_grid(count: int, channels: int, height: int, width: int) -> None:
     images = torch.arange(count * channels * height * width).reshape(count, channels, height, width).byte()
-    assert torch.equal(images_of(sheet(images), images.shape), images)
+    assert torch.equal(images_of(image_grid(images), images.shape), images)
 
 
 def test_a_folder_without_a_report_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_a_damaged_report_is_refused_by_the_name_of_its_file(tmp_path: Path, dam
     elif damage == "no picture":
         picture.unlink()
     else:
-        sheet(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)).save(picture)
+        image_grid(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)).save(picture)
     with pytest.raises(RequestError, match=r"(w1\.png|report\.json): not readable") as error:
         load(tmp_path)
     assert "run again what wrote it" in str(error.value) and "\n" not in str(error.value)

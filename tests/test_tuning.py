@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from neon import evaluate
 from neon.checkpoint import load_state
@@ -140,6 +141,7 @@ def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(he
     assert failures and all(entry["name"].split(": ")[1] != "w 0" for entry in failures)
     assert result("run")["recommended"] == "base" and result("run")["w"] == 0
     assert any(one.failure for one in load("run").evaluated)
+    assert any("The self-trained weights could not be scored" in note for note in load("run").notes)
 
 
 LIMITED = """
@@ -171,6 +173,13 @@ def test_a_better_score_of_another_kind_can_be_asked_for(here: Path) -> None:
     assert result("run")["best_on_selection"]["value"] == -max(entry["recall"] for entry in selected)
 
 
+def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) -> None:
+    torch.save({"theirs": load_state("tuned.safetensors"), "model": load_state("base.safetensors")}, "tuned.pth")
+    assert tune("--grid 0 1 --out plain") == 0
+    assert tune("--self-trained tuned.pth --self_trained_key theirs --grid 0 1 --out run") == 0
+    assert result("run")["best_on_selection"] == result("plain")["best_on_selection"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -190,6 +199,8 @@ def test_a_better_score_of_another_kind_can_be_asked_for(here: Path) -> None:
         ("--guidance-grid 1 2", "--guidance-grid: goes with --grid"),
         ("--base unconditional.safetensors --self-trained unconditional.safetensors --guidance 0 1", "unconditional"),
         ("--seed -1", "--seed is -1"),
+        ("--key nowhere", "base.safetensors: no nesting 'nowhere'"),
+        ("--self_trained_key nowhere", "tuned.safetensors: no nesting 'nowhere'"),
     ],
 )
 def test_a_wrong_request_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:

@@ -1,168 +1,325 @@
-"""`neon tune` and `neon align`: the choice of w, from the files that a user names."""
+"""`neon tune`, `align`, `report` and `demo`: the choice of w, from the files that a user names.
 
-from collections.abc import Sequence
-from dataclasses import asdict
+torch and what needs it are imported where a command runs, so that `neon --help` does not wait for them.
+"""
+
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import tyro
 
-from neon.checkpoint import load_state
-from neon.cli.flags import settings_with
-from neon.data.images import ImageDataset
+from neon.cli.flags import Device, Features, File, Key, settings_with
 from neon.errors import RequestError
-from neon.evaluate import Reference, load_manifold
-from neon.merge import LiveMerge, check_same_network
-from neon.metrics import FrechetReference
-from neon.metrics.features import score_name
-from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
-from neon.model import code_file, load_model, open_autoencoder
-from neon.runtime.distributed import Processes
-from neon.runtime.files import check_writable, sha256_file, write_json
-from neon.tune import gradients
-from neon.tune.align import features_at, rounding, text_table
-from neon.tune.predict import GROUPS, NODES, Prediction, predict
-from neon.tune.run import Outcome, TunePlan, tune
+from neon.tune.plan import TunePlan
+
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes
+
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
-def tune_command(
-    plan: TunePlan,
-    *,
-    select_stats: Path,
-    report_stats: Path,
-    pairs: Sequence[str],
-    vae: Path | None,
-    real_images: Path | None,
-    nearest_k: int,
-    features: str,
-    inception_weights: Path | None,
-    out: Path,
-    fresh: bool,
-    processes: Processes,
-    kind: str | None = None,
-) -> Outcome:
-    """`tune` of the files that `neon tune` names; everything that can be wrong with them is found before sampling.
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Choose w (and guidance, and the snapshot) with few evaluations, and report the choice on other images.
 
-    `kind` is what the user calls the class of the model; None: as the base says.
+    Weights stay resident, every point is merged in place and scored on the same selection images. Base, self-trained
+    and Neon are then scored on report images of other seeds; the base is recommended where the gain is within the
+    noise. A killed run goes on; runs on several processes under `torchrun -m neon.cli tune ...`, with equal results.
+
+    Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
+    --select-stats train.npz --report-stats test.npz --guidance 1 3
     """
-    model = load_model(plan.base, device=processes.device, kind=kind)
-    settings = settings_with(model.default_settings, pairs)
-    guidances = plan.guidance or (plan.grid and plan.grid[1])
-    if guidances and not hasattr(settings, "guidance"):
-        raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
-    if guidances and model.num_classes == 0:
-        raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
-    autoencoder = open_autoencoder(model, vae)
-    if features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
-        raise RequestError(
-            f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as features "
-            f"({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature network"
+
+    plan: Annotated[TunePlan, tyro.conf.arg(name="")]
+    select_stats: Path
+    """statistics of real images that the choice is made against (.npz)"""
+    report_stats: Path | None = None
+    """statistics that the report is made against; by default the same"""
+    set: tuple[str, ...] = ()
+    """settings of the sampler, NAME=VALUE each"""
+    model: ModelName = None
+    """the class of a model of your own; by default as the base says"""
+    vae: Path | None = None
+    """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
+    real_images: Path | None = None
+    """folder or zip of real images: also scores precision and recall"""
+    nearest_k: int = 5
+    """which nearest neighbour gives the radius in precision and recall"""
+    features: Features = "inception"
+    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
+    inception_weights: File = None
+    """weights of the Inception network; by default those in torch-fidelity's cache"""
+    out: Path = Path("runs/tune")
+    """folder of the run: evaluations, tune.json, report.html"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+    device: Device = None
+    """by default a GPU where there is one"""
+
+    def __call__(self) -> None:
+        """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
+        from neon.runtime.distributed import processes
+
+        low, high = self.plan.w
+        if low > 0 or high < 0:
+            print(f"neon tune: --w {low:g} {high:g}: 0, the base, is added to the range", file=sys.stderr)
+        with processes(self.device) as group:
+            self._run(group)
+
+    def _run(self, processes: "Processes") -> None:
+        from neon.evaluate import Reference, load_manifold
+        from neon.metrics import FrechetReference
+        from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
+        from neon.model import code_file, load_model, open_autoencoder
+        from neon.runtime.files import sha256_file
+        from neon.tune.run import tune
+
+        plan = self.plan
+        model = load_model(plan.base, plan.key, device=processes.device, kind=self.model)
+        settings = settings_with(model.default_settings, self.set)
+        if plan.guidances and not hasattr(settings, "guidance"):
+            raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
+        if plan.guidances and model.num_classes == 0:
+            raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+        autoencoder = open_autoencoder(model, self.vae)
+        if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
+            raise RequestError(
+                f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "
+                f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
+                "network"
+            )
+        extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        report_stats = self.report_stats or self.select_stats
+        statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
+        manifold = None
+        if self.real_images is not None:
+            manifold = load_manifold(
+                self.real_images,
+                extractor,
+                nearest_k=self.nearest_k,
+                batch_size=plan.batch_size,
+                processes=processes,
+            )
+        hashed = {
+            "select_stats_sha256": self.select_stats,
+            "report_stats_sha256": report_stats,
+            "autoencoder_sha256": autoencoder,
+            "model_sha256": code_file(self.model),
+            "feature_weights_sha256": self.inception_weights if self.features == INCEPTION else Path(self.features),
+        }
+        facts: dict[str, Any] = processes.on_main(
+            lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
         )
-    extractor = load_extractor(features, inception_weights, processes.device)
-    selection, reporting = (load_statistics(ref, model, extractor) for ref in (select_stats, report_stats))
-    manifold = None
-    if real_images is not None:
-        manifold = load_manifold(
-            real_images, extractor, nearest_k=nearest_k, batch_size=plan.batch_size, processes=processes
+        facts |= {
+            "features": extractor.name,
+            "real_images": None if self.real_images is None else str(self.real_images),
+            "nearest_k": None if self.real_images is None else self.nearest_k,
+        }
+        selection, reporting = (
+            Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics
         )
-    hashed = {
-        "select_stats_sha256": select_stats,
-        "report_stats_sha256": report_stats,
-        "autoencoder_sha256": autoencoder,
-        "model_sha256": code_file(kind),
-        "feature_weights_sha256": inception_weights if features == INCEPTION else Path(features),
-    }
-    facts: dict[str, Any] = processes.on_main(
-        lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
-    )
-    facts |= {
-        "features": extractor.name,
-        "real_images": None if real_images is None else str(real_images),
-        "nearest_k": None if real_images is None else nearest_k,
-    }
-    return tune(
-        plan,
-        model,
-        settings,
-        extractor,
-        Reference(frechet=FrechetReference(selection), manifold=manifold),
-        Reference(frechet=FrechetReference(reporting), manifold=manifold),
-        out,
-        processes,
-        facts,
-        fresh=fresh,
-    )
+        outcome = tune(
+            plan, model, settings, extractor, selection, reporting, self.out, processes, facts, fresh=self.fresh
+        )
+        if processes.is_main:
+            print(outcome.text, flush=True)
 
 
-def align_command(
-    base: Path,
-    self_trained: Path,
-    stats: Path,
-    *,
-    features: str,
-    inception_weights: Path | None,
-    real: Path | None,
-    synthetic: Path | None,
-    num_images: int,
-    batch_size: int,
-    pairs: Sequence[str],
-    vae: Path | None,
-    seed: int,
-    json: Path | None,
-    processes: Processes,
-    kind: str | None = None,
-) -> Prediction:
-    """Print the prediction for a base and weights self-trained on its samples, and write it to `json`.
+@dataclass(frozen=True, kw_only=True)
+class Align:
+    """Predict the best w from few images: those of the same noise at w = -0.5, 0 and 0.5.
 
-    With `real` and `synthetic` images (folders or zips) their gradients at the base are compared, too. `pairs` are
-    settings of the sampler, NAME=VALUE each; `kind` is what the user calls the class of the model.
-    Everything that can be wrong with the files is found before the first image is sampled.
+    Mean and covariance of their features are interpolated in w, and compared with those of real images. It costs less
+    than one evaluation, and tells whether the others are worth it; `neon tune` finds the w to use.
 
-    Raises:
-        RequestError: files or settings do not fit each other, or the images are too few for the features.
-        WorkError: as `features_at`, or features are not finite.
+    Example: neon align --base base.safetensors --self-trained tuned.pth --features net.safetensors --stats train.npz
     """
-    if json is not None:
-        processes.on_main(lambda: check_writable(json, overwrite=True))
-    if (real is None) != (synthetic is None):
-        raise RequestError("--real, --synthetic: gradients are compared of both; give both sets of images, or neither")
-    if batch_size < 1:
-        raise RequestError(f"--batch-size {batch_size}: expected at least 1")
-    check_same_network(base, self_trained)
-    model = load_model(base, device=processes.device, kind=kind)
-    settings = settings_with(model.default_settings, pairs)
-    open_autoencoder(model, vae)
-    extractor = load_extractor(features, inception_weights, processes.device)
-    reference = load_statistics(stats, model, extractor)
-    fewest = 2 * max(extractor.dim, GROUPS)
-    if num_images < fewest:
-        raise RequestError(
-            f"--num-images {num_images}: too few for the covariance of {extractor.dim} features; "
-            f"expected at least {fewest}, better twice as many"
+
+    base: Path
+    """base weights, of a network that is recognised or written by neon"""
+    self_trained: Path
+    """weights fine-tuned on the base's own samples"""
+    stats: Path
+    """statistics of real images (.npz), made with the same features"""
+    features: Features
+    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
+    inception_weights: File = None
+    """weights of the Inception network; by default those in torch-fidelity's cache"""
+    key: Key = None
+    """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
+    self_trained_key: Key = None
+    """the same for the self-trained file"""
+    real: Path | None = None
+    """folder or zip of real images: also the cosine between gradients of the loss on these and on `synthetic`"""
+    synthetic: Path | None = None
+    """folder or zip of images of the base, with `real`"""
+    num_images: int = 300
+    """images at each of the three w, at least twice as many as there are features"""
+    batch_size: int = 64
+    """images per forward pass of one process"""
+    set: tuple[str, ...] = ()
+    """settings of the sampler, NAME=VALUE each"""
+    model: ModelName = None
+    """the class of a model of your own; by default as the base says"""
+    vae: Path | None = None
+    """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
+    seed: int = 0
+    """of the images"""
+    device: Device = None
+    """by default a GPU where there is one"""
+    json: File = None
+    """also write the figures to this file"""
+
+    def __call__(self) -> None:
+        """Predict; everything that can be wrong with the files is found before the first image is sampled."""
+        from neon.runtime.distributed import processes
+
+        if (self.real is None) != (self.synthetic is None):
+            raise RequestError(
+                "--real, --synthetic: gradients are compared of both; give both sets of images, or neither"
+            )
+        if self.batch_size < 1:
+            raise RequestError(f"--batch-size {self.batch_size}: expected at least 1")
+        with processes(self.device) as group:
+            self._run(group)
+
+    def _run(self, processes: "Processes") -> None:
+        import torch
+
+        from neon.checkpoint import load_state
+        from neon.data.images import ImageDataset
+        from neon.merge import LiveMerge, check_same_network
+        from neon.metrics.features import score_name
+        from neon.metrics.reference import load_extractor, load_statistics
+        from neon.model import load_model, open_autoencoder
+        from neon.runtime.files import check_writable, write_json
+        from neon.tune.align import features_at, prediction_text, rounding
+        from neon.tune.gradients import gradient_alignment
+        from neon.tune.predict import GROUPS, NODES, predict
+
+        if (file := self.json) is not None:
+            processes.on_main(lambda: check_writable(file, overwrite=True))
+        check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
+        model = load_model(self.base, self.key, device=processes.device, kind=self.model)
+        settings = settings_with(model.default_settings, self.set)
+        open_autoencoder(model, self.vae)
+        extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        reference = load_statistics(self.stats, model, extractor)
+        fewest = 2 * max(extractor.dim, GROUPS)
+        if self.num_images < fewest:
+            raise RequestError(
+                f"--num-images {self.num_images}: too few for the covariance of {extractor.dim} features; "
+                f"expected at least {fewest}, better twice as many"
+            )
+        sets = None
+        if self.real is not None and self.synthetic is not None:
+            sets = ImageDataset(self.real), ImageDataset(self.synthetic)
+        trained = load_state(self.self_trained, self.self_trained_key or self.key)
+        own = next(model.network.parameters()).dtype
+        left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
+        compared = sets and gradient_alignment(model, *sets, seed=self.seed, processes=processes)
+        base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        prediction = predict(
+            features_at(
+                model,
+                LiveMerge(model.network, base, trained),
+                NODES,
+                settings,
+                extractor,
+                self.num_images,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                processes=processes,
+            ),
+            reference,
         )
-    sets = None if real is None or synthetic is None else (ImageDataset(real), ImageDataset(synthetic))
-    state = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    trained = load_state(self_trained)
-    own = next(model.network.parameters()).dtype
-    left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
-    compared = sets and gradients.gradient_report(model, *sets, trained, seed=seed, processes=processes)
-    live = LiveMerge(model.network, state, trained)
-    found = predict(
-        features_at(
-            model, live, NODES, settings, extractor, num_images, seed=seed, batch_size=batch_size, processes=processes
-        ),
-        reference,
-    )
+        metric = score_name(extractor)
 
-    def tell() -> None:
-        print(text_table(found, left, score_name(extractor), num_images))
-        if compared is not None:
-            print(gradients.text_table(compared))
-        if json is not None:
-            facts = {"metric": score_name(extractor), "num_images": num_images, "nodes": NODES, "seed": seed}
-            told = {"sign": found.sign, **asdict(found), "rounding": [asdict(entry) for entry in left]}
-            more = {"gradients": compared and asdict(compared), "settings": asdict(settings)}
-            write_json(json, {**facts, **told, **more})
+        def write() -> None:
+            print(prediction_text(prediction, left, metric, self.num_images))
+            if compared is not None:
+                print(compared)
+            if file is not None:
+                figures = {
+                    "metric": metric,
+                    "num_images": self.num_images,
+                    "nodes": NODES,
+                    "seed": self.seed,
+                    "sign": prediction.sign,
+                    **asdict(prediction),
+                    "rounding": [asdict(entry) for entry in left],
+                    "gradients": compared and asdict(compared),
+                    "settings": asdict(settings),
+                }
+                write_json(file, figures)
 
-    processes.on_main(tell)
-    return found
+        processes.on_main(write)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteReport:
+    """Write the page of a run of `neon tune` or `neon demo` again.
+
+    Example: neon report runs/tune
+    """
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+
+    def __call__(self) -> None:
+        """Write it, and print where."""
+        from neon.report.page import report_again
+
+        print(report_again(self.run))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Run Neon end to end on embedded real images: scores, plots and a report in about two minutes.
+
+    A killed demo continues where it was. Also runs under torchrun; results do not depend on the number of processes.
+
+    Example: neon demo --seed 1 --out runs/demo-1
+    """
+
+    out: Path = Path("runs/demo")
+    """folder of the run"""
+    seed: int = 0
+    """of the synthetic set, the self-training and every evaluation"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """CPU processes, one thread each; by default one per processor, at most 8"""
+    base: File = None
+    """base model to improve, made by `python -m neon.demo.train base`; by default the embedded one"""
+
+    def __call__(self) -> int:
+        """Run it in several processes, or in this one if that is one of several."""
+        from neon.runtime.launch import available_cpus, launched, run_in_processes
+
+        if self.processes is not None and self.processes < 1:
+            raise RequestError(f"--processes {self.processes}: expected at least 1")
+        if not launched():
+            from neon.cli.app import main
+
+            arguments = ["demo", "--out", str(self.out), "--seed", str(self.seed), *(["--fresh"] * self.fresh)]
+            arguments += [] if self.base is None else ["--base", str(self.base)]
+            return run_in_processes(main, arguments, self.processes or min(available_cpus(), 8))
+        if self.processes is not None:
+            raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
+
+        import torch
+
+        from neon.demo.assets import BASE
+        from neon.demo.run import DemoPlan, run_demo
+        from neon.runtime.distributed import processes
+
+        torch.set_num_threads(1)
+        with processes("cpu") as group:
+            plan = DemoPlan(seed=self.seed, base=self.base or BASE)
+            outcome = run_demo(plan, self.out, group, fresh=self.fresh)
+            if group.is_main:
+                print(outcome.text, flush=True)
+        return 0

@@ -157,7 +157,7 @@ def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch
     return extractor.eval().requires_grad_(False)
 
 
-def main() -> int:
+def _main() -> int:
     torch.set_num_threads(1)
     commands: dict[str, Callable[..., Any]] = {
         "base": TrainBase,
@@ -173,4 +173,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

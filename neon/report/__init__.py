@@ -1,1 +1,1 @@
-"""What is told of a run: its record, tables, plots and page."""
+"""Report of a run: record, tables, plots and page."""

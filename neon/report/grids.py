@@ -13,7 +13,7 @@ GAP = 1
 """white pixels between two images"""
 
 
-def sheet(images: Tensor) -> Image.Image:
+def image_grid(images: Tensor) -> Image.Image:
     """uint8 [N, 1 or 3, H, W] as one picture, about twice as many columns as rows."""
     count, channels, height, width = images.shape
     rows, columns = _layout(count)
@@ -25,7 +25,7 @@ def sheet(images: Tensor) -> Image.Image:
 
 
 def images_of(picture: Image.Image, shape: Sequence[int]) -> Tensor:
-    """The images [N, C, H, W] = `shape` that `sheet` made `picture` of; raises ValueError if it cannot have."""
+    """The images [N, C, H, W] = `shape` that `image_grid` made `picture` of; raises ValueError if it cannot have."""
     count, channels, height, width = shape
     rows, columns = _layout(count)
     pixels = np.array(picture).reshape(rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, channels)

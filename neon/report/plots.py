@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neon.evaluate import Scores
-from neon.report.grids import sheet
-from neon.report.record import Evaluated, Report, number
+from neon.report.grids import image_grid
+from neon.report.record import Evaluated, Report, distance_text
 
 COLOURS = {"ink": "#1c1e21", "paper": "#fffffe", "grey": "#68707a", "base": "#2f5fa8", "neon": "#c2255c"}
 """in a light page and in PNG; the page's style sets another value for each name in the dark"""
@@ -55,7 +55,7 @@ class Plot(NamedTuple):
     draw: Callable[[Axes, Report], None]
 
 
-class Point(NamedTuple):
+class Scored(NamedTuple):
     """An evaluation that did not fail."""
 
     of: Evaluated
@@ -64,15 +64,15 @@ class Point(NamedTuple):
 
 def plots(report: Report) -> tuple[Plot, ...]:
     """The plots for which the report has figures."""
-    found = [Plot("distance", f"{report.metric} against w", draw_distance)] if report.evaluated else []
+    drawn = [Plot("distance", f"{report.metric} against w", draw_distance)] if report.evaluated else []
     points = _points(report)
     if any(point.scores.precision is not None for point in points):
-        found.append(Plot("shares", "Precision and recall against w", draw_shares))
+        drawn.append(Plot("shares", "Precision and recall against w", draw_shares))
     if len({one.w for one in report.evaluated}) > 1 and len({one.guidance for one in report.evaluated}) > 1:
-        found.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
+        drawn.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
     if len(_best_of_snapshots(points)) > 1:
-        found.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
-    return tuple(found)
+        drawn.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
+    return tuple(drawn)
 
 
 def png(wanted: Sequence[Plot], report: Report) -> bytes:
@@ -101,11 +101,13 @@ def svg(plot: Plot, report: Report) -> str:
 
 def samples_png(grids: Sequence[tuple[str, Tensor]]) -> bytes:
     """PNG: grids of images uint8 [N, C, H, W] side by side, each under its title."""
-    sheets = [sheet(images) for _, images in grids]
-    aspect = max(picture.height / picture.width for picture in sheets)
+    pictures = [image_grid(images) for _, images in grids]
+    aspect = max(picture.height / picture.width for picture in pictures)
     figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, _), picture in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids, sheets, strict=True):
+    for axes, (title, _), picture in zip(
+        figure.subplots(1, len(grids), squeeze=False)[0], grids, pictures, strict=True
+    ):
         axes.imshow(np.asarray(picture), cmap="gray", interpolation="nearest")
         axes.set_title(title, fontsize=9)
         axes.axis("off")
@@ -184,7 +186,7 @@ def draw_heatmap(axes: Axes, report: Report) -> None:
         )  # fmt: skip
         if len(points) <= FEW or value == lowest[y]:
             axes.annotate(
-                number(value), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8,
+                distance_text(value), (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8,
                 zorder=4 if chosen else 2, weight="bold" if chosen else "normal",
                 bbox={"boxstyle": "round,pad=0.15", "fc": PAPER, "ec": "none"},
             )  # fmt: skip
@@ -198,21 +200,21 @@ def draw_heatmap(axes: Axes, report: Report) -> None:
 
 
 def draw_budget(axes: Axes, report: Report) -> None:
-    """The lowest distance found with each snapshot, and that of the base."""
+    """The lowest distance of each snapshot, and that of the base."""
     points = _points(report)
     best = _best_of_snapshots(points)
     places = range(len(best))
     axes.plot(places, [point.scores.distance for point in best], "o-", color=INK, ms=5, label="best of each snapshot")
     for place, point in zip(places, best, strict=True):
         axes.annotate(
-            f"{number(point.scores.distance)}\nw {point.of.w:g}", (place, point.scores.distance), (0, 8),
+            f"{distance_text(point.scores.distance)}\nw {point.of.w:g}", (place, point.scores.distance), (0, 8),
             textcoords="offset points", ha="center", fontsize=8,
         )  # fmt: skip
         if point.of.snapshot == report.snapshot:
             axes.plot([place], [point.scores.distance], "D", color=NEON, ms=8, label="chosen")
     base = min((point.scores.distance for point in points if point.of.w == 0), default=None)
     if base is not None:
-        axes.axhline(base, color=BASE, lw=1.2, ls="--", label=f"base, {number(base)}")
+        axes.axhline(base, color=BASE, lw=1.2, ls="--", label=f"base, {distance_text(base)}")
     top = max([point.scores.distance for point in best] + [base or 0])
     axes.set(xlabel="self-trained for", ylabel=f"{report.metric} (lower is better)", ylim=(0, 1.2 * top))
     axes.set_xlim(-0.5, len(best) - 0.5)
@@ -241,8 +243,8 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _points(report: Report) -> list[Point]:
-    return [Point(one, one.scores) for one in report.evaluated if one.scores is not None]
+def _points(report: Report) -> list[Scored]:
+    return [Scored(one, one.scores) for one in report.evaluated if one.scores is not None]
 
 
 def _focus(report: Report) -> tuple[float | None, str | None]:
@@ -258,7 +260,7 @@ def _is_of(one: Evaluated, snapshot: str | None) -> bool:
     return one.w == 0 or one.snapshot == snapshot  # without self-trained weights in it, w = 0 is of every snapshot
 
 
-def _at_focus(report: Report) -> tuple[list[Point], list[Point]]:
+def _at_focus(report: Report) -> tuple[list[Scored], list[Scored]]:
     """The points on the curve over w, and the others."""
     guidance, snapshot = _focus(report)
     points = _points(report)
@@ -266,9 +268,9 @@ def _at_focus(report: Report) -> tuple[list[Point], list[Point]]:
     return here, [point for point in points if point not in here]
 
 
-def _best_of_snapshots(points: Sequence[Point]) -> list[Point]:
+def _best_of_snapshots(points: Sequence[Scored]) -> list[Scored]:
     """The best point of each snapshot, by budget."""
-    best: dict[str, Point] = {}
+    best: dict[str, Scored] = {}
     for point in points:
         label = point.of.snapshot
         if point.of.w != 0 and label is not None:

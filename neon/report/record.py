@@ -1,4 +1,4 @@
-"""What a run found out: the scores, every evaluation that led to the choice, and what they say in words.
+"""Record of a run: the scores, every evaluation that led to the choice, and what they say in words.
 
 A report is kept in its run folder as `report.json` and pictures, and can be shown again from there
 (`neon.report.page`) without computing anything.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neon.errors import RequestError
 from neon.evaluate import Scores
-from neon.report.grids import as_png, images_of, sheet
+from neon.report.grids import as_png, image_grid, images_of
 from neon.runtime.files import atomic_write, write_json
 
 RECORD_FILE, SAMPLES_FOLDER = "report.json", "samples"
@@ -81,7 +81,7 @@ class Report:
     """all lines of the table, the next two among them"""
     base: Row
     neon: Row
-    """the same object as `base` where nothing better was found"""
+    """the same object as `base` where no merge was better"""
     w: float
     """the choice"""
     guidance: float | None = None
@@ -106,7 +106,7 @@ class Gain:
 
     mean: float
     interval: tuple[float, float] | None
-    """of 95% confidence (Student's t over the paired differences); None: one block tells nothing of the noise"""
+    """of 95% confidence (Student's t over the paired differences); None: one block has no spread"""
 
     @property
     def certain(self) -> bool:
@@ -124,7 +124,7 @@ def paired_gain(base: Row, neon: Row) -> Gain:
     return Gain(mean=mean, interval=(mean - half, mean + half))
 
 
-def number(value: float) -> str:
+def distance_text(value: float) -> str:
     """A distance as text: two decimals, or three digits where those would say little."""
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
 
@@ -132,7 +132,7 @@ def number(value: float) -> str:
 def score_text(row: Row) -> str:
     """The distance and, over several blocks, its spread."""
     spread = f"{row.spread:.2f}" if row.distance >= 1 else f"{row.spread:.2g}"
-    return number(row.distance) + (f" ± {spread}" if len(row.blocks) > 1 else "")
+    return distance_text(row.distance) + (f" ± {spread}" if len(row.blocks) > 1 else "")
 
 
 def change_text(report: Report, row: Row) -> str:
@@ -159,8 +159,8 @@ def grid_name(report: Report, w: float) -> str:
 def main_grids(report: Report) -> list[tuple[str, Tensor]]:
     """The grids to look at first, each under its name: base, self-trained, the choice and real images."""
     wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in report.grids]
-    found = [(grid_name(report, w), report.grids[w]) for w in wanted]
-    return found if report.real is None else [*found, (REAL_NAME, report.real)]
+    grids = [(grid_name(report, w), report.grids[w]) for w in wanted]
+    return grids if report.real is None else [*grids, (REAL_NAME, report.real)]
 
 
 def headline(report: Report) -> str:
@@ -173,24 +173,25 @@ def headline(report: Report) -> str:
     gain, change = paired_gain(base, neon), change_text(report, neon)
     if gain.mean <= 0:
         return (
-            f"No gain: with {choice_text(report)} the distance to real images is {number(neon.distance)} against "
-            f"{number(base.distance)} for the base; keep the base."
+            f"No gain: with {choice_text(report)} the distance to real images is {distance_text(neon.distance)} "
+            f"against {distance_text(base.distance)} for the base; keep the base."
         )
     way = "Neon" if report.w > 0 else "A step towards the self-trained model"
     result = (
-        f"{way} with {choice_text(report)} lowers the distance to real images from {number(base.distance)} to "
-        f"{number(neon.distance)} ({change})"
+        f"{way} with {choice_text(report)} lowers the distance to real images from {distance_text(base.distance)} to "
+        f"{distance_text(neon.distance)} ({change})"
     )
     if gain.interval is None:
         return f"{result} on one block of seeds, which does not tell how much of that is noise; score more blocks."
-    low, high = (number(end) for end in gain.interval)
+    low, high = (distance_text(end) for end in gain.interval)
     certainty = f"between {low} and {high} with {CONFIDENCE:.0%} confidence ({len(base.blocks)} paired blocks of seeds)"
     if not gain.certain:
         return (
             f"No gain beyond the noise: with {choice_text(report)} the distance to real images is "
-            f"{number(neon.distance)} against {number(base.distance)} for the base, a gain {certainty}; keep the base."
+            f"{distance_text(neon.distance)} against {distance_text(base.distance)} for the base, a gain {certainty}; "
+            "keep the base."
         )
-    return f"{result}, a gain of {number(gain.mean)}, {certainty}."
+    return f"{result}, a gain of {distance_text(gain.mean)}, {certainty}."
 
 
 def bias_undone(base: Row, neon: Row) -> str | None:
@@ -208,13 +209,13 @@ def bias_undone(base: Row, neon: Row) -> str | None:
     return f"Neither fidelity nor variety improved ({figures})."
 
 
-def summary(report: Report) -> list[str]:
+def conclusions(report: Report) -> list[str]:
     """The result and, where it is known, the bias undone: a sentence each."""
     bias = bias_undone(report.base, report.neon)
     return [headline(report)] if bias is None else [headline(report), bias]
 
 
-def table(report: Report) -> list[list[str]]:
+def score_table(report: Report) -> list[list[str]]:
     """The rows as text, the header first; a column that no row has figures for is left out."""
     columns = [
         ["", *(row.name for row in report.rows)],
@@ -228,14 +229,18 @@ def table(report: Report) -> list[list[str]]:
     return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
 
 
-def text_table(report: Report) -> str:
-    """The rows as plain text."""
-    lines = table(report)
+def text_table(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of equally many cells as plain text: the first column flush left, the others right."""
     first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     return "\n".join(
         f"{name:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for name, *cells in lines
     )
+
+
+def result_text(report: Report) -> str:
+    """The table and what it says, for a terminal."""
+    return "\n".join([text_table(score_table(report)), "", *conclusions(report)])
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> None:
@@ -246,7 +251,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
         pictures[_real_file(folder)] = report.real
     for path, images in pictures.items():
         with atomic_write(path) as file:
-            file.write(as_png(sheet(images)))
+            file.write(as_png(image_grid(images)))
     places = [next(i for i, row in enumerate(report.rows) if row is one) for one in (report.base, report.neon)]
     record = {
         "title": report.title,

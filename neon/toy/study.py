@@ -85,7 +85,7 @@ AUTOREGRESSIVE = Toy(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class StudySettings:
     """How much is computed."""
 
     bases: int
@@ -102,9 +102,9 @@ class Setting:
 
 
 SETTINGS = {
-    "fast": Setting(bases=2, w_step=0.1, gradient_points=10_000),
-    "default": Setting(bases=8, w_step=0.05, gradient_points=20_000),
-    "large": Setting(bases=32, w_step=0.025, gradient_points=50_000),
+    "fast": StudySettings(bases=2, w_step=0.1, gradient_points=10_000),
+    "default": StudySettings(bases=8, w_step=0.05, gradient_points=20_000),
+    "large": StudySettings(bases=32, w_step=0.025, gradient_points=50_000),
 }
 
 
@@ -180,7 +180,7 @@ class Study:
         return "\n".join(lines)
 
 
-def study(toy: Toy, start: str, setting: Setting) -> Study:
+def study(toy: Toy, start: str, setting: StudySettings) -> Study:
     """Neon on `setting.bases` bases of `toy`; the same arguments give the same numbers.
 
     Raises:
@@ -216,12 +216,12 @@ class _Measured:
     example: Example
 
 
-def _measure(toy: Toy, start: str, setting: Setting, seed: int) -> _Measured:
+def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measured:
     """Train the base of this seed, self-train it on either sampler's set, and measure all of it."""
     generator = torch.Generator().manual_seed(seed)
     points = real_points(toy.num_points, generator)
     model = toy.build(STARTS[start] * DATA_DEVIATION)
-    train(model, points, toy.steps[start], toy.batch_size, LEARNING_RATE, generator)
+    fit(model, points, toy.steps[start], toy.batch_size, LEARNING_RATE, generator)
     base, own = state_of(model), model.moments()
     cosines = [cosine(model, knob, toy.batch_size, setting.gradient_points, generator) for knob in toy.knobs]
     plain, same, best_w = {}, {}, {}
@@ -230,7 +230,7 @@ def _measure(toy: Toy, start: str, setting: Setting, seed: int) -> _Measured:
     for name, knob in toy.samplers.items():
         states = self_train(toy, model, base, knob, generator)
         plain[name], same[name] = (
-            np.array([curve(model, base, state, setting.ws, sampled_with) for state in states])
+            np.array([distances_at(model, base, state, setting.ws, sampled_with) for state in states])
             for sampled_with in (1.0, knob)
         )
         best_w[name] = float(setting.ws[plain[name][-1].argmin()])
@@ -261,7 +261,7 @@ def real_points(num: int, generator: Generator) -> Tensor:
     return torch.randn(num, 2, generator=generator) @ factor.T
 
 
-def train(
+def fit(
     model: ToyModel, points: Tensor, steps: int, batch_size: int, learning_rate: float, generator: Generator
 ) -> None:
     """Adam on random batches of points [N, 2], in place."""
@@ -283,13 +283,13 @@ def self_train(toy: Toy, model: ToyModel, base: State, knob: float, generator: G
     found = []
     for steps in toy.budgets:
         model.load_state_dict(base)
-        train(model, synthetic, steps, toy.batch_size, SELF_LEARNING_RATE, generator)
+        fit(model, synthetic, steps, toy.batch_size, SELF_LEARNING_RATE, generator)
         found.append(state_of(model))
     model.load_state_dict(base)
     return found
 
 
-def curve(model: ToyModel, base: State, self_trained: State, ws: Array, knob: float) -> list[float]:
+def distances_at(model: ToyModel, base: State, self_trained: State, ws: Array, knob: float) -> list[float]:
     """The distance of samples to the data at each w; `model` is left as the base."""
     live, reference, found = LiveMerge(model, base, self_trained), FrechetReference(DATA), []
     for w in ws:

@@ -1,7 +1,6 @@
 """`neon align`: which w to expect, from a few hundred images at each of three w.
 
-Given real and synthetic images it also tells what their gradients say. That is of the loss, and the sign of the best w
-is wrong more often than right (`benchmarks/align.py`, `benchmarks/results/align.json`).
+What is left of the update in the precision that weights are kept in stands beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from neon.merge import LiveMerge, UpdateStats, merge_tensor
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
+from neon.report.record import text_table
 from neon.runtime.distributed import Processes
 from neon.tune.predict import NODES, RANGE, Prediction
 
@@ -49,24 +49,24 @@ def features_at(
         RequestError: the images do not fit the extractor.
         WorkError: weights overflow at some w.
     """
-    seeds, found = image_seeds(Purpose.SELECTION, seed, num_images), []
+    seeds, features = image_seeds(Purpose.SELECTION, seed, num_images), list[Tensor]()
     for w in ws:
         live.set(w)
         parts = features_in_order(
-            sampled_images(model, seeds, settings, processes),
+            sampled_images(model, seeds, settings, processes, model.set_labels(num_images, seed)),
             num_images,
             extractor,
             batch_size=batch_size,
             processes=processes,
             title=f"sampling at w = {w:g}",
         )
-        found.append(torch.cat([*parts]).cpu())  # one wait for a GPU
-    return torch.stack(found)
+        features.append(torch.cat([*parts]).cpu())  # one wait for a GPU
+    return torch.stack(features)
 
 
 def rounding(network: nn.Module, self_trained: Mapping[str, Tensor], dtypes: Sequence[torch.dtype]) -> list[Rounding]:
     """What is left of the update at w = 1 if base and result are kept in each of `dtypes`."""
-    found = []
+    left = []
     for dtype in dict.fromkeys(dtypes):
         stats = UpdateStats()
         for name, p in network.named_parameters():
@@ -74,24 +74,25 @@ def rounding(network: nn.Module, self_trained: Mapping[str, Tensor], dtypes: Seq
             moved = base.double() - (p.detach() - self_trained[name].to(p))
             stats.add(base, moved, 1.0, merge_tensor(base, moved, 1.0, name=name))
         text = str(dtype).removeprefix("torch.")
-        found.append(Rounding(dtype=text, share_kept=1 - stats.share_lost, relative_error=stats.relative_error))
-    return found
+        left.append(Rounding(dtype=text, share_kept=1 - stats.share_lost, relative_error=stats.relative_error))
+    return left
 
 
-def text_table(found: Prediction, left: Sequence[Rounding], metric: str, num_images: int) -> str:
+def prediction_text(prediction: Prediction, left: Sequence[Rounding], metric: str, num_images: int) -> str:
     """The prediction as lines for a terminal."""
-    shown = {w: distance for w, distance in found.curve.items() if (w * 4).is_integer()}
-    lowest = str(found.w)
-    if found.w.value in RANGE:
-        lowest = f"{found.w.value:g} or beyond, where the range ends"
+    curve = {w: distance for w, distance in prediction.curve.items() if (w * 4).is_integer()}
+    lowest = str(prediction.w)
+    if prediction.w.value in RANGE:
+        lowest = f"{prediction.w.value:g} or beyond, where the range ends"
     return "\n".join(
         [
             f"{metric} predicted from {num_images} images at each of w = {', '.join(f'{w:g}' for w in NODES)}",
-            "w         " + "".join(f"{w:>10g}" for w in shown),
-            "distance  " + "".join(f"{distance:>10.4g}" for distance in shown.values()),
-            f"slope at w = 0   {found.slope}: {found.sign}",
+            text_table(
+                [["w", *(f"{w:g}" for w in curve)], ["distance", *(f"{value:.4g}" for value in curve.values())]]
+            ),
+            f"slope at w = 0   {prediction.slope}: {prediction.sign}",
             f"lowest at w =    {lowest}",
-            f"lower there by   {found.gain}",
+            f"lower there by   {prediction.gain}",
             *(
                 f"in {entry.dtype:<9} {entry.share_kept:.1%} of the elements of the update survive, "
                 f"off by {entry.relative_error:.1%}"

@@ -1,14 +1,14 @@
 """The run behind `neon tune`: weights stay resident, each point is merged in place and scored, nothing is scored twice.
 
 Points are compared on the same selection images, so that their difference is that of the weights; what was chosen is
-then scored on report images, which share no seed with the selection, in several blocks that tell the noise.
+then scored on report images, which share no seed with the selection, in several blocks, whose spread is the noise.
 """
 
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,20 @@ from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
-from neon.report.page import write_report
-from neon.report.record import Evaluated, Report, Row, paired_gain, save, summary, text_table
+from neon.report.page import PAGE_FILE, write_report
+from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
 from neon.runtime.run_folder import run_folder
 from neon.sampling import sample_block
+from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed, Point, Search, grid, search
 
 LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
 STATISTICS = "statistics"
 """folder with the statistics of each point of a search"""
-PICTURED = 36
-"""images in each grid of the page"""
 
-METRICS: dict[str, Callable[[Scores], float | None]] = {
+METRICS: dict[Metric, Callable[[Scores], float | None]] = {
     "distance": lambda scores: scores.distance,
     "is": lambda scores: None if scores.is_mean is None else -scores.is_mean,
     "precision": lambda scores: None if scores.precision is None else -scores.precision,
@@ -48,59 +47,49 @@ METRICS: dict[str, Callable[[Scores], float | None]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunePlan:
-    """What is searched, and what the choice is reported on."""
+class Presentation:
+    """What a report shows beside the points searched and the choice."""
 
-    base: Path
-    self_trained: tuple[Path, ...]
-    """snapshots of one self-training, in order of budget"""
-    w: tuple[float, float] = (-0.5, 2.0)
-    """range of merge weights; 0, the base, is always in it"""
-    guidance: tuple[float, float] | None = None
-    """range of guidance; None: that of the settings"""
-    grid: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """all of these w (with, if there are any, all of these guidances) for every snapshot, instead of a search"""
-    metric: str = "distance"
-    num_images: int = 2000
-    """behind each point of the search"""
-    report_images: int = 2000
-    """in each block of the report"""
-    blocks: int = 3
-    """of report images"""
-    batch_size: int = 100
-    seed: int = 0
-    tolerance: float = 0.01
-    """relative gain below which the search ends"""
-    limit: int = 16
-    """evaluations of the search at most"""
-
-    def __post_init__(self) -> None:
-        for name, span in (("w", self.w), ("guidance", self.guidance)):
-            if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
-                raise RequestError(f"--{name} {span[0]:g} {span[1]:g}: expected a range, the lower end first")
-        if self.metric not in METRICS:
-            raise RequestError(f"--metric {self.metric}: unknown; expected one of {', '.join(METRICS)}")
-        for name in ("num_images", "report_images", "blocks", "batch_size", "limit"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if self.blocks < 3:
-            raise RequestError(f"--blocks {self.blocks}: expected at least 3, from which the noise can be told")
-        if not self.self_trained:
-            raise RequestError("--self_trained: expected one or several snapshots")
+    title: str | None = None
+    """None: it names the base"""
+    base_rows: Mapping[str, Any] = field(default_factory=dict)
+    """name of a further row of the base -> the sampler's settings for it"""
+    picture_w: tuple[float, ...] = ()
+    """merge weights that are evaluated for the curves, and never chosen"""
+    grid_size: int = 36
+    """images in each grid of samples"""
+    real: Tensor | None = None
+    """real images to compare with, uint8 [M, C, H, W]"""
+    calls: Callable[[Any], int] | None = None
+    """settings -> network calls per image; None: not counted"""
+    notes: tuple[str, ...] = ()
+    """how base and self-trained weights came about, a sentence each"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a tuning run found."""
+    """Result of a run: the recommended point, the search that led to it, and the report on other images."""
 
     point: Point
-    """the choice: w = 0, the base, where Neon does not help beyond the noise"""
+    """w = 0, the base, where Neon does not help beyond the noise"""
     search: Search
     report: Report
+    page: Path
+    seconds: float
+    """of all evaluations, those before a kill included"""
+
+    @property
+    def text(self) -> str:
+        """Table, result and the place of the page, for a terminal."""
+        last = f"{len(self.search.evaluations)} evaluations, {self.seconds:.0f} s. Report: {self.page}"
+        return f"\n{result_text(self.report)}\n\n{last}"
 
 
 class Tuner:
-    """Scores points of a plan, each once, into the folder of the run."""
+    """Scores points of a plan, each once, into the folder of the run.
+
+    The search sees the moments of the features; with `by_values`, and for other metrics than the distance, only values.
+    """
 
     def __init__(
         self,
@@ -112,11 +101,17 @@ class Tuner:
         reporting: Reference,
         folder: Path,
         processes: Processes,
+        presentation: Presentation = Presentation(),
+        *,
+        by_values: bool = False,
     ) -> None:
+        self.presentation = presentation
+        # A grid needs no statistics, and other metrics do not follow from them.
+        self.by_moments = not by_values and plan.grid is None and plan.metric == "distance"
         self.plan, self.model, self.settings, self.extractor = plan, model, settings, extractor
         self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
         self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        self.states = [load_state(path) for path in plan.self_trained]
+        self.states = [load_state(path, plan.self_trained_key or plan.key) for path in plan.self_trained]
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
 
@@ -127,13 +122,13 @@ class Tuner:
             RequestError: a snapshot is the base.
         """
         names = [name for name, _ in self.model.network.named_parameters()]
-        found = []
+        lengths = []
         for path, state in zip(self.plan.self_trained, self.states, strict=True):
             steps = (state[name].double() - self.base[name].cpu().double() for name in names)
-            found.append(math.sqrt(sum(float(step.square().nan_to_num(0, 0, 0).sum()) for step in steps)))
-            if not found[-1]:
+            lengths.append(math.sqrt(sum(float(step.square().nan_to_num(0, 0, 0).sum()) for step in steps)))
+            if not lengths[-1]:
                 raise RequestError(f"{path}: holds the weights of the base; expected weights after self-training")
-        return found
+        return lengths
 
     def set(self, point: Point) -> Any:
         """Put the weights of `point` into the network; the sampler's settings for it."""
@@ -143,24 +138,28 @@ class Tuner:
         self._live[1].set(point.w)
         return self.settings if point.guidance is None else replace(self.settings, guidance=point.guidance)
 
-    def scores(self, point: Point, purpose: Purpose, block: int = 0, *, again: bool = False) -> Scores:
+    def scores(
+        self, point: Point, purpose: Purpose, block: int = 0, *, row: str | None = None, again: bool = False
+    ) -> Scores:
         """Scores of `point` on one block of images, from the log if they are there; a DegenerateError likewise.
 
-        With `again` scores in the log are computed once more, for what is kept beside them.
+        `row` is one of the presentation's, sampled with its own settings. With `again` scores in the log are computed
+        once more, for what is kept beside them.
         """
         count = self.plan.num_images if purpose is Purpose.SELECTION else self.plan.report_images
-        name = f"{purpose.name.lower()} {block}: {self.text(point)}"
+        name = f"{purpose.name.lower()} {block}: {self.text(point) if row is None else row}"
 
         def compute() -> Scores:
             settings = self.set(point)
             return evaluate(
                 self.model,
                 image_seeds(purpose, self.plan.seed, count, start=block * count),
-                settings,
+                settings if row is None else self.presentation.base_rows[row],
                 self.extractor,
                 self.selection if purpose is Purpose.SELECTION else self.reporting,
                 batch_size=self.plan.batch_size,
                 processes=self.processes,
+                label=self.model.set_labels(count, self.plan.seed),
                 title=name,
                 state=self.folder / STATE_FILE,
                 identity=name,
@@ -180,11 +179,6 @@ class Tuner:
             parts.append(self.plan.self_trained[point.snapshot].stem)
         return ", ".join(parts)
 
-    @property
-    def by_moments(self) -> bool:
-        """Whether the search sees the features' statistics: a grid needs none, and other metrics do not follow them."""
-        return self.plan.grid is None and self.plan.metric == "distance"
-
     def statistics_file(self, point: Point) -> Path:
         """Where the statistics of a point on selection images are kept."""
         return self.folder / STATISTICS / f"{self.text(point).replace(', ', '_').replace(' ', '-')}.npz"
@@ -201,19 +195,18 @@ class Tuner:
     def value(self, point: Point) -> float:
         """What the search minimises."""
         try:
-            found = METRICS[self.plan.metric](self.scores(point, Purpose.SELECTION))
+            value = METRICS[self.plan.metric](self.scores(point, Purpose.SELECTION))
         except DegenerateError as error:
             raise EvaluationFailed(str(error)) from error
-        if found is None:
+        if value is None:
             raise RequestError(f"--metric {self.plan.metric}: is not scored here; add --real_images, or use distance")
-        return found
+        return value
 
     def search(self) -> Search:
         """The search, or the grid, of the plan."""
         plan = self.plan
         if plan.grid is not None:
-            ws, guidances = plan.grid
-            return grid(self.value, ws, guidances or (None,), self.lengths())
+            return grid(self.value, plan.grid, plan.guidances or (None,), self.lengths())
         return search(
             self.statistics if self.by_moments else self.value,
             w=plan.w,
@@ -224,22 +217,50 @@ class Tuner:
             limit=plan.limit,
         )
 
-    def row(self, name: str, point: Point) -> Row:
-        """One line of the report."""
-        blocks = tuple(self.scores(point, Purpose.REPORT, block) for block in range(self.plan.blocks))
-        return Row(name=name, blocks=blocks)
+    def row(self, name: str, point: Point, *, of_base: bool = False) -> Row:
+        """One line of the report; `of_base`: one of the presentation's further rows."""
+        blocks = tuple(
+            self.scores(point, Purpose.REPORT, block, row=name if of_base else None)
+            for block in range(self.plan.blocks)
+        )
+        calls, settings = self.presentation.calls, self.presentation.base_rows[name] if of_base else self.settings
+        return Row(name=name, blocks=blocks, calls=calls and calls(settings))
+
+    def evaluated(self, point: Point, *, searched: bool = True) -> Evaluated:
+        """A point on selection images, as the report shows it."""
+        scores, failure = None, None
+        try:
+            scores = self.scores(point, Purpose.SELECTION)
+        except DegenerateError as error:
+            failure = str(error)
+        return Evaluated(
+            w=point.w,
+            guidance=point.guidance,
+            snapshot=_label(self.plan, point),
+            kimg=_kimg(self.plan.self_trained[point.snapshot]) if point.w != 0 else None,
+            scores=scores,
+            failure=failure,
+            searched=searched,
+        )
+
+    def _images(self, seeds: Sequence[int], settings: Any) -> Tensor:
+        """Images of some seeds, uint8 [N, C, H, W] on the CPU."""
+        count = len(seeds)
+        labels = self.model.set_labels(count, self.plan.seed)
+        return sample_block(self.model, range(count), seeds, settings, self.processes, labels)[0].cpu()
 
     def grids(self, point: Point, ws: Collection[float]) -> dict[float, Tensor]:
         """The first images of the report at several w, from the same noise: uint8 [N, C, H, W] each."""
-        found = {}
-        seeds = image_seeds(Purpose.REPORT, self.plan.seed, PICTURED)
+        grids = {}
+        count = self.presentation.grid_size
+        seeds = image_seeds(Purpose.REPORT, self.plan.seed, count)
         for w in sorted(ws):
             try:
                 settings = self.set(point._replace(w=w))
-                found[w] = sample_block(self.model, range(PICTURED), seeds, settings, self.processes)[0].cpu()
+                grids[w] = self._images(seeds, settings)
             except DegenerateError:
                 continue  # such weights have no images to show
-        return found
+        return grids
 
 
 def tune(
@@ -264,53 +285,76 @@ def tune(
         WorkError: the disk is full.
     """
     for path in plan.self_trained:
-        check_same_network(plan.base, path)
+        check_same_network(plan.base, path, plan.key, plan.self_trained_key)
     identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
     with contextlib.ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
         tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
-        found = tuner.search()
-        outcome = _reported(tuner, found, identity)
-        processes.on_main(lambda: _write(tuner, outcome))
+        return choose(tuner, identity)
+
+
+def choose(tuner: Tuner, provenance: dict[str, Any]) -> Outcome:
+    """Search, report the choice on other images, and write both into the folder of the run, which the caller holds.
+
+    `provenance` says what the scores depend on, as JSON.
+    """
+    result = tuner.search()
+    report, helps = _report(tuner, result, provenance)
+    scored = [entry for entry in tuner.log.entries.values() if isinstance(entry, Scores)]
+    outcome = Outcome(
+        point=result.best.point if helps else result.base.point,
+        search=result,
+        report=report,
+        page=tuner.folder / PAGE_FILE,
+        seconds=sum(entry.seconds or 0.0 for entry in scored),
+    )
+    tuner.processes.on_main(lambda: _write(tuner, outcome))
     return outcome
 
 
 def _identity(plan: TunePlan, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    # Runs that began before classes were dealt to the images of a set, as the protocol says, are not continued.
+    dealt = {} if model.set_labels(1, 0) is None else {"labels": "dealt to the set"}
     return {
         "neon": __version__,
         "torch": torch.__version__,
         "architecture": model.architecture,
         **asdict(plan),
+        # One entry for both, as in records of earlier runs.
+        "grid": None if plan.grid is None else (plan.grid, plan.guidances),
+        "guidance_grid": None,
         "base": str(plan.base),
         "self_trained": [str(path) for path in plan.self_trained],
         "base_sha256": sha256_file(plan.base),
         "self_trained_sha256": [sha256_file(path) for path in plan.self_trained],
         "settings": asdict(settings),
         **model.protocol,
+        **dealt,
         **facts,
     }
 
 
-def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
-    """Score base, self-trained and Neon on report images; the base wins where the gain is within the noise."""
-    plan, best, base = tuner.plan, found.best.point, found.base.point
-    rows = [tuner.row("base", base)]
+def _report(tuner: Tuner, result: Search, provenance: dict[str, Any]) -> tuple[Report, bool]:
+    """Base, self-trained and Neon scored on report images, and whether Neon's gain is beyond the noise."""
+    plan, shown, best, base = tuner.plan, tuner.presentation, result.best.point, result.base.point
+    rows, notes = [tuner.row("base", base)], [*shown.notes, *_notes(tuner, result)]
     if best.w != 0 and best.guidance != base.guidance:
         rows.append(tuner.row(f"base, guidance {best.guidance:g}", Point(0.0, best.guidance)))
+    rows += [tuner.row(name, Point(0.0, base.guidance), of_base=True) for name in shown.base_rows]
     trained = best if best.w != 0 else Point(0.0, base.guidance, len(tuner.states) - 1)
     try:
         rows.append(tuner.row("self-trained (w = -1)", trained._replace(w=-1.0)))
     except DegenerateError as error:
-        print(f"self-trained weights cannot be scored: {error}", file=sys.stderr)
+        notes.append(f"The self-trained weights could not be scored: {error}.")
     neon = rows[0]
     if best.w != 0:
         neon = tuner.row(f"Neon (w = {best.w:g})", best)
         rows.append(neon)
-    helps = neon is not rows[0] and paired_gain(rows[0], neon).certain
-    sampled = {evaluation.point.w for evaluation in found.evaluations if evaluation.value is not None}
-    grids = tuner.grids(trained, sampled | {0.0, -1.0})
+    evaluated = [tuner.evaluated(evaluation.point) for evaluation in result.evaluations]
+    pictured = set(shown.picture_w) - {point.w for point in evaluated}
+    evaluated += [tuner.evaluated(trained._replace(w=w), searched=False) for w in shown.picture_w if w in pictured]
     report = Report(
-        title=f"Neon: choice of w for {plan.base.name}",
+        title=shown.title or f"Neon: choice of w for {plan.base.name}",
         metric=score_name(tuner.extractor),
         rows=tuple(rows),
         base=rows[0],
@@ -318,13 +362,14 @@ def _reported(tuner: Tuner, found: Search, identity: dict[str, Any]) -> Outcome:
         w=best.w,
         guidance=best.guidance,
         snapshot=_label(plan, best),
-        evaluated=tuple(_evaluated(tuner, e.point) for e in found.evaluations),
-        fit=found.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
-        grids=grids,
-        notes=_notes(tuner, found),
-        provenance={**identity, "command": " ".join(sys.argv)},
+        evaluated=tuple(evaluated),
+        fit=result.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
+        grids=tuner.grids(trained, {point.w for point in evaluated if point.scores is not None} | {0.0, -1.0}),
+        real=shown.real,
+        notes=tuple(notes),
+        provenance={**provenance, "command": " ".join(sys.argv)},
     )
-    return Outcome(point=best if helps else base, search=found, report=report)
+    return report, neon is not rows[0] and paired_gain(rows[0], neon).certain
 
 
 def _label(plan: TunePlan, point: Point) -> str | None:
@@ -335,48 +380,34 @@ def _label(plan: TunePlan, point: Point) -> str | None:
     return plan.self_trained[point.snapshot].stem if budget is None else f"{budget:g} kimg"
 
 
-def _evaluated(tuner: Tuner, point: Point) -> Evaluated:
-    scores, failure = None, None
-    try:
-        scores = tuner.scores(point, Purpose.SELECTION)  # from the log
-    except DegenerateError as error:
-        failure = str(error)
-    return Evaluated(
-        w=point.w,
-        guidance=point.guidance,
-        snapshot=_label(tuner.plan, point),
-        kimg=_kimg(tuner.plan.self_trained[point.snapshot]) if point.w != 0 else None,
-        scores=scores,
-        failure=failure,
-    )
-
-
 def _kimg(path: Path) -> float | None:
-    """The budget of a snapshot in thousand images, if its name tells."""
+    """The budget of a snapshot in thousand images, if its name holds it."""
     for part in path.stem.split("-"):
         with contextlib.suppress(ValueError):
             return float(part)
     return None
 
 
-def _notes(tuner: Tuner, found: Search) -> tuple[str, ...]:
+def _notes(tuner: Tuner, result: Search) -> list[str]:
     plan = tuner.plan
-    return (
-        f"{len(found.evaluations)} points were scored on the same {plan.num_images:,} selection images each; "
-        f"the search ended because {found.reason}.",
+    return [
+        f"{len(result.evaluations)} points were scored on the same {plan.num_images:,} selection images each; "
+        f"the search ended because {result.reason}.",
         f"The table is of {plan.blocks} blocks of {plan.report_images:,} report images each, which share no seed with "
         "the selection; the spread is the standard deviation over blocks.",
         f"Sampler: {', '.join(f'{name} {value}' for name, value in asdict(tuner.settings).items())}.",
-        "The base is scored at its own best guidance, so that no gain of guidance is counted as Neon's.",
-    )
+        *(
+            ["The base is scored at its own best guidance, so that no gain of guidance is counted as Neon's."]
+            if plan.guidances
+            else []
+        ),
+    ]
 
 
 def _write(tuner: Tuner, outcome: Outcome) -> None:
-    report, found, chosen = outcome.report, outcome.search, outcome.point
+    report, result, chosen = outcome.report, outcome.search, outcome.point
     save(report, tuner.folder)
-    page = write_report(tuner.folder, report)
-    scored = [entry for entry in tuner.log.entries.values() if isinstance(entry, Scores)]
-    seconds = sum(entry.seconds or 0.0 for entry in scored)  # of all evaluations, before a kill too
+    write_report(tuner.folder, report)
     gained = None if report.neon is report.base else paired_gain(report.base, report.neon)
     write_json(
         tuner.folder / RESULT_FILE,
@@ -391,14 +422,12 @@ def _write(tuner: Tuner, outcome: Outcome) -> None:
             "gain": None if gained is None else gained.mean,
             "gain_interval": None if gained is None else gained.interval,
             "blocks": tuner.plan.blocks,
-            "evaluations": len(found.evaluations),
-            "images": len(found.evaluations) * tuner.plan.num_images
+            "evaluations": len(result.evaluations),
+            "images": len(result.evaluations) * tuner.plan.num_images
             + sum(len(row.blocks) for row in report.rows) * tuner.plan.report_images,
-            "seconds": round(seconds, 1),
-            "reason": found.reason,
-            "best_on_selection": {**found.best.point._asdict(), "value": found.best.value},
-            "base_on_selection": {**found.base.point._asdict(), "value": found.base.value},
+            "seconds": round(outcome.seconds, 1),
+            "reason": result.reason,
+            "best_on_selection": {**result.best.point._asdict(), "value": result.best.value},
+            "base_on_selection": {**result.base.point._asdict(), "value": result.base.value},
         },
     )
-    print("\n".join(["", text_table(report), "", *summary(report), ""]))
-    print(f"{len(found.evaluations)} evaluations, {seconds:.0f} s. Report: {page}", flush=True)

@@ -278,13 +278,13 @@ class _Record:
 
     def _evaluation(self, point: Point) -> Evaluation:
         try:
-            found = self.evaluate(point)
+            result = self.evaluate(point)
         except EvaluationFailed as failure:
             return Evaluation(point=point, value=None, note=str(failure))
-        if isinstance(found, Statistics):
+        if isinstance(result, Statistics):
             assert self.reference is not None, "statistics have no value without a reference"
-            return Evaluation(point=point, value=self.reference.distance(found), statistics=found)
-        value = float(found)
+            return Evaluation(point=point, value=self.reference.distance(result), statistics=result)
+        value = float(result)
         if not math.isfinite(value):
             return Evaluation(point=point, value=None, note=f"the value is {value}")
         return Evaluation(point=point, value=value)

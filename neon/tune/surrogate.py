@@ -21,28 +21,42 @@ from neon.metrics import MomentTarget, Statistics
 
 Array = NDArray[np.float64]
 
-# What Quadratic believes before it sees values, in units of the largest excess over the best: coefficients may be
-# large; more displacement and more guidance make up for each other; snapshots differ by about the excess.
-_WIDE = 10.0
-_TILT, _TILT_SPREAD = -1.0, 2.0
-_SNAPSHOT = 1.0
-# A quadratic holds around the minimum only: an excess counts with this relative error, and a wall with more.
-_MISFIT = 0.25
-# The promise of a point: its mean less so many standard deviations.
-_OPTIMISM = 0.5
+# Priors: round numbers, set by hand while the search was designed on the small EDM and VAR of benchmarks/tune.py; xAR
+# and IMM held them out. None is critical. Each a factor of 3 lower or higher, on the functions of tests/test_tune.py:
+# Quadratic (w; w, guidance and snapshots): mean excess over a fine grid 0.30-0.80% instead of 0.32%, 5.5-7.2 points
+# instead of 6.1. MomentProcess (w, guidance and snapshots): mean excess from 0.3% less to 1.7% more, 7.4-9.3 points
+# instead of 8.5.
 
-# What MomentProcess believes, relative to how fast features move along the update: how much they curve, how far they
-# stray from a quadratic, how much of a snapshot is its own, and how much is noise. The likelihood of the features
-# decides among these; each is a factor of 3 away from the next, which costs as much as one unit of log likelihood.
+# Quadratic. Standard deviations and a mean of its coefficients, in units of the largest excess over the best value.
+_COEFFICIENT = 10.0
+"""standard deviation of a coefficient: ten times any excess seen, so that data decide"""
+_TILT, _TILT_SPREAD = -1.0, 2.0
+"""mean and deviation of the product displacement x guidance: below 0, as the best guidance rises with w"""
+_SNAPSHOT = 1.0
+"""deviation of what a snapshot adds to slope and curvature: about the excess itself, as all share one direction"""
+_MISFIT = 0.25
+"""relative error of an excess: distances are a parabola near the minimum only, and further up within a quarter"""
+_OPTIMISM = 0.5
+"""standard deviations below its mean that a point may promise: more spends evaluations, less stops early"""
+
+# MomentProcess. Parts of the kernel, relative to how fast features move along the update. Of each list the likelihood
+# of the features chooses one; neighbours are a factor of 3 apart, which the prior counts as one unit of log likelihood.
 _CURVATURE = (0.1, 0.3, 1.0)
+"""how much features curve along displacement and guidance"""
 _STRAY = (0.05, 0.15, 0.5)
+"""how far they stray from a quadratic"""
 _OWN = (0.1, 0.3)
+"""how much of a snapshot's movement is its own"""
 _NOISE = (0.003, 0.01, 0.03, 0.1)
-_CENTRE = (0.3, 0.15, 0.3, 0.01)
-_STRAY_LENGTH = (1.0, 0.5)  # over which straying changes: displacement, and guidance in parts of its range
-_LEVEL = 10.0  # of all features alike: wide
-# The promise of a point: its mean, less the variance of its features times this; so much at most as the mean.
+"""standard deviation from point to point; points share their images, hence so small"""
+_USUAL = (0.3, 0.15, 0.3, 0.01)
+"""the most likely of each list before anything is seen: a moderate curve with little noise"""
+_STRAY_LENGTH = (1.0, 0.5)
+"""over which straying changes: the length of the update, and half the range of guidance"""
+_LEVEL = 10.0
+"""standard deviation of a level common to all points: wide, as nothing is known of where features lie"""
 _EXPLORE = 2.0
+"""times the variance of its features that a point may lie below its mean, at most by the mean"""
 
 
 class Surrogate(Protocol):
@@ -87,7 +101,7 @@ class Quadratic:
         least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
         scale = max(excess.max(), least)
         snapshots = rows.shape[1] - 2
-        spread = np.array([_WIDE] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
+        spread = np.array([_COEFFICIENT] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
         believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
         error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
         design = self._terms(rows) / error[:, None]
@@ -160,7 +174,7 @@ class MomentProcess:
         """Log likelihood of the means at the scale that fits best, per feature and times two, and a weak prior."""
         covariance = self._noisy(setting)
         scale = (centred * np.linalg.solve(covariance, centred)).sum() / len(centred) + 1e-300
-        steps = sum(math.log(chosen / centre, 3) ** 2 for chosen, centre in zip(setting, _CENTRE, strict=True))
+        steps = sum(math.log(chosen / usual, 3) ** 2 for chosen, usual in zip(setting, _USUAL, strict=True))
         return float(-len(centred) * np.log(scale) - np.linalg.slogdet(covariance)[1] - steps)
 
     def _weights(self, rows: Array) -> tuple[Array, Array]:

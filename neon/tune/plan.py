@@ -1,0 +1,73 @@
+"""What `neon tune` searches and reports; imports nothing heavy, so that the command line can state its flags by it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from neon.errors import RequestError
+
+Metric = Literal["distance", "is", "precision", "recall"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunePlan:
+    """Search: the points, and the images that they are compared and reported on.
+
+    Raises:
+        RequestError: a range is empty or runs backwards, a number is too small, or there is no snapshot.
+    """
+
+    base: Path
+    """base weights, of a network that is recognised or written by neon"""
+    self_trained: tuple[Path, ...]
+    """snapshots of one self-training, in order of budget"""
+    key: str | None = None
+    """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
+    self_trained_key: str | None = None
+    """the same for the snapshots"""
+    w: tuple[float, float] = (-0.5, 2.0)
+    """range of merge weights; 0, the base, is always in it"""
+    guidance: tuple[float, float] | None = None
+    """range of guidance; without it, that of the sampler's settings"""
+    grid: tuple[float, ...] | None = None
+    """score all of these w for every snapshot, instead of a search"""
+    guidance_grid: tuple[float, ...] | None = None
+    """with --grid: for each of these guidances"""
+    metric: Metric = "distance"
+    """what is best: the lowest distance, or the highest of another score"""
+    num_images: int = 10_000
+    """selection images behind each point"""
+    report_images: int = 10_000
+    """report images in each block"""
+    blocks: int = 3
+    """of report images, at least 3"""
+    batch_size: int = 64
+    """images per forward pass of one process"""
+    seed: int = 0
+    """of the images"""
+    tolerance: float = 0.01
+    """relative gain below which the search ends"""
+    limit: int = 16
+    """evaluations of the search at most"""
+
+    def __post_init__(self) -> None:
+        for name, span in (("w", self.w), ("guidance", self.guidance)):
+            if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
+                raise RequestError(f"--{name} {span[0]:g} {span[1]:g}: expected a range, the lower end first")
+        if self.guidance_grid is not None and self.grid is None:
+            raise RequestError("--guidance-grid: goes with --grid; for a search give --guidance LOW HIGH")
+        if self.metric not in get_args(Metric):
+            raise RequestError(f"--metric {self.metric}: unknown; expected one of {', '.join(get_args(Metric))}")
+        for name in ("num_images", "report_images", "blocks", "batch_size", "limit"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.blocks < 3:
+            raise RequestError(f"--blocks {self.blocks}: expected at least 3, to estimate the noise")
+        if not self.self_trained:
+            raise RequestError("--self_trained: expected one or several snapshots")
+
+    @property
+    def guidances(self) -> tuple[float, ...]:
+        """The ends of the range of guidance, or all of the grid; empty: the settings decide."""
+        return (self.guidance if self.grid is None else self.guidance_grid) or ()
