@@ -10,31 +10,25 @@ on restarts: a killed evaluation goes on where it was.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import ScoredImages
-from neon.cli.score import score_network
-from neon.runtime.distributed import processes
-from VAR.flags import ALIASES, ImageFlags
+from neon.cli.programs import NumberedScoreProgram
+from neon.cli.refused import SCORES
+from VAR.flags import VARImageFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two."""
+class ScoreVAR(VARImageFlags, NumberedScoreProgram):
+    """FID, Inception Score, precision and recall of a VAR transformer, or of merges of two.
 
-    def __call__(self) -> None:
-        self.check()
-        with processes(self.device) as group:
-            path, model = self.load(group)
-            sampling = self.sampling(model, self.settings(model), self.facts(group))
-            score_network(path, model, sampling, self, group)
+    Example: python VAR/calculate_fid.py --var_ckpt var_d16.pth --num_images 50000 --ref adm_in256_stats.npz
+    """
 
-
-def main() -> int:
-    """Run the program; the folders VAR_imagenet_256 and VAR_imagenet_512 call this too."""
-    return run_program(CalculateFID, ALIASES)
+    refused: ClassVar[Mapping[str, str]] = SCORES
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(ScoreVAR))

@@ -11,31 +11,30 @@ whatever the number of processes.
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 import tyro
 
-from neon import __version__
 from neon.cli.command_line import run_program
-from neon.cli.flags import PRECISIONS
-from neon.cli.training import Plan, TrainingFlags
-from neon.data.encoded import ExampleSet, is_example_set
-from neon.data.images import ImageDataset, TrainingImages
+from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.programs import TrainProgram
+from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.files import sha256_file
-from VAR.flags import ALIASES, ModelFlags
-from VAR.model import TOKENS, VARModel, load_tokenizer
-from VAR.preprocess import ENLARGEMENT
-from VAR.recipe import VARRecipe
+from VAR.flags import VARFlags
+from VAR.settings import ENLARGEMENT
 
-LARGEST_MICRO_BATCH = 96
+if TYPE_CHECKING:
+    from neon.data.images import TrainingImages
+    from neon.runtime.distributed import Processes
+    from VAR.model import VARModel
+    from VAR.recipe import VARRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class VARPlan(Plan):
+class VARPlan(BudgetPlan):
     """How long, how fast and in what batches to train; by default as the published d16 was self-trained."""
 
     batch: int = 768
@@ -66,15 +65,33 @@ class ScratchFlags:
     """number of classes"""
     patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     """side lengths of the scales"""
-    shared_adaln: bool = False
+    shared_adaln: Annotated[bool, tyro.conf.arg(aliases=["--saln"])] = False
     """one modulation for all blocks"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
-    """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch."""
+class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+    """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch.
 
-    var_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    Example: python VAR/finetune.py --preset d16 --var_ckpt var_d16.pth --data synthetic --outdir runs/self-training
+    """
+
+    largest_micro_batch: ClassVar[int] = 96
+    refused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("exp_name", "local_out_dir_path"), PLACE),
+        **dict.fromkeys(("ini", "hd", "aln", "alng", "ep", "wp", "wp0", "wpe", "sche", "twd", "twde"), NO_EFFECT),
+        **dict.fromkeys(("tblr", "tlr"), "give what the learning rate rises to: --target_lr"),
+        **dict.fromkeys(("tclip", "opt", "afuse", "anorm", "fuse", "patch_size", "hflip", "tf32"), FIXED),
+        **dict.fromkeys(("pg", "pg0", "pgwp", "ls", "vfast", "tfast"), "it is not built here; leave it out"),
+        "ac": "say with --batch_gpu how many images a forward pass takes",
+        "workers": LOADING,
+        "fp16": "choose with --precision: fp16 (published 1), bf16 (2) or fp32 (0)",
+        "pn": "the scales come from the checkpoint; from scratch give --patch_nums",
+        "resume": "name the transformer to start from with --var_ckpt; the same command goes on where a run was killed",
+        "same_seed_for_all_ranks": "noise belongs to images, not to processes; leave it out",
+    }
+
+    var_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
     """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given"""
@@ -87,52 +104,44 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     weight_decay: float = 0.0
     """of matrices; the published self-training has none"""
 
-    def __call__(self) -> None:
-        plan = self.plan()
-        with processes(self.device) as group:
-            # As published: matrix multiplications in TF32.
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
-            base, model = (None, self.from_scratch(group)) if self.var_ckpt is None else self.load(group)
-            identity = {
-                "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
-                "config": model.config,
-                **self.facts(group),
-                "mid_reso": self.mid_reso,
-                "data": str(self.data),
-            }
-            model.enlargement = self.mid_reso
-            recipe = VARRecipe(
-                batch_size=plan.batch,
-                lr=plan.target_lr,
-                total_images=0 if self.constant_lr else plan.total_images,
-                weight_decay=self.weight_decay,
-                scale_losses=self.precision == "fp16",
-            )
-            self.run(
-                model,
-                self.examples(),
-                plan,
-                recipe,
-                identity,
-                group,
-                largest_micro_batch=LARGEST_MICRO_BATCH,
-                title="training" if base is None else "self-training",
-            )
-
-    def plan(self) -> VARPlan:
-        """The preset, with what was given in its place; a RequestError for values that make no sense."""
+    def check(self) -> None:
         if not 1 <= self.mid_reso < math.inf:
             raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
+
+    def dataset(self) -> "TrainingImages":
+        """Images, or tokens."""
+        from neon.data.encoded import images_or_examples
+        from VAR.model import TOKENS
+
+        return images_or_examples(self.data, TOKENS)
+
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, VARModel]":
+        if self.var_ckpt is None:
+            return None, self.from_scratch(group)
+        return self.load(group, for_training=True, enlargement=self.mid_reso)
+
+    def plan(self, model: Any) -> VARPlan:
         return self.completed(PRESETS[self.preset])
 
-    def examples(self) -> TrainingImages:
-        """What is trained on: images, or tokens."""
-        return ExampleSet(self.data, TOKENS) if is_example_set(self.data) else ImageDataset(self.data)
+    def recipe(self, model: Any, plan: VARPlan, dataset: "TrainingImages") -> "VARRecipe":
+        from VAR.recipe import VARRecipe
 
-    def from_scratch(self, group: Processes) -> VARModel:
+        return VARRecipe(
+            batch_size=plan.batch,
+            lr=plan.target_lr,
+            total_images=0 if self.constant_lr else plan.total_images,
+            weight_decay=self.weight_decay,
+            scale_losses=model.precision.name == "fp16",
+        )
+
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        return {**super().facts(model, group), "mid_reso": self.mid_reso}
+
+    def from_scratch(self, group: "Processes") -> "VARModel":
         """A transformer with random weights, and its tokenizer."""
+        from neon.model import initialised
+        from VAR.model import VARModel, load_tokenizer
+
         path = self.tokenizer(group)
         tokenizer = load_tokenizer(path, self.patch_nums)
         vocab, code_channels = tokenizer.quantize.embedding.weight.shape
@@ -147,15 +156,13 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
             "vocab": vocab,
             "code_channels": code_channels,
         }
-        torch.manual_seed(self.seed)
-        try:
-            model = VARModel({"transformer": transformer}).to(group.device)
-        except ValueError as error:
-            raise RequestError(f"no such transformer can be built ({error}); change --width or --heads") from error
+        model = initialised(
+            VARModel, {"transformer": transformer}, self.seed, group.device, "change --width or --heads",
+            precision=self.precision, enlargement=self.mid_reso,
+        )  # fmt: skip
         model.set_tokenizer(tokenizer)
-        model.precision = PRECISIONS[self.precision]
         return model
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Finetune, ALIASES))
+    sys.exit(run_program(TrainVAR))

@@ -2,62 +2,61 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
+from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
-from VAR.model import VARModel, tokenizer_file
-from VAR.sampler import VARSettings
+from VAR.settings import VARSettings
 
-ALIASES = {"--N": "--num_images", "--fid_stats": "--ref", "--more-smooth": "--more_smooth"}
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes
+    from VAR.model import VARModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags(NetworkFlags):
+class VARFlags(SizeFlags, NetworkFlags):
     """Transformer and tokenizer."""
 
-    var_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    var_ckpt: FileOrURL
     """the transformer: published .pth, or safetensors by neon"""
-    vae_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    vae_ckpt: OptionalFileOrURL = None
     """tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or pretrained/"""
     model_depth: int | None = None
     """blocks of the transformer; checked against the checkpoint"""
 
-    def load(self, group: Processes) -> tuple[Path, VARModel]:
+    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, VARModel]":
         """The checkpoint's path and its model with the tokenizer; a RequestError if flags and files disagree."""
-        path = shared_file(self.var_ckpt, group)
-        model = self.open(path, VARModel, group)
+        from VAR.model import VARModel
+
+        path, model = self.open(self.var_ckpt, VARModel, group, **arguments)
         model.use_autoencoder(self.tokenizer(group))
         depth = len(model.network.blocks)
         if self.model_depth not in (None, depth):
             raise RequestError(f"--model_depth {self.model_depth}: {path} has {depth} blocks; leave the flag out")
         self.check_side(path, model)
-        model.precision = PRECISIONS[self.precision]
         return path, model
 
-    def facts(self, group: Processes) -> dict[str, Any]:
-        """What, besides transformer and settings, determines images and training, as JSON."""
-        tokenizer = self.tokenizer(group)
-        return {
-            "tokenizer_sha256": group.on_main(lambda: sha256_file(tokenizer)),
-            "precision": self.precision,
-        }
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        from neon.runtime.files import sha256_file
 
-    def tokenizer(self, group: Processes) -> Path:
+        tokenizer = self.tokenizer(group)
+        return {"tokenizer_sha256": group.on_main(lambda: sha256_file(tokenizer)), **self.recorded_precision(model)}
+
+    def tokenizer(self, group: "Processes") -> Path:
         """Where the tokenizer lies."""
+        from neon.runtime.download import shared_file
+        from VAR.model import tokenizer_file
+
         return tokenizer_file(None if self.vae_ckpt is None else shared_file(self.vae_ckpt, group))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags(ModelFlags, NumberedImages):
+class VARImageFlags(VARFlags, NumberedImages):
     """Sampler."""
 
-    cfg: float | None = None
+    cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest: the usual scale runs
     from 1 to 1 + cfg; by default the published 2.9 (256 pixels) or 4.0 (512)"""
     top_k: int = 900
@@ -69,8 +68,7 @@ class ImageFlags(ModelFlags, NumberedImages):
     temperature: float = 1.0
     """above 1 more diverse, below 1 less; the published sampler knows 1 only"""
 
-    def settings(self, model: VARModel) -> VARSettings:
-        """The sampler's settings for this model."""
+    def settings_for(self, model: Any) -> VARSettings:
         try:
             return VARSettings(
                 guidance=model.default_settings.guidance if self.cfg is None else self.cfg,

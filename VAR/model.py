@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
+from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
+from neon.precision import FP16, FP32, Precision
 from neon.runtime.download import usual_file
-from VAR.preprocess import ENLARGEMENT, as_input, enlarge
+from VAR.preprocess import enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe
 from VAR.sampler import VARSettings, generate, generate_tokens
+from VAR.settings import ENLARGEMENT
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE, fit_usage_buffer
 
@@ -38,9 +43,16 @@ class VARModel(GenerativeModel):
         "label_rule": "every class equally often, shuffled by the seed",
     }
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    sampling_precision = replace(FP16, reason="float16 autocast, as published")
+    training_precision = replace(FP16, reason="float16 autocast, as published")
+
+    def __init__(
+        self, config: dict[str, Any], *, precision: Precision = FP32, enlargement: float = ENLARGEMENT
+    ) -> None:
+        """`enlargement`: of training images before they are cropped; 1: those of the right size stay as they are."""
         super().__init__()
         self.config = config
+        self.precision = precision
         self.network = VAR(**config["transformer"])
         self.tokenizer: VQVAE | None = None
         self.num_classes = self.network.classes
@@ -49,10 +61,7 @@ class VARModel(GenerativeModel):
         self.image_shape = (3, side, side)
         self.default_settings = published_settings(config["transformer"]) or VARSettings()
         self.recipe = VARRecipe()
-        self.enlargement = ENLARGEMENT
-        """of training images before they are cropped; 1: images of the right size stay as they are"""
-        self.precision: torch.dtype | None = None
-        """float16 or bfloat16: computed with under autocast; None: float32"""
+        self.enlargement = enlargement
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -85,10 +94,6 @@ class VARModel(GenerativeModel):
         if self.tokenizer is None:
             raise RequestError("VAR needs its tokenizer; name it with --vae_ckpt")
         return self.tokenizer
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        """Class i mod num_classes for image i: every class equally often; draws nothing."""
-        return torch.tensor([index % self.num_classes for index in indices])
 
     def compile_parts(self) -> None:
         """Compile the blocks of the transformer, for each size of a scale, and the decoder."""
@@ -125,7 +130,7 @@ class VARModel(GenerativeModel):
             image[:, top : top + side, left : left + side]
             for image, (top, left) in zip(enlarged, corners.tolist(), strict=True)
         ]
-        return self._tokenizer().tokens(as_input(torch.stack(crops).to(images.device, non_blocking=True)))
+        return self._tokenizer().tokens(from_uint8(torch.stack(crops).to(images.device, non_blocking=True)))
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per image, the mean cross entropy of its tokens [B, L] given the coarser scales: float32 [B].
@@ -142,9 +147,8 @@ class VARModel(GenerativeModel):
         assert labels is not None, "VAR is class-conditional"
         return labels.to(next(self.network.parameters()).device, non_blocking=True)
 
-    def _autocast(self) -> torch.autocast:
-        device = next(self.network.parameters()).device.type
-        return torch.autocast(device, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return self.precision.autocast_on(next(self.network.parameters()).device)
 
 
 def tokenizer_file(named: Path | None) -> Path:

@@ -11,56 +11,75 @@ run goes on where it was.
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import SampledImages
-from neon.data.encoded import write_examples
+from neon.cli.flags import recorded
+from neon.cli.programs import SampleProgram
+from neon.cli.refused import DEVICE, PLACE
 from neon.errors import RequestError
-from neon.noise import ImageNoise, Purpose
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.run_folder import run_folder
-from neon.sampling import block_labels, check_enough, check_label
-from VAR.flags import ALIASES, ImageFlags
-from VAR.model import TOKENS, VARModel, token_dtype
-from VAR.sampler import VARSettings
+from VAR.flags import VARImageFlags
+
+if TYPE_CHECKING:
+    import torch
+
+    from neon.runtime.distributed import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags, SampledImages):
-    """Sample images of a VAR transformer into a PNG folder or a zip, with their classes, or as tokens."""
+class SampleVAR(VARImageFlags, SampleProgram):
+    """Sample images of a VAR transformer into a PNG folder or a zip, with their classes, or as tokens.
+
+    Example: python VAR/sample.py --var_ckpt var_d16.pth --outdir synthetic --tokens --num_images 10000
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {"temp_dir": PLACE, "cuda": DEVICE}
 
     tokens: bool = False
     """keep tokens instead of pixels, in a folder"""
 
     def __call__(self) -> None:
+        if not self.tokens:
+            super().__call__()
+            return
+        from neon.runtime.distributed import processes
+        from neon.sampling import check_enough
+
         self.check()
-        if self.tokens and self.more_smooth:
+        if self.more_smooth:
             raise RequestError("--tokens: images of --more_smooth are no tokens; leave one of them out")
-        if self.tokens and self.outdir.suffix == ".zip":
+        if self.outdir.suffix == ".zip":
             raise RequestError(f"{self.outdir}: tokens are kept in a folder; leave .zip off")
         with processes(self.device) as group:
             check_enough(self.num_images, group)
-            path, model = self.load(group)
-            check_label(model, self.class_)
-            settings = self.settings(model)
-            facts = {**self.facts(group), "tokens": self.tokens}
-            write = self.write_tokens if self.tokens else self.write
-            write(model, settings, self.identity(path, settings, facts, group), group)
+            path, model, settings = self.start(group)
+            facts = self.facts(model, group)
+            identity = group.on_main(lambda: recorded(path, self, settings, facts))
+            self.write_tokens(model, settings, identity, group)
+            if group.is_main:
+                print(f"{self.outdir}: {self.num_images} images")
 
-    def write_tokens(self, model: VARModel, settings: VARSettings, identity: dict[str, Any], group: Processes) -> None:
-        """The same with tokens in place of images."""
-        assert model.tokenizer is not None
-        seeds, labels = self.seeds(Purpose.SYNTHETIC), self.labels(model)
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        return {**super().facts(model, group), "tokens": self.tokens}
+
+    def write_tokens(self, model: Any, settings: Any, identity: dict[str, Any], group: "Processes") -> None:
+        """Sample the tokens of all images into the output, or what is missing of them."""
+        from neon.data.encoded import write_examples
+        from neon.noise import ImageNoise, Purpose
+        from neon.runtime.run_folder import run_folder
+        from neon.sampling import block_labels
+        from VAR.model import TOKENS, token_dtype
+
+        seeds, labels = self.seeds_of(Purpose.SYNTHETIC), self.labels(model)
         dtype = token_dtype(model.tokenizer)
 
-        def compute(block: range) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def compute(block: range) -> "tuple[torch.Tensor, torch.Tensor | None]":
             noise = ImageNoise([seeds[i] for i in block], group.device)
             of_block = block_labels(model, block, noise, labels)
-            return model.sample_tokens(noise, of_block, settings).to(dtype), of_block
+            with model.precision.allowed_on(group.device):
+                return model.sample_tokens(noise, of_block, settings).to(dtype), of_block
 
         with contextlib.ExitStack() as stack:
             group.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
@@ -74,9 +93,7 @@ class Sample(ImageFlags, SampledImages):
                 processes=group,
                 title="sampling tokens",
             )
-        if group.is_main:
-            print(f"{self.outdir}: {self.num_images} images")
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Sample, ALIASES))
+    sys.exit(run_program(SampleVAR))

@@ -8,60 +8,21 @@ small images. The averaged weights appear as snapshots. A killed run goes on whe
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from neon import __version__
 from neon.cli.command_line import run_program
-from neon.data.images import ImageDataset
+from neon.cli.flags import Device
 from neon.errors import RequestError
-from neon.model import GenerativeModel
-from neon.noise import Noise
-from neon.recipe import Recipe
-from neon.runtime.distributed import processes
-from neon.selftrain import largest_divisor, train_in_folder
-from VAR.preprocess import as_input
-from VAR.vqvae import VQVAE
-
-
-class TokenizerModel(GenerativeModel):
-    """A tokenizer as something that the training loop trains; it samples nothing."""
-
-    architecture = "VAR tokenizer"
-    network: VQVAE
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__()
-        self.config = config
-        self.network = VQVAE(**config)
-        self.image_shape = (3, self.network.image_side, self.network.image_side)
-        self.num_classes = 0
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> None:
-        """None: a tokenizer knows no classes."""
-
-    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
-        """Refused: a tokenizer alone draws no images."""
-        raise RequestError("a tokenizer alone draws no images; train a transformer on it with VAR/finetune.py")
-
-    def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        """uint8 -> float32 in [-1, 1]; draws nothing."""
-        return as_input(images)
-
-    def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        """Per image, the squared error of its reconstruction, plus the quantiser's loss: float32 [B]; draws nothing."""
-        reconstruction, loss = self.network.training_forward(examples)
-        return (reconstruction - examples).square().mean(dim=(1, 2, 3)) + loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizer:
-    """Train a small tokenizer on images."""
+    """Train a small tokenizer on images.
+
+    Example: python VAR/train_tokenizer.py --data images.zip --outdir runs/tokenizer --base_channels 32
+    """
 
     data: Path
     """folder or zip of images with three channels"""
@@ -89,10 +50,18 @@ class TrainTokenizer:
     """of initial weights and data order"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
-    device: Literal["cpu", "cuda"] | None = None
+    device: Device = None
     """by default a GPU where there is one"""
 
     def __call__(self) -> None:
+        import torch
+
+        from neon.data.images import ImageDataset
+        from neon.recipe import Recipe
+        from neon.runtime.distributed import processes
+        from neon.selftrain import largest_divisor, train_in_folder
+        from VAR.tokenizer import TokenizerModel
+
         names = ("vocab", "code_channels", "base_channels", "channel_mult", "patch_nums")
         config = {name: getattr(self, name) for name in names}
         config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
@@ -121,4 +90,4 @@ class TrainTokenizer:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(TrainTokenizer, {}))
+    sys.exit(run_program(TrainTokenizer))

@@ -29,7 +29,6 @@ from small_study import (
 )
 
 from imm.model import IMM
-from neon.cli.flags import PRECISIONS
 from neon.demo.fashion import DEBIAN_FOLDER
 from neon.model import load_model
 from neon.noise import ImageNoise
@@ -123,8 +122,8 @@ class Precision:
         for steps in self.num_steps:
             settings = type(model.default_settings)(num_steps=steps, guidance=1.5)
             images = {}
-            for name, dtype in PRECISIONS.items():
-                model.network.mixed_precision = dtype
+            for name in ("fp32", "bf16", "fp16"):
+                model = load_model(BASE, precision=name)
                 images[name] = model.sample(ImageNoise(seeds), labels, settings).float()
             for name in ("bf16", "fp16"):
                 difference = (images[name] - images["fp32"]).abs()

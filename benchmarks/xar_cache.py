@@ -21,10 +21,11 @@ import torch
 from machine import machine
 from torch import Tensor
 
+from neon.nn.transformer import Generation
 from neon.noise import ImageNoise
 from neon.runtime.files import write_json
 from xAR.sampler import XARSettings, generate_latents
-from xAR.transformer import CLEAN, XAR, Generation
+from xAR.transformer import CLEAN, XAR
 
 COUNTED = ("threads", "depth", "width", "heads", "steps", "guidance", "batch", "repeats")
 
@@ -57,25 +58,25 @@ def main() -> None:
 class Recomputing(XAR):
     """Holds the finished cells themselves and computes them again for every velocity."""
 
-    def start(self, labels: Tensor) -> Generation:
+    def start(self, labels: Tensor) -> Generation[Tensor]:
         self.clean: list[Tensor] = []
         return super().start(labels)
 
-    def velocity(self, generation: Generation, cell: Tensor, time: int) -> Tensor:
+    def velocity(self, generation: Generation[Tensor], cell: Tensor, time: int) -> Tensor:
         cells = torch.stack([*(clean[: len(cell)] for clean in self.clean), cell], dim=1)
         times = torch.full(cells.shape[:2], CLEAN)
         times[:, -1] = time
-        return self(cells, times, generation.labels[: len(cell)])[:, -1]
+        return self(cells, times, generation.given[: len(cell)])[:, -1]
 
-    def remember(self, generation: Generation, cell: Tensor) -> None:
+    def remember(self, generation: Generation[Tensor], cell: Tensor) -> None:
         self.clean.append(cell)
 
 
 class BothHalves(XAR):
     """Computes every row of the batch for every velocity, also where fewer are asked for."""
 
-    def velocity(self, generation: Generation, cell: Tensor, time: int) -> Tensor:
-        rows = cell.repeat(len(generation.labels) // len(cell), 1, 1)
+    def velocity(self, generation: Generation[Tensor], cell: Tensor, time: int) -> Tensor:
+        rows = cell.repeat(len(generation.given) // len(cell), 1, 1)
         return super().velocity(generation, rows, time)[: len(cell)]
 
 

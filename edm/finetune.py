@@ -10,36 +10,32 @@ one that was never killed, whatever the number of processes.
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 import tyro
 
-from edm.model import EDM
-from edm.published import architecture_keywords
-from neon import __version__
+from edm.flags import EDMFlags
 from neon.cli.command_line import run_program
-from neon.cli.training import pickle_copies
-from neon.data.augment import AUGMENT_DIM, augmentation_for
-from neon.data.images import ImageDataset, Subset, TrainingImages
+from neon.cli.flags import Plan
+from neon.cli.programs import TrainProgram
+from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
 from neon.errors import RequestError
-from neon.model import load_model
-from neon.nn.unet import UNetBlock
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
-from neon.selftrain import largest_divisor, train_in_folder
 
-ALIASES = {"--batch-gpu": "--batch_gpu", "--ref": "--transfer"}
-LARGEST_MICRO_BATCH = 64
+if TYPE_CHECKING:
+    from edm.model import EDM
+    from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
+    from neon.runtime.distributed import Processes
+
 EMA_RAMPUP_RATIO = 0.05
 """from scratch, the half-life of the average is at most this share of the images seen"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
+class EDMPlan(Plan):
     """How a published network was self-trained, or (the defaults) how one is trained from scratch."""
 
     conditional: bool | None = None
@@ -58,16 +54,16 @@ class Preset:
     """ticks per snapshot"""
 
 
-_CIFAR = Preset(lr=1e-4, duration=6, snap=10)
+_CIFAR = EDMPlan(lr=1e-4, duration=6, snap=10)
 # Of the unconditional CIFAR-10 network only the scores are published: its preset is that of the conditional one.
 PRESETS = {
     "cifar10-cond": replace(_CIFAR, conditional=True),
     "cifar10-uncond": replace(_CIFAR, conditional=False),
-    "ffhq": Preset(conditional=False, batch=256, lr=4e-6, augment=0.15, duration=3, snap=5),
+    "ffhq": EDMPlan(conditional=False, batch=256, lr=4e-6, augment=0.15, duration=3, snap=5),
 }
 
 
-def snapshot_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]:
+def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]:
     """The steps after which the published loop saves a snapshot, ascending; the last is the end of training.
 
     A tick ends with the first step that completes `tick` thousand images since the last one ended; every
@@ -103,23 +99,30 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ScratchFlags):
-    """Train an EDM network: briefly on its own samples (--transfer), or from scratch."""
+class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
+    """Train an EDM network: briefly on its own samples (--transfer), or from scratch.
 
-    data: Path
-    """folder or zip of training images, with dataset.json if conditional"""
-    outdir: Path
-    """folder of snapshots, log and state"""
-    transfer: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    Example: python edm/finetune.py --preset cifar10-cond --transfer base.pkl --data synthetic.zip --outdir runs/self
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "xflip": "no mirrored copies are made of a set; --augment mirrors half of the images as it comes to them",
+        "bench": FIXED,
+        **dict.fromkeys(("cache", "workers"), LOADING),
+        **dict.fromkeys(("desc", "nosubdir"), PLACE),
+        "dump": "say with --state_every how often, in seconds, the state is saved",
+        "resume": RESUMED,
+        "dry_run": "what is wrong with a request is said before any work; leave it out",
+    }
+
+    network_pkl: Annotated[
+        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
+    ] = None  # type: ignore[assignment]  # needed by the other programs
     """network to start from; without: random weights"""
     preset: Literal["cifar10-cond", "cifar10-uncond", "ffhq"] | None = None
     """values of a published self-training"""
     duration: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
     """budget in million images"""
-    batch: int | None = None
-    """images per step, over all processes"""
-    batch_gpu: int | None = None
-    """images per forward pass; it moves results by rounding (and dropout)"""
     lr: float | None = None
     """learning rate that the ramp leads to"""
     lr_rampup: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 10.0
@@ -136,80 +139,65 @@ class Finetune(ScratchFlags):
     """thousand images per tick"""
     snap: int | None = None
     """ticks per snapshot"""
-    state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
-    """how often the state of the run is saved"""
-    seed: int = 0
-    """of initial weights, data order and noise"""
     max_size: int | None = None
     """train on a random subset of this many images"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
-    fresh: bool = False
-    """start anew, replacing a run that is in the folder"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
-    def __call__(self) -> None:
-        plan = self.plan()
-        dataset = self.images()
-        with processes(self.device) as group:
-            # As published: training in full float32.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cudnn.benchmark = True
-            base = None if self.transfer is None else shared_file(self.transfer, group)
-            model = self.from_scratch(dataset, group) if base is None else self.started_from(base, group)
-            if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
-                kind = "conditional" if plan.conditional else "unconditional"
-                raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.transfer} is not one")
-            model.augment = augmentation_for(model.network.model, plan.augment)
-            identity = {
-                "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
-                "config": model.config,
-                "augment": plan.augment,
-                "dropout": self.dropout,
-                "data": str(self.data),
-                "max_size": self.max_size,
-            }
-            self.train(model, dataset, plan, base, identity, group)
-
-    def plan(self) -> Preset:
-        """The preset, with what was given in its place; a RequestError for values that make no sense."""
-        preset = PRESETS[self.preset] if self.preset else Preset()
-        names = ("batch", "lr", "augment", "duration", "tick", "snap")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        plan = replace(preset, **given)
-        for name in ("batch", "lr", "duration", "tick", "snap", "state_every"):
-            value = getattr(plan, name, getattr(self, name, None))
-            if value is None or not value > 0:
-                raise RequestError(f"--{name} {value}: expected a positive number")
-        if self.preset and self.transfer is None:
+    def check(self) -> None:
+        if self.preset and self.network_pkl is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
-        return plan
-
-    def images(self) -> TrainingImages:
-        """The training images."""
-        dataset: TrainingImages = ImageDataset(self.data)
-        if self.max_size is None:
-            return dataset
-        if self.max_size < 1:
+        if self.max_size is not None and self.max_size < 1:
             raise RequestError(f"--max_size {self.max_size}: expected at least 1")
-        return Subset(dataset, self.max_size, self.seed)
+        self.plan()
 
-    def started_from(self, base: Path, group: Processes) -> EDM:
-        """The network of checkpoint `base`, ready to be trained on."""
-        model = load_model(base, self.key, device=group.device)
-        if not isinstance(model, EDM):
-            raise RequestError(f"{base}: a network of {model.architecture}; this program trains edm networks")
-        if self.dropout is not None:
-            for module in model.modules():
-                if isinstance(module, UNetBlock):
-                    module.dropout = self.dropout
-        return model
+    def plan(self, model: Any = None) -> EDMPlan:
+        return self.completed(PRESETS[self.preset] if self.preset else EDMPlan(), zero=["augment"])
 
-    def from_scratch(self, dataset: TrainingImages, group: Processes) -> EDM:
+    def snapshot_steps(self, plan: EDMPlan) -> list[int]:
+        return tick_steps(plan.batch, plan.duration, plan.tick, plan.snap)
+
+    def dataset(self) -> "TrainingImages":
+        from neon.data.images import ImageDataset, Subset
+
+        dataset = ImageDataset(self.data)
+        return dataset if self.max_size is None else Subset(dataset, self.max_size, self.seed)
+
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":
+        plan = self.plan()
+        if self.network_pkl is None:
+            return None, self.from_scratch(dataset, group, plan)
+        # Looked at before it is built for training, of which a preset for another network would say something else.
+        if plan.conditional is not None and plan.conditional != (self.load(group)[1].num_classes > 0):
+            kind = "conditional" if plan.conditional else "unconditional"
+            raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.network_pkl} is not one")
+        return self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+
+    def recipe(self, model: Any, plan: EDMPlan, dataset: "TrainingImages") -> "Recipe":
+        return replace(
+            model.recipe,
+            batch_size=plan.batch,
+            lr=plan.lr,
+            lr_rampup_kimg=self.lr_rampup * 1000,
+            loss_scaling=self.ls,
+            ema_halflife_kimg=self.ema * 1000 if self.ema else None,
+            ema_rampup_ratio=EMA_RAMPUP_RATIO if self.network_pkl is None else None,
+        )
+
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        plan = self.plan()
+        return {
+            **super().facts(model, group),
+            "augment": plan.augment,
+            "dropout": self.dropout,
+            "max_size": self.max_size,
+        }
+
+    def from_scratch(self, dataset: "TrainingImages", group: "Processes", plan: EDMPlan) -> "EDM":
         """A network with random weights for the images of `dataset`."""
+        from edm.model import EDM
+        from edm.published import architecture_keywords
+        from neon.data.augment import AUGMENT_DIM
+        from neon.model import initialised
+
         channels, height, width = dataset.image_shape
         if height != width:
             raise RequestError(f"{self.data}: images of {width} x {height} pixels; expected square ones")
@@ -231,57 +219,14 @@ class Finetune(ScratchFlags):
             **architecture_keywords(self.arch),
             **{name: value if isinstance(value, int) else list(value) for name, value in given.items() if value},
             "dropout": 0.13 if self.dropout is None else self.dropout,
-            "augment_dim": AUGMENT_DIM if self.plan().augment else 0,
+            "augment_dim": AUGMENT_DIM if plan.augment else 0,
             "use_fp16": self.fp16,
         }
         precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.precond]
-        torch.manual_seed(self.seed)
-        try:
-            model = EDM({"precond": precond, "network": network, "label_dropout": self.label_dropout})
-        except ValueError as error:
-            raise RequestError(f"no such network can be built ({error}); change --cbase or --cres") from error
-        return model.to(group.device)
-
-    def train(
-        self,
-        model: EDM,
-        dataset: TrainingImages,
-        plan: Preset,
-        base: Path | None,
-        identity: dict[str, Any],
-        group: Processes,
-    ) -> None:
-        """Run the training into `outdir`, or what is left of it."""
-        recipe = replace(
-            model.recipe,
-            batch_size=plan.batch,
-            lr=plan.lr,
-            lr_rampup_kimg=self.lr_rampup * 1000,
-            loss_scaling=self.ls,
-            ema_halflife_kimg=self.ema * 1000 if self.ema else None,
-            ema_rampup_ratio=None if base is not None else EMA_RAMPUP_RATIO,
-        )
-        steps = snapshot_steps(plan.batch, plan.duration, plan.tick, plan.snap)
-        record = {**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed}
-
-        train_in_folder(
-            model,
-            dataset,
-            self.outdir,
-            record=record,
-            fresh=self.fresh,
-            num_steps=steps[-1],
-            snapshot_steps=steps,
-            recipe=recipe,
-            seed=self.seed,
-            processes=group,
-            micro_batch=self.batch_gpu or largest_divisor(plan.batch, LARGEST_MICRO_BATCH),
-            state_every_seconds=self.state_every,
-            title="training" if base is None else "self-training",
-            identity=identity,
-            on_snapshot=pickle_copies(base, self.key),
-        )
+        config = {"precond": precond, "network": network, "label_dropout": self.label_dropout}
+        advice = "change --cbase or --cres"
+        return initialised(EDM, config, self.seed, group.device, advice, precision=self.precision, augment=plan.augment)
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Finetune, ALIASES))
+    sys.exit(run_program(TrainEDM))

@@ -1,43 +1,73 @@
 """Flags that EDM's programs share, and how users of the published programs spell them."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from edm.sampler import EDMSettings
+from edm.settings import EDMSettings
 from neon.cli.command_line import seed_list
-from neon.errors import RequestError
+from neon.cli.flags import ImageFlags, NetworkFlags
 
-ALIASES = {
-    "--network": "--network_pkl",
-    "--steps": "--num_steps",
-    "--batch": "--max_batch_size",
-    "--batch_size": "--max_batch_size",
-    "--batch-size": "--max_batch_size",
-    "--s_churn": "--S_churn",
-    "--s_min": "--S_min",
-    "--s_max": "--S_max",
-    "--s_noise": "--S_noise",
-}
+if TYPE_CHECKING:
+    from edm.model import EDM
+    from edm.settings import SamplerSettings
+    from neon.noise import Purpose
+    from neon.runtime.distributed import Processes
+    from neon.sampling import Label
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags:
+class EDMFlags(NetworkFlags):
+    """The network."""
+
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--network"])]
+    """the network: published .pkl, or safetensors by neon"""
+
+    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, EDM]":
+        from edm.model import EDM
+
+        return self.open(self.network_pkl, EDM, group, **arguments)
+
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        # Nothing for float32, as runs before there was a choice.
+        return {} if model.precision.name == "fp32" else self.recorded_precision(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMImageFlags(EDMFlags, ImageFlags):
     """Images, and the network that makes them."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """the network: published .pkl, or safetensors by neon"""
     seeds: str
     """one image per seed, such as 0-49999 or 1,2,5-10"""
-    max_batch_size: int = 64
+    batch_size: Annotated[int, tyro.conf.arg(name="max_batch_size", aliases=["--batch", "--batch_size"])] = 64
     """images per forward pass of one process"""
     class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
     """class of every image; by default drawn for each from its own seed"""
     settings: Annotated[EDMSettings, tyro.conf.arg(name="")] = EDMSettings()  # noqa: RUF009 - frozen
 
-    def checked_seeds(self) -> list[int]:
-        """The seeds as numbers; a RequestError for flags that make no sense."""
-        if self.max_batch_size < 1:
-            raise RequestError(f"--max_batch_size {self.max_batch_size}: expected at least 1")
+    def check(self) -> None:
+        super().check()
+        seed_list(self.seeds)
+
+    def seeds_of(self, purpose: "Purpose") -> list[int]:
+        """The seeds that the user names, whatever the images are for."""
         return seed_list(self.seeds)
+
+    def described_seeds(self) -> dict[str, Any]:
+        return {"seeds": self.seeds}
+
+    def labels(self, model: Any) -> "Label":
+        return self.class_
+
+    def settings_for(self, model: Any) -> "SamplerSettings":
+        from edm.published import warn_if_unusual
+
+        settings = self.sampler()
+        warn_if_unusual(model, settings)
+        return settings
+
+    def sampler(self) -> "SamplerSettings":
+        """The sampler that the flags ask for."""
+        return self.settings

@@ -10,16 +10,19 @@ from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
 from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
 from neon.checkpoint import Checkpoint
+from neon.data.augment import augmentation_for
 from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
+from neon.nn.unet import UNetBlock
 from neon.noise import Noise
+from neon.precision import FP32, Precision
 from neon.recipe import Recipe
 from neon.sampling import one_hot
 
 LARGE = 10_000_000
-"""weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 8% and train 13% faster so
-on a CPU (`benchmarks/sampler.py`), the demo's 0.3 million 25% slower"""
+"""weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 4 to 8% and train 13%
+faster so on a CPU (`benchmarks/gpu.sh speed --device cpu`), the demo's 0.3 million 25% slower"""
 
 
 class EDM(GenerativeModel):
@@ -36,9 +39,27 @@ class EDM(GenerativeModel):
         "label_rule": "a uniform class per image from its own generator, after its latents",
     }
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    # As published: torch's default, which rounds convolutions on GPUs; training in full float32.
+    sampling_precision = Precision(name="tf32", tf32_convolutions=True, reason="TF32 convolutions, as published")
+    training_precision = Precision(reduced_sums=False, reason="float32, as published")
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        precision: Precision = FP32,
+        augment: float = 0.0,
+        dropout: float | None = None,
+        second: tuple[Precond, float] | None = None,
+    ) -> None:
+        """`augment`: probability of augmentations of training images, which the network may be told of.
+
+        `dropout`: in place of that the network was trained with. `second`: (network, g), to sample from
+        (1 + g) D - g D_second in float32, as the published two-network sampler.
+        """
         super().__init__()
         self.config = config
+        self.precision = precision
         self.network = PRECONDS[config.get("precond", "EDMPrecond")](**config["network"])
         if sum(parameter.numel() for parameter in self.network.parameters()) >= LARGE:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
@@ -48,10 +69,12 @@ class EDM(GenerativeModel):
         self.default_settings = EDMSettings()
         self.recipe = Recipe(lr_rampup_kimg=10_000, ema_halflife_kimg=500)
         self.loss = loss_of(self.network)
-        self.augment: Augment | None = None
-        """changes training images and tells the network how; it needs as many augmentation labels"""
-        self.second: tuple[Precond, float] | None = None
-        """(network, g): sample from (1 + g) D - g D_second, in float32, as the published two-network sampler"""
+        self.augment: Augment | None = augmentation_for(self.network.model, augment)
+        self.second = second
+        if dropout is not None:
+            for module in self.network.modules():
+                if isinstance(module, UNetBlock):
+                    module.dropout = dropout
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -59,6 +82,9 @@ class EDM(GenerativeModel):
         if constructor is None or constructor.class_name not in PRECONDS:
             return None
         return {"precond": constructor.class_name, "network": constructor.keywords}
+
+    def set_labels(self, num_images: int, seed: int) -> None:
+        """None: the class belongs to the image."""
 
     def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
         """A uniform class per image, drawn from its own stream after its latents."""
@@ -84,11 +110,15 @@ class EDM(GenerativeModel):
             noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
         classes = one_hot(labels, self.num_classes, latents.device)
 
+        def call(network: Precond, x: Tensor, sigma: Tensor, classes: Tensor | None) -> Tensor:
+            with self.precision.autocast_on(x.device):
+                return network(x, sigma, classes)
+
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.network(x, sigma, classes)
+            return call(self.network, x, sigma, classes)
 
         def without_class(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.network(x, sigma, None)
+            return call(self.network, x, sigma, None)
 
         denoiser = denoise if settings.guidance == 0 else guided(denoise, without_class, settings.guidance)
 
@@ -109,7 +139,7 @@ class EDM(GenerativeModel):
             )
         else:
             second, scale = self.second
-            denoiser = guided(denoiser, lambda x, sigma: second(x, sigma, classes), scale)
+            denoiser = guided(denoiser, lambda x, sigma: call(second, x, sigma, classes), scale)
             images = integrate(denoiser, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 
@@ -125,4 +155,6 @@ class EDM(GenerativeModel):
         classes = one_hot(labels, self.num_classes, examples.device)
         if classes is not None and self.label_dropout:
             classes = classes * (noise.uniform(1) >= self.label_dropout)
-        return self.loss(self.network, examples, classes, noise, self.augment).sum(dim=(1, 2, 3))
+        with self.precision.autocast_on(examples.device):
+            loss = self.loss(self.network, examples, classes, noise, self.augment)
+        return loss.sum(dim=(1, 2, 3))

@@ -9,34 +9,30 @@ conditional network draws a class per image, written to dataset.json. A killed r
 """
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from edm.ablation import AblationSettings
-from edm.flags import ALIASES, ImageFlags
-from edm.model import EDM
-from edm.published import warn_if_unusual
-from edm.sampler import EDMSettings, SamplerSettings
-from neon import __version__
+from edm.flags import EDMImageFlags
+from edm.settings import AblationSettings, EDMSettings, SamplerSettings
 from neon.cli.command_line import run_program
+from neon.cli.flags import OptionalFileOrURL
+from neon.cli.programs import SampleProgram
 from neon.errors import RequestError
-from neon.model import GenerativeModel, load_model
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
-from neon.sampling import check_enough, check_label, sample_set
 
-ABLATION_ALIASES = {"--disc": "--discretization"}
+if TYPE_CHECKING:
+    from edm.model import EDM
+    from neon.runtime.distributed import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationFlags:
     """Sampler of EDM's ablations: any of these chooses it."""
 
-    discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
+    discretization: Annotated[Literal["vp", "ve", "iddpm", "edm"] | None, tyro.conf.arg(aliases=["--disc"])] = None
     """noise levels"""
     schedule: Literal["vp", "ve", "linear"] | None = None
     """noise level over time"""
@@ -45,67 +41,44 @@ class AblationFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags, AblationFlags):
-    """Sample images of an EDM network into a PNG folder or a zip, with their labels."""
+class SampleEDM(AblationFlags, EDMImageFlags, SampleProgram):
+    """Sample images of an EDM network into a PNG folder or a zip, with their labels.
 
-    outdir: Path
-    """folder of the images, or a name that ends in .zip"""
+    Example: python edm/sample.py --network_pkl base.pkl --outdir synthetic.zip --seeds 0-5999 --num_steps 18
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "subdirs": "all images lie in one folder, numbered in the order of seeds; leave it out"
+    }
+
     seeds: str = "0-63"
     """one image per seed, such as 0-5999 or 1,2,5-10"""
-    gnet: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    gnet: OptionalFileOrURL = None
     """second network: sample from (1 + g) D - g D_gnet, in float32"""
     gnet_scale: float | None = None
     """g of the second network"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
-    compile: bool = False
-    """compile the network: slow at first, then faster; other roundings"""
-    fresh: bool = False
-    """replace what the output holds"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
-    def __call__(self) -> None:
-        seeds = self.checked_seeds()
+    def check(self) -> None:
+        super().check()
         if (self.gnet is None) != (self.gnet_scale is None):
             raise RequestError("--gnet and --gnet_scale go together: the second network and its weight g")
-        settings = self.sampler()
-        with processes(self.device) as group:
-            check_enough(len(seeds), group)
-            path = shared_file(self.network_pkl, group)
-            model = load_model(path, self.key, device=group.device)
-            if self.compile:
-                model.compile_parts()
-            check_label(model, self.class_)
-            identity = {
-                "neon": __version__,
-                "network_sha256": group.on_main(lambda: sha256_file(path)),
-                "seeds": self.seeds,
-                "class": self.class_,
-                "batch_size": self.max_batch_size,
-                "sampler": type(settings).__name__,
-                "settings": asdict(settings),
-                "compile": self.compile,
-                "gnet": self.add_second_network(model, group),
-                "gnet_scale": self.gnet_scale,
-            }
-            warn_if_unusual(model, settings)
-            sample_set(
-                model,
-                seeds,
-                settings,
-                self.outdir,
-                batch_size=self.max_batch_size,
-                processes=group,
-                identity=identity,
-                label=self.class_,
-                fresh=self.fresh,
+
+    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, EDM]":
+        if self.gnet is None:
+            return super().load(group, **arguments)
+        from edm.model import EDM
+
+        path, second = self.open(self.gnet, EDM, group)
+        _, model = found = super().load(group, second=(second.network, self.gnet_scale), **arguments)
+        if (second.image_shape, second.num_classes) != (model.image_shape, model.num_classes):
+            raise RequestError(
+                f"--gnet: {path} makes {second.image_shape} images of {second.num_classes} classes, "
+                f"{self.network_pkl} {model.image_shape} of {model.num_classes}; expected networks of the same data"
             )
-            if group.is_main:
-                print(f"{self.outdir}: {len(seeds)} images")
+        return found
 
     def sampler(self) -> SamplerSettings:
-        """The settings, as those of EDM's ablations if one of their choices was made."""
+        """That of EDM's ablations if one of their choices was made."""
         chosen = {name: getattr(self, name) for name in ("discretization", "schedule", "scaling")}
         chosen = {name: value for name, value in chosen.items() if value is not None}
         if not chosen:
@@ -117,22 +90,19 @@ class Sample(ImageFlags, AblationFlags):
                 del common[name]
         return AblationSettings(**common, **chosen)
 
-    def add_second_network(self, model: GenerativeModel, group: Processes) -> str | None:
-        """Give the model its second network, if one is asked for; the hash of its file."""
-        if self.gnet is None or self.gnet_scale is None:
-            return None
-        path = shared_file(self.gnet, group)
-        second = load_model(path, self.key, device=group.device)
-        if not isinstance(model, EDM) or not isinstance(second, EDM):
-            raise RequestError(f"--gnet: {self.network_pkl} and {path} must both be edm networks")
-        if (second.image_shape, second.num_classes) != (model.image_shape, model.num_classes):
-            raise RequestError(
-                f"--gnet: {path} makes {second.image_shape} images of {second.num_classes} classes, "
-                f"{self.network_pkl} {model.image_shape} of {model.num_classes}; expected networks of the same data"
-            )
-        model.second = (second.network, self.gnet_scale)
-        return group.on_main(lambda: sha256_file(path))
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        from neon.runtime.download import shared_file
+        from neon.runtime.files import sha256_file
+
+        second = None if self.gnet is None else shared_file(self.gnet, group)
+        return {
+            **super().facts(model, group),
+            "sampler": type(self.sampler()).__name__,
+            "compile": self.compile,
+            "gnet": group.on_main(lambda: None if second is None else sha256_file(second)),
+            "gnet_scale": self.gnet_scale,
+        }
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Sample, ALIASES | ABLATION_ALIASES))
+    sys.exit(run_program(SampleEDM))

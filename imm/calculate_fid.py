@@ -11,28 +11,25 @@ on restarts: a killed evaluation goes on where it was.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from imm.flags import ALIASES, ImageFlags, use_tensor_cores
+from imm.flags import CONFIGURED, IMMImageFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import ScoredImages
-from neon.cli.score import score_network
-from neon.runtime.distributed import processes
+from neon.cli.programs import NumberedScoreProgram
+from neon.cli.refused import SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of an IMM network, or of merges of two."""
+class ScoreIMM(IMMImageFlags, NumberedScoreProgram):
+    """FID, Inception Score, precision and recall of an IMM network, or of merges of two.
 
-    def __call__(self) -> None:
-        self.check()
-        with processes(self.device) as group:
-            use_tensor_cores()
-            path, model = self.load(group)
-            images = self.counted(model)
-            sampling = images.sampling(model, self.settings(model), self.facts(group, model))
-            score_network(path, model, sampling, self, group)
+    Example: python imm/calculate_fid.py --network_pkl base.pkl --ref adm_in256_stats.npz --num_steps 8 --cfg_scale 1.5
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {**SCORES, **CONFIGURED}
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(CalculateFID, ALIASES))
+    sys.exit(run_program(ScoreIMM))

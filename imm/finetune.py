@@ -11,37 +11,29 @@ a CPU to the bits of one that was never killed, whatever the number of processes
 """
 
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 import tyro
 
-from imm.flags import ALIASES, ModelFlags
-from imm.latents import open_set
-from imm.loss import IMMLoss
-from imm.model import IMM
-from imm.networks import MODELS
-from imm.recipe import IMMRecipe
-from imm.vae import DOWNSAMPLING, LATENT_CHANNELS, weights_file
-from neon import __version__
+from imm.flags import CONFIGURED, IMMFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import PRECISIONS
-from neon.cli.training import Plan, TrainingFlags, pickle_copies
-from neon.data.augment import AUGMENT_DIM, augmentation_for, labels_read_by
-from neon.data.images import TrainingImages
+from neon.cli.flags import BudgetFlags, BudgetPlan
+from neon.cli.programs import TrainProgram
+from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.files import sha256_file
 
-LARGEST_MICRO_BATCH = 64
-AUGMENTATION = 0.12
-"""of networks that read augmentation labels: the probability they were trained with"""
+if TYPE_CHECKING:
+    from imm.model import IMM
+    from imm.recipe import IMMRecipe
+    from neon.data.images import TrainingImages
+    from neon.runtime.distributed import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class IMMPlan(Plan):
+class IMMPlan(BudgetPlan):
     """How long, how fast and in what batches to train; by default as published: 60 snapshots, the last one step on."""
 
     batch: int = 512
@@ -55,8 +47,7 @@ class IMMPlan(Plan):
 class ScratchFlags:
     """From scratch (without --network_pkl)."""
 
-    # Their names are listed in one place.
-    model: Annotated[Literal[tuple(MODELS)], tyro.conf.arg(metavar="NAME")] = "DiT"  # type: ignore[valid-type]
+    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "DiT"
     """network: DiT, SongUNet, or DiT_XL_2 and such, which have a size of their own"""
     latents: bool = False
     """over latents of the images; a set of latents always is"""
@@ -81,10 +72,21 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
-    """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch."""
+class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
+    """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch.
 
-    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    Example: python imm/finetune.py --network_pkl imagenet256_ts_a2.pkl --data latents --outdir runs/self-training
+    """
+
+    keeps_raw: ClassVar[bool] = True
+    refused: ClassVar[Mapping[str, str]] = {
+        **CONFIGURED,
+        "resume": RESUMED,
+        "transfer": "name the network to start from with --network_pkl",
+        **dict.fromkeys(("ngpus", "nodes", "port", "partition", "comment"), LAUNCHED),
+    }
+
+    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None  # type: ignore[assignment]  # needed by the other programs
     """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
@@ -107,81 +109,67 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
 
-    def __call__(self) -> None:
-        plan = self.plan()
-        dataset = open_set(self.data)
-        with processes(self.device) as group:
-            # As published: no TF32, and no reductions in half precision.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-            torch.backends.cudnn.benchmark = True
-            base, model = self.start(dataset, group)
-            self.fit(model, dataset)
-            identity = {
-                "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
-                "config": model.config,
-                "loss": asdict(model.loss),
-                "augment": None if model.augment is None else model.augment.p,
-                "data": str(self.data),
-                **self.facts(group, model),
-            }
-            recipe = IMMRecipe(
-                batch_size=plan.batch,
-                lr=plan.lr,
-                weight_decay=self.weight_decay,
-                ema_beta=self.ema_rate,
-                scale_losses=self.precision == "fp16",
-            )
-            self.run(
-                model,
-                dataset,
-                plan,
-                recipe,
-                identity,
-                group,
-                largest_micro_batch=LARGEST_MICRO_BATCH,
-                title="training" if base is None else "self-training",
-                on_snapshot=pickle_copies(base, self.key),
-                keep_raw=True,
-            )
-
-    def plan(self) -> IMMPlan:
-        """The published plan, with what was given in its place; a RequestError for values that make no sense."""
+    def check(self) -> None:
         if not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
-        return self.completed(IMMPlan())
 
-    def fit(self, model: IMM, dataset: TrainingImages) -> None:
-        """Give the model the loss and the augmentation that the flags ask for.
+    def dataset(self) -> "TrainingImages":
+        """Images, a set of latents of ours, or a published one."""
+        from imm.latents import open_set
 
-        A network from scratch remembers its loss, with which it is then self-trained.
-        """
-        given = {
-            field.name: value for field in fields(IMMLoss) if (value := getattr(self, field.name, None)) is not None
-        }
+        return open_set(self.data)
+
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, IMM]":
+        path: Path | None = None
         try:
-            model.use_loss(replace(model.loss, **given))
-        except ValueError as error:
+            if self.network_pkl is None:
+                model = self.from_scratch(dataset, group)
+            else:
+                path, model = self.load(
+                    group, needs_vae=not dataset.encoded, for_training=True, augment=self.augment, loss=self.loss()
+                )
+        except RequestError:
+            raise
+        except ValueError as error:  # of the loss
             raise RequestError(f"{error}; see --help") from error
-        if self.network_pkl is None:
-            model.config["loss"] = asdict(model.loss)
-        unet = model.network.model
-        known = labels_read_by(unet) and not model.in_latents
-        probability = self.augment if self.augment is not None else AUGMENTATION if known else 0.0
-        model.augment = augmentation_for(unet, probability)
         if dataset.encoded and not model.in_latents:
             raise RequestError(f"{self.data}: a set of latents, but the network makes pixels; train it on images")
+        return path, model
 
-    def start(self, dataset: TrainingImages, group: Processes) -> tuple[Path | None, IMM]:
-        """The checkpoint that training starts from, if there is one, and its model."""
-        if self.network_pkl is None:
-            return None, self.from_scratch(dataset, group)
-        return self.load(group, needs_vae=not dataset.encoded)
+    def loss(self) -> dict[str, Any]:
+        """What is given of the loss."""
+        names = ("matrix_size", "label_dropout", "a", "b", "k", "min_tr_gap")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def from_scratch(self, dataset: TrainingImages, group: Processes) -> IMM:
-        """A network with random weights for the images or latents of `dataset`."""
+    def plan(self, model: Any) -> IMMPlan:
+        return self.completed(IMMPlan())
+
+    def recipe(self, model: Any, plan: IMMPlan, dataset: "TrainingImages") -> "IMMRecipe":
+        from imm.recipe import IMMRecipe
+
+        return IMMRecipe(
+            batch_size=plan.batch,
+            lr=plan.lr,
+            weight_decay=self.weight_decay,
+            ema_beta=self.ema_rate,
+            scale_losses=model.precision.name == "fp16",
+        )
+
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        augment = None if model.augment is None else model.augment.p
+        return {**super().facts(model, group), "loss": asdict(model.loss), "augment": augment}
+
+    def from_scratch(self, dataset: "TrainingImages", group: "Processes") -> "IMM":
+        """A network with random weights for the images or latents of `dataset`; it remembers its loss."""
+        from imm.loss import IMMLoss
+        from imm.model import IMM
+        from imm.networks import MODELS
+        from imm.vae import DOWNSAMPLING, LATENT_CHANNELS, weights_file
+        from neon.data.augment import AUGMENT_DIM
+        from neon.model import initialised
+
+        if self.model not in MODELS:
+            raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(MODELS)}")
         in_latents = dataset.encoded or self.latents
         channels, height, width = dataset.image_shape
         if height != width:
@@ -196,21 +184,18 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
             "eps": self.eps,
             "temb_type": self.temb_type or "stride",
             "dropout": self.dropout,
-            **self.sizes(classes),
+            **self.sizes(classes, AUGMENT_DIM),
         }
-        torch.manual_seed(self.seed)
-        try:
-            model = IMM({"network": network}).to(group.device)
-        except ValueError as error:
-            raise RequestError(
-                f"no such network can be built ({error}); change --width, --heads, --patch_size or --channel_mult"
-            ) from error
+        config = {"network": network, "loss": asdict(IMMLoss(**self.loss()))}
+        advice = "change --width, --heads, --patch_size or --channel_mult"
+        model = initialised(
+            IMM, config, self.seed, group.device, advice, precision=self.precision, augment=self.augment
+        )
         if in_latents and not dataset.encoded:
             model.use_autoencoder(weights_file(self.vae_path))
-        model.network.mixed_precision = PRECISIONS[self.precision]
         return model
 
-    def sizes(self, classes: int) -> dict[str, Any]:
+    def sizes(self, classes: int, augment_dim: int) -> dict[str, Any]:
         """Keywords of the network that tell its size."""
         if self.model == "SongUNet":
             return {
@@ -218,7 +203,7 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
                 "channel_mult": list(self.channel_mult),
                 "num_blocks": self.depth,
                 "attn_resolutions": list(self.attn_resolutions),
-                "augment_dim": AUGMENT_DIM if self.augment else 0,
+                "augment_dim": augment_dim if self.augment else 0,
             }
         sizes = {"num_classes": classes}
         if self.model == "DiT":
@@ -232,4 +217,4 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Finetune, ALIASES))
+    sys.exit(run_program(TrainIMM))

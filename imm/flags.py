@@ -3,41 +3,31 @@
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 import tyro
 
-from imm.model import ASSUMED, IMM
-from imm.published import PRESETS
-from imm.sampler import IMMSettings
-from imm.vae import weights_file
-from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
+from imm.settings import PRESETS, IMMSettings
+from neon.cli.flags import NetworkFlags, NumberedImages, SizeFlags
 from neon.errors import RequestError, warn
-from neon.runtime.distributed import Processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
 
-ALIASES = {
-    "--N": "--num_images",
-    "--fid_stats": "--ref",
-    "--model_ckpt": "--network_pkl",
-    "--cfg": "--cfg_scale",
-    "--steps": "--num_steps",
-}
+if TYPE_CHECKING:
+    from imm.model import IMM
+    from neon.runtime.distributed import Processes
+
+CONFIGURED = {"config_name": "there are no configuration files; use --preset and flags, called as their keys"}
+"""flags of the published programs that are refused, and why"""
 NAMED = {"s_a1": "identity", "ts_a2": "stride"}
 """the time embeddings of two published networks that nothing else tells apart, by what their files are called"""
 EVALUATED = 50_000
 """images behind published scores"""
 
-SomeFlags = TypeVar("SomeFlags", bound="ImageFlags")
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags(NetworkFlags):
+class IMMFlags(SizeFlags, NetworkFlags):
     """Network and, if it makes latents, autoencoder."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])]
     """the network: published .pkl or .pth, or safetensors by neon"""
     vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """autoencoder; by default sd-vae-ft-ema in imm/pretrained/, pretrained/, checkpoints/ or the cache of Hugging
@@ -46,63 +36,69 @@ class ModelFlags(NetworkFlags):
     """what a network is told of the end of a step; by default what the checkpoint says, stride if it does not;
     s_a1 needs identity"""
 
-    def load(self, group: Processes, *, needs_vae: bool = True) -> tuple[Path, IMM]:
+    def load(self, group: "Processes", *, needs_vae: bool = True, **arguments: Any) -> "tuple[Path, IMM]":
         """The checkpoint's path and its model; with the autoencoder, if its images are latents and it `needs_vae`.
 
         Raises:
             RequestError: flags and files disagree.
         """
-        path = shared_file(self.network_pkl, group)
-        model = self.open(path, IMM, group)
-        self.set_time_embedding(path, model)
+        from imm.model import IMM
+        from imm.vae import weights_file
+
+        path, model = self.open(self.network_pkl, IMM, group, temb_type=self.temb_type, **arguments)
+        self.check_time_embedding(path, model)
         if model.in_latents and needs_vae:
             model.use_autoencoder(weights_file(self.vae_path))
         self.check_side(path, model)
-        model.network.mixed_precision = PRECISIONS[self.precision]
         return path, model
 
-    def set_time_embedding(self, path: Path, model: IMM) -> None:
-        """Set `temb_type`; a RequestError if the name of the file says that it must be another."""
-        said = None if model.assumes_time_embedding else model.network.temb_type
-        if self.temb_type is not None:
-            if said not in (None, self.temb_type):
-                warn(f"--temb_type {self.temb_type}: {path} says {said}; the flag wins")
-            model.network.temb_type = self.temb_type
-        elif said is None:
+    def check_time_embedding(self, path: Path, model: "IMM") -> None:
+        """A RequestError if the name of the file says that `temb_type` must be another."""
+        from imm.model import ASSUMED
+
+        used, said = model.network.temb_type, model.told_time_embedding
+        if self.temb_type is not None and said not in (None, self.temb_type):
+            warn(f"--temb_type {self.temb_type}: {path} says {said}; the flag wins")
+        elif self.temb_type is None and said is None:
             warn(
                 f"{path}: a bare state dict, taken as ts_a2 (--temb_type {ASSUMED['temb_type']}); "
                 "weights made from s_a1 need --temb_type identity"
             )
         for name, needed in NAMED.items():
-            if re.search(rf"(?<![a-z]){name}(?![0-9])", path.name) and model.network.temb_type != needed:
+            if re.search(rf"(?<![a-z]){name}(?![0-9])", path.name) and used != needed:
                 raise RequestError(
                     f"{path}: by its name this is {name}, whose temb_type is {needed}, but it would run with "
-                    f"{model.network.temb_type}; use --temb_type {needed}, or rename the file if it is another"
+                    f"{used}; use --temb_type {needed}, or rename the file if it is another"
                 )
 
-    def facts(self, group: Processes, model: IMM) -> dict[str, Any]:
-        """What, besides network and settings, determines images and training, as JSON."""
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        from imm.vae import weights_file
+        from neon.runtime.files import sha256_file
+
         uses_vae = model.codec is not None
         return {
             "temb_type": model.network.temb_type,
             "vae_sha256": group.on_main(lambda: sha256_file(weights_file(self.vae_path))) if uses_vae else None,
-            "precision": self.precision,
+            **self.recorded_precision(model),
         }
 
 
+SomeIMMImages = TypeVar("SomeIMMImages", bound="IMMImageFlags")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags(ModelFlags, NumberedImages):
+class IMMImageFlags(IMMFlags, NumberedImages):
     """Sampler."""
 
-    num_images: int = EVALUATED
+    num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])] = EVALUATED
     """how many; every class equally often"""
     per_class_count: int | None = None
     """how many of each class, instead of --num_images"""
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """published: 1_steps_cfg1.5_pushforward_uniform (or 2, 4, 8), 1_step, 2_steps"""
-    num_steps: int | None = None
+    num_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
     """network evaluations; by default the published, else 8"""
-    cfg_scale: float | None = None
+    cfg_scale: Annotated[float | None, tyro.conf.arg(aliases=["--cfg", "--guidance"])] = None
     """guidance, 1: none; by default of the preset, 1.5, or none without classes"""
     discretization: Literal["uniform", "edm"] | None = None
     """times of the steps: even (the default), or as EDM's"""
@@ -111,19 +107,24 @@ class ImageFlags(ModelFlags, NumberedImages):
     restart: bool = False
     """step to the end each time, with fresh noise in between"""
 
-    def counted(self: SomeFlags, model: IMM) -> SomeFlags:
-        """These flags with `num_images` for `per_class_count`; a RequestError if they do not give one number."""
+    def check(self) -> None:
+        super().check()
         if self.per_class_count is None:
-            return self
+            return
         if self.num_images != EVALUATED:
             raise RequestError("--per_class_count and --num_images both say how many images; leave one of them out")
-        if model.num_classes == 0:
-            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
         if self.per_class_count < 1:
             raise RequestError(f"--per_class_count {self.per_class_count}: expected at least 1")
+
+    def counted(self: SomeIMMImages, model: Any) -> SomeIMMImages:
+        """These flags with `num_images` for `per_class_count`."""
+        if self.per_class_count is None:
+            return self
+        if model.num_classes == 0:
+            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
         return replace(self, num_images=self.per_class_count * model.num_classes, per_class_count=None)
 
-    def settings(self, model: IMM) -> IMMSettings:
+    def settings_for(self, model: Any) -> IMMSettings:
         """The sampler's settings for this model.
 
         Raises:
@@ -184,8 +185,3 @@ class ImageFlags(ModelFlags, NumberedImages):
             )
         except ValueError as error:
             raise RequestError(f"{error}; see --help") from error
-
-
-def use_tensor_cores() -> None:
-    """Let GPUs round the inputs of matrix products to TF32: the published precision of sampling."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

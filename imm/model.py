@@ -1,7 +1,8 @@
 """IMM as a GenerativeModel: a few steps over latents of a frozen autoencoder, or over pixels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
 from neon.checkpoint import Checkpoint
-from neon.data.augment import AugmentPipe
+from neon.data.augment import augmentation_for, labels_read_by
 from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
+from neon.precision import FP32, TF32, Precision
 from neon.sampling import one_hot
 
 ASSUMED = {"temb_type": "stride"}
 """of a network whose checkpoint does not tell it: that of ts_a2, from which Neon's published network was made"""
+
+
+HALF = {"bf16": "bf16", "fp16": "fp16"}
+"""the precisions that a network enters autocast for, by the names that it knows them by"""
+AUGMENTATION = 0.12
+"""of networks that read augmentation labels: the probability they were trained with"""
 
 
 class IMM(GenerativeModel):
@@ -31,27 +39,54 @@ class IMM(GenerativeModel):
 
     config: {"network": keywords of IMMPrecond, "loss": keywords of IMMLoss (absent: those of the published network
     that it is, else IMMLoss's own)}. A config without temb_type is that of a bare state dict, which does not tell
-    it; it is taken as that of the network that Neon published, ts_a2 (see `assumes_time_embedding`).
+    it; it is taken as that of the network that Neon published, ts_a2.
     """
 
     architecture = "imm"
     network: IMMPrecond
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    sampling_precision = replace(TF32, reason="TF32, as published")
+    # As published: float16 autocast, but no TF32 and no sums in half precision beside it.
+    training_precision = Precision(
+        name="fp16", autocast=torch.float16, reduced_sums=False, reason="float16 autocast, as published"
+    )
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        precision: Precision = FP32,
+        temb_type: str | None = None,
+        augment: float | None = 0.0,
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`temb_type`: in place of what the checkpoint says, or does not; the config then holds it.
+
+        `augment`: probability of augmentations of training images in pixels; None: as networks that are told of them
+        were trained. `loss`: keywords in place of those of the loss.
+        """
         super().__init__()
+        self.told_time_embedding: str | None = config["network"].get("temb_type")
+        """the `temb_type` of the checkpoint; None: it does not tell it"""
+        if temb_type is not None:
+            config = {**config, "network": {**config["network"], "temb_type": temb_type}}
         self.config = config
+        self.precision = precision
         keywords = {**ASSUMED, **config["network"]}
-        self.network = IMMPrecond(**keywords)
+        self.network = IMMPrecond(**{**keywords, "mixed_precision": HALF.get(precision.name)})
         self.num_classes = self.network.label_dim
         row = published_row(keywords)
         self.default_settings = row.settings if row else IMMSettings(guidance=1.5 if self.num_classes else 1.0)
         self.recipe = IMMRecipe()
-        self.use_loss(IMMLoss(**config["loss"]) if "loss" in config else row.loss if row else IMMLoss())
+        usual = IMMLoss(**config["loss"]) if "loss" in config else row.loss if row else IMMLoss()
+        self.loss = replace(usual, **(loss or {}))
+        self.batch_multiple = self.loss.matrix_size
         self.codec: Codec | None = None
-        self.augment: AugmentPipe | None = None
-        """changes training images and tells the network how; it needs as many augmentation labels"""
         side = self.network.img_resolution
         self.in_latents = self.network.img_channels == LATENT_CHANNELS  # pixels have 1 or 3
+        if augment is None:
+            augment = AUGMENTATION if labels_read_by(self.network.model) and not self.in_latents else 0.0
+        self.augment = augmentation_for(self.network.model, augment)
         self.image_shape = (self.network.img_channels, side, side)
         if self.in_latents:  # with the published autoencoder, until there is one
             self.image_shape = (3, side * DOWNSAMPLING, side * DOWNSAMPLING)
@@ -59,11 +94,6 @@ class IMM(GenerativeModel):
             "uint8_rule": "truncate(255 clip((x + 1) / 2, 0, 1))" if self.in_latents else "truncate(127.5 x + 128)",
             "label_rule": "every class equally often, shuffled by the seed",
         }
-
-    @property
-    def assumes_time_embedding(self) -> bool:
-        """Whether the checkpoint did not tell `temb_type`."""
-        return "temb_type" not in self.config["network"]
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -96,11 +126,6 @@ class IMM(GenerativeModel):
         side = self.network.img_resolution * codec.downsampling
         self.image_shape = (3, side, side)
 
-    def use_loss(self, loss: IMMLoss) -> None:
-        """Train with `loss`; batches are then made of groups of its `matrix_size` images."""
-        self.loss = loss
-        self.batch_multiple = loss.matrix_size
-
     def compile_parts(self) -> None:
         """Compile the blocks of a DiT, or the whole of a U-Net, and the decoder."""
         blocks = getattr(self.network.model, "blocks", None)
@@ -108,12 +133,6 @@ class IMM(GenerativeModel):
             part.compile()
         if self.codec is not None:
             self.codec.compile_decoder()
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        """Class i mod num_classes for image i: every class equally often; draws nothing."""
-        if self.num_classes == 0:
-            return None
-        return torch.tensor([index % self.num_classes for index in indices])
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: IMMSettings) -> Tensor:

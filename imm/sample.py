@@ -7,30 +7,24 @@ A killed run goes on where it was.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from imm.flags import ALIASES, ImageFlags, use_tensor_cores
+from imm.flags import CONFIGURED, IMMImageFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import SampledImages
-from neon.runtime.distributed import processes
-from neon.sampling import check_enough, check_label
+from neon.cli.programs import SampleProgram
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags, SampledImages):
-    """Sample images of an IMM network into a PNG folder or a zip, with their classes."""
+class SampleIMM(IMMImageFlags, SampleProgram):
+    """Sample images of an IMM network into a PNG folder or a zip, with their classes.
 
-    def __call__(self) -> None:
-        self.check()
-        with processes(self.device) as group:
-            use_tensor_cores()
-            path, model = self.load(group)
-            images = self.counted(model)
-            check_enough(images.num_images, group)
-            check_label(model, self.class_)
-            settings = self.settings(model)
-            images.write(model, settings, images.identity(path, settings, self.facts(group, model), group), group)
+    Example: python imm/sample.py --network_pkl base.pkl --outdir synthetic.zip --per_class_count 30
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {**CONFIGURED}
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Sample, ALIASES))
+    sys.exit(run_program(SampleIMM))

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import ImageDataset, TrainingImages
-from neon.errors import DegenerateError, RequestError, WorkError
+from neon.errors import DegenerateError, RequestError
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
-from neon.runtime.distributed import Processes, blocks, rounds
+from neon.runtime.blocks import rows_in_order
+from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json
-from neon.runtime.progress import Progress
 from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
@@ -166,28 +166,15 @@ def features_in_order(
     `compute` gives the images of a block, uint8 [B, C, H, W]; each process calls it for its own blocks. `done` is
     a multiple of `batch_size`. A RequestError or WorkError of one process is raised in all.
     """
-    every = blocks(num_images, batch_size)[-(-done // batch_size) :]
-    with Progress(title, num_images, "img", processes, done=done) as progress:
-        for first, block in zip(range(0, len(every), processes.world_size), rounds(every, processes), strict=True):
-            # The last row tells the other processes that this one failed.
-            mine = torch.zeros(batch_size + 1, extractor.dim, device=processes.device)
-            failure = None
-            try:
-                if block is not None:
-                    mine[: len(block)] = extractor(compute(block))
-            except (RequestError, WorkError) as error:
-                failure = error
-                mine[-1] = 1
-            gathered = processes.gather(mine)
-            # A process that is alone knows: a look at the row would wait for a GPU.
-            failed = failure is not None
-            if processes.world_size > 1:
-                failed = bool(torch.stack([rows[-1, 0] for rows in gathered]).any())
-            if failed:
-                processes.raise_first(failure)
-            for now, rows in zip(every[first : first + processes.world_size], gathered, strict=False):
-                yield rows[: len(now)]
-                progress.advance(len(now))
+    yield from rows_in_order(
+        lambda block: extractor(compute(block)),
+        num_images,
+        extractor.dim,
+        batch_size=batch_size,
+        processes=processes,
+        title=title,
+        done=done,
+    )
 
 
 def sampled_images(

@@ -6,6 +6,7 @@ architecture, but only an installed one is found by that name: code runs because
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import json
@@ -13,10 +14,10 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.errors import RequestError
 from neon.noise import Noise
+from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 
 GROUP = "neon.architectures"
@@ -53,18 +55,33 @@ class GenerativeModel(nn.Module, ABC):
     """training batches must divide by this"""
     protocol: Mapping[str, str] = MappingProxyType({})
     """rules of sampling that scores depend on, by name; recorded with every score"""
+    precision: Precision = FP32
+    """what it computes in; set by `__init__` if that takes it, never afterwards"""
+    sampling_precision: ClassVar[Precision] = FP32
+    """what published scores were sampled in on GPUs"""
+    training_precision: ClassVar[Precision] = FP32
+    """what the published network was trained in on GPUs"""
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
         """The config of a published network, from what its file says or from its shapes; None: not one of ours."""
         return None
 
-    @abstractmethod
+    def set_labels(self, num_images: int, seed: int) -> Tensor | None:
+        """Classes of the images of a set, int64 [N]: every class equally often, shuffled by `seed`.
+
+        None: unconditional, or the class belongs to the image and is drawn by `labels`.
+        """
+        return balanced_labels(num_images, self.num_classes, seed) if self.num_classes else None
+
     def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        """Classes of images `indices` by the published rule: int64 [B], or None if unconditional.
+        """Classes of images `indices` that no set gives one: int64 [B], or None if unconditional.
 
         Draws, if any, come from a restarted `noise`; the stream handed to `sample` is left as it was.
         """
+        if not self.num_classes:
+            return None
+        return torch.tensor([index % self.num_classes for index in indices])
 
     @abstractmethod
     def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
@@ -103,6 +120,17 @@ class GenerativeModel(nn.Module, ABC):
         """Loss terms [G] of a batch; the objective is their mean over the global batch."""
 
 
+def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:
+    """Every class equally often, int64 [N], shuffled by `seed`; classes of a remainder are drawn from it too.
+
+    The published rule of class-conditional evaluations; for a multiple of `num_classes` the same labels.
+    """
+    each, rest = divmod(num_images, num_classes)
+    drawn = torch.randint(num_classes, (rest,), generator=torch.Generator().manual_seed(seed + 1))
+    labels = torch.cat([torch.arange(num_classes).repeat_interleave(each), drawn])
+    return labels[torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))]
+
+
 def architecture(name: str) -> type[GenerativeModel]:
     """The class that a user calls `name`: an entry point, or `path/to/file.py:NAME`, which runs that file.
 
@@ -126,7 +154,31 @@ def _installed(name: str) -> type[GenerativeModel]:
         raise RequestError(
             f"architecture {name!r} is unknown; expected one of {known}, or --model path/to/file.py:NAME of your own"
         )
-    return found[name].load()
+    return _loaded(found[name])
+
+
+def _loaded(entry: EntryPoint) -> type[GenerativeModel]:
+    """The class that an entry point names.
+
+    Raises:
+        RequestError: what Python finds under the name of its package is another package or folder.
+    """
+    package = entry.module.partition(".")[0]
+    try:
+        found = getattr(importlib.import_module(entry.module), entry.attr, None)
+        problem = f"{entry.module} has no GenerativeModel called {entry.attr}"
+    except ImportError as error:
+        if package not in sys.modules or (error.name or "").partition(".")[0] != package:
+            raise  # not installed, or lacks a package of somebody else's
+        found, problem = None, str(error)
+    if inspect.isclass(found) and issubclass(found, GenerativeModel):
+        return found
+    module = sys.modules.get(entry.module, sys.modules[package])
+    place = module.__file__ or next(iter(module.__path__))  # a folder without __init__.py has no file
+    raise RequestError(
+        f"architecture {entry.name!r}: {place} comes first and is not the {package} that was installed ({problem}); "
+        "take its folder out of PYTHONPATH, rename it, or start elsewhere"
+    )
 
 
 def _class_in_file(name: str) -> type[GenerativeModel]:
@@ -161,12 +213,16 @@ def _is_defined_in(module: str, value: Any) -> bool:
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:
-    """The metadata of a checkpoint, with `architecture` and `config` filled in if an architecture recognises it."""
+    """The metadata of a checkpoint, with `architecture` and `config` filled in if an architecture recognises it.
+
+    Raises:
+        RequestError: another package hides an architecture that would be asked.
+    """
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
     for entry in entry_points(group=GROUP):
-        config = entry.load().config_of(checkpoint)
+        config = _loaded(entry).config_of(checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
@@ -178,24 +234,72 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     kind: type[GenerativeModel] | str | None = None,
+    only: type[GenerativeModel] | None = None,
+    precision: str | None = None,
+    for_training: bool = False,
+    **arguments: Any,
 ) -> GenerativeModel:
     """The model of a checkpoint, in eval mode on `device`.
 
     Files written by neon say of what `architecture` and `config` they are; published ones are recognised.
-    `key` as in `open_checkpoint`. `kind` is the class of the model, or what the user calls it (`architecture`); without
-    it, the installed one that the file names.
+    `key` as in `open_checkpoint`.
+
+    Args:
+        kind: The class of the model, or what the user calls it (`architecture`); by default the installed one that the
+            file names.
+        only: The class that it must be.
+        precision: A name as in `neon.precision`; by default the published one of sampling, or `for_training`, on a
+            GPU, and float32 on a CPU.
+        arguments: To the constructor.
 
     Raises:
         RequestError: the file is no checkpoint, is of another architecture than `kind` or of none that is installed,
-            or holds other tensors than its architecture has.
+            holds other tensors than its architecture has, or the model takes no precision and one is asked for.
     """
     if isinstance(kind, str):
         kind = architecture(kind)
     with open_checkpoint(path, key) as checkpoint:
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
-        model = _built(path, kind, config)
+        if only is not None and not issubclass(kind, only):
+            raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
+        if "precision" in inspect.signature(kind).parameters:
+            published = kind.training_precision if for_training else kind.sampling_precision
+            arguments["precision"] = decide(precision, published, torch.device(device))
+        elif precision not in (None, FP32.name):
+            raise RequestError(
+                f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
+            )
+        model = _built(path, kind, config, arguments)
         load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return model.to(device).eval().requires_grad_(False)
+
+
+SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
+
+
+def initialised(
+    kind: type[SomeModel],
+    config: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    advice: str,
+    *,
+    precision: str | None = None,
+    **arguments: Any,
+) -> SomeModel:
+    """A model to train from scratch, its initial weights drawn by `seed`; `precision` and `arguments` as `load_model`.
+
+    Raises:
+        RequestError: there is no such network; ends with `advice`.
+    """
+    torch.manual_seed(seed)
+    try:
+        model = kind(config, precision=decide(precision, kind.training_precision, device), **arguments)
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"no such network can be built ({error}); {advice}") from error
+    return model.to(device)
 
 
 def open_autoencoder(model: GenerativeModel, named: Path | None) -> Path | None:
@@ -239,9 +343,13 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
     return config
 
 
-def _built(path: str | os.PathLike[str], kind: type[GenerativeModel], config: dict[str, Any]) -> GenerativeModel:
+def _built(
+    path: str | os.PathLike[str], kind: type[GenerativeModel], config: dict[str, Any], arguments: dict[str, Any]
+) -> GenerativeModel:
     try:
-        model = kind(config)
+        model = kind(config, **arguments)
+    except RequestError:
+        raise
     except (TypeError, ValueError, KeyError) as error:
         raise RequestError(
             f"{path}: no {kind.architecture} network can be built as the file describes it ({error})"

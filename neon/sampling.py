@@ -19,9 +19,9 @@ from neon.data.images import LABELS_FILE, image_name, pack_set, write_images, wr
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
-from neon.runtime.distributed import Processes, blocks, rounds
+from neon.runtime.blocks import write_blocks
+from neon.runtime.distributed import Processes
 from neon.runtime.files import check_writable
-from neon.runtime.progress import Progress
 from neon.runtime.run_folder import run_folder
 
 Label = int | Tensor | None
@@ -75,17 +75,6 @@ def one_hot(labels: Tensor | None, num_classes: int, device: torch.device) -> Te
     return F.one_hot(labels.to(device, non_blocking=True), num_classes).to(torch.float32)
 
 
-def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:
-    """Every class equally often, int64 [N], shuffled by `seed`; classes of a remainder are drawn from it too.
-
-    The published rule of class-conditional evaluations; for a multiple of `num_classes` the same labels.
-    """
-    each, rest = divmod(num_images, num_classes)
-    drawn = torch.randint(num_classes, (rest,), generator=torch.Generator().manual_seed(seed + 1))
-    labels = torch.cat([torch.arange(num_classes).repeat_interleave(each), drawn])
-    return labels[torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))]
-
-
 def check_enough(num_images: int, processes: Processes) -> None:
     """Raise a RequestError if there are more processes than images."""
     if num_images < processes.world_size:
@@ -97,12 +86,9 @@ def check_enough(num_images: int, processes: Processes) -> None:
 
 def block_labels(model: GenerativeModel, block: range, noise: Noise, label: Label = None) -> Tensor | None:
     """int64 [B] or None (unconditional): the classes of the images of `block`."""
-    drawn = model.labels(block, noise)
-    if label is None or drawn is None:
-        return drawn
-    if isinstance(label, int):
-        return torch.full_like(drawn, label)
-    return label[block.start : block.stop].to(drawn, non_blocking=True)
+    if label is None or model.num_classes == 0:
+        return model.labels(block, noise)
+    return torch.full((len(block),), label) if isinstance(label, int) else label[block.start : block.stop]
 
 
 def sample_block(
@@ -119,7 +105,8 @@ def sample_block(
     """
     noise = ImageNoise([seeds[i] for i in block], processes.device)
     labels = block_labels(model, block, noise, label)
-    return model.sample(noise, labels, settings), labels
+    with model.precision.allowed_on(processes.device):
+        return model.sample(noise, labels, settings), labels
 
 
 def sample_set(
@@ -179,14 +166,19 @@ def write_samples(
     folder = Path(folder)
     if processes.from_main((folder / LABELS_FILE).exists()):
         return folder
-    every = blocks(len(seeds), batch_size)
-    with Progress("sampling", len(seeds), "img", processes) as progress:
-        for block in rounds(every, processes):
-            if block is not None and not all((folder / image_name(i)).exists() for i in block):
-                images, _ = sample_block(model, block, seeds, settings, processes, label)
-                write_images(folder, block, images)
-            progress.advance(min(batch_size * processes.world_size, len(seeds) - progress.done))
-    processes.barrier()
+
+    def write(block: range) -> None:
+        images, _ = sample_block(model, block, seeds, settings, processes, label)
+        write_images(folder, block, images)
+
+    every = write_blocks(
+        write,
+        len(seeds),
+        batch_size=batch_size,
+        processes=processes,
+        title="sampling",
+        is_written=lambda block: all((folder / image_name(i)).exists() for i in block),
+    )
 
     def finish() -> None:
         noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neon.checkpoint import open_checkpoint, save_torch
+from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
 from neon.data.images import TrainingImages
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, warn
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
@@ -172,10 +172,33 @@ def train_in_folder(
     with contextlib.ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
         snapshots = train(model, dataset, folder, processes=processes, **settings)
-    if processes.is_main:
-        last = snapshots[-1]
-        print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
     return snapshots
+
+
+def pickle_copies(base: Path | None, key: str | None) -> Callable[[Snapshot], None] | None:
+    """What writes a snapshot also as a copy of the published pickle `base`; None if `base` is not one.
+
+    The copies are named by thousand images. Warns if `base` is such a pickle and cannot be copied.
+    """
+    if base is None:
+        return None
+    with open_checkpoint(base, key) as checkpoint:
+        if not isinstance(checkpoint, PickleCheckpoint):
+            return None
+        try:
+            checkpoint.check_copyable()
+        except RequestError as error:
+            warn(f"{error}; snapshots will be .safetensors only")
+            return None
+
+    def write(snapshot: Snapshot) -> None:
+        copy = snapshot.path.with_name(f"network-snapshot-{snapshot.images_seen // 1000:06d}.pkl")
+        if not copy.exists():
+            with open_checkpoint(base, key) as checkpoint:
+                assert isinstance(checkpoint, PickleCheckpoint)
+                checkpoint.save_with(copy, load_state(snapshot.path))
+
+    return write
 
 
 def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size: int, micro_batch: int) -> None:
@@ -232,6 +255,8 @@ class TrainingRun:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity
         self.ordered = True
+        if processes.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # batches are of one shape
         self.network = model.network.train().requires_grad_(True)
         self.parameters = list(self.network.parameters())
         self.optimizer = recipe.optimizer(self.network)
@@ -253,7 +278,8 @@ class TrainingRun:
         recipe, seen = self.recipe, self.step * self.recipe.batch_size
         indices = list(islice(self.visits, recipe.batch_size))
         noise_seeds = image_seeds(Purpose.TRAINING, self.seed, recipe.batch_size, start=seen)
-        total = self._gradients(indices, noise_seeds)
+        with self.model.precision.allowed_on(self.processes.device):
+            total = self._gradients(indices, noise_seeds)
         lr = recipe.lr_at(seen)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

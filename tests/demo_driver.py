@@ -15,7 +15,7 @@ SMALL = DemoPlan(
     recipe=Recipe(batch_size=16, lr=1e-3),
     micro_batch=4,
     num_images=50,
-    num_blocks=2,
+    num_blocks=3,
     batch_size=8,
     nearest_k=3,
     picture_w=(-1.0,),

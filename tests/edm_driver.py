@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from edm import calculate_fid, finetune, sample
-from edm.flags import ALIASES
 from neon.cli.command_line import run_program
 from neon.data.images import ImageDataset
 from neon.model import load_model
@@ -16,16 +15,14 @@ from neon.selftrain import train
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (sample.Sample, ALIASES, "--network_pkl base.pkl --outdir set --seeds 0-12 --batch 3 --num_steps 3"),
+    (sample.SampleEDM, "--network_pkl base.pkl --outdir set --seeds 0-12 --batch 3 --num_steps 3"),
     (
-        calculate_fid.CalculateFID,
-        ALIASES,
+        calculate_fid.ScoreEDM,
         "--network_pkl base.pkl --self_trained tuned.pkl --w 0.5 --ref real.npz --features features.safetensors "
         "--precision_recall real --seeds 0-19 --batch_size 3 --num_steps 3 --json scores.json --run_dir run",
     ),
     (
-        finetune.Finetune,
-        finetune.ALIASES,
+        finetune.TrainEDM,
         "--transfer base.pkl --data real --outdir training --augment 0 --dropout 0.1 --duration 0.000048 "
         "--batch 16 --batch_gpu 4 --tick 0.016 --snap 1 --lr_rampup 0.00003 --ema 0.0001",
     ),
@@ -33,7 +30,7 @@ COMMANDS = (
 
 # A request that turns out wrong in one process only: the image that cannot be read is in the second block.
 WRONG = (
-    COMMANDS[1][2]
+    COMMANDS[1][1]
     .replace("--precision_recall real", "--precision_recall corrupt")
     .replace("--json scores.json --run_dir run", "--json wrong/scores.json --run_dir wrong/run")
 )
@@ -58,10 +55,10 @@ def train_summed(folder: Path, group: Processes) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes("cpu") as group:
-        for program, aliases, flags in COMMANDS:
-            code = run_program(program, aliases, [*flags.split(), "--device", "cpu"])
+        for program, flags in COMMANDS:
+            code = run_program(program, [*flags.split(), "--device", "cpu"])
             if code:
                 sys.exit(code)
         train_summed(Path("summed"), group)
-        if run_program(calculate_fid.CalculateFID, ALIASES, [*WRONG.split(), "--device", "cpu"]) != 2:
+        if run_program(calculate_fid.ScoreEDM, [*WRONG.split(), "--device", "cpu"]) != 2:
             sys.exit("the corrupt image was not refused in every process")

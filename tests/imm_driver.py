@@ -1,30 +1,29 @@
 """IMM's programs one after the other in one process group, for the tests that start it under torchrun."""
 
-from imm.calculate_fid import CalculateFID
-from imm.encode import Encode
-from imm.finetune import Finetune
-from imm.flags import ALIASES
-from imm.sample import Sample
+from imm.calculate_fid import ScoreIMM
+from imm.encode import EncodeForIMM
+from imm.finetune import TrainIMM
+from imm.sample import SampleIMM
 from tests.programs import drive
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
     (
-        Sample,
+        SampleIMM,
         "--network_pkl base.pkl --outdir set --num_images 13 --batch_size 3 --num_steps 2 --cfg_scale 2",
     ),
     (
-        CalculateFID,
+        ScoreIMM,
         "--network_pkl base.pkl --self_trained tuned.pkl --w 0.5 --ref real.npz "
         "--features features.safetensors --num_images 20 --batch_size 3 --num_steps 2 --json scores.json",
     ),
-    (Encode, "--data real --outdir latents --img_size 16 --batch_size 7"),
+    (EncodeForIMM, "--data real --outdir latents --img_size 16 --batch_size 7"),
     (
-        Finetune,
+        TrainIMM,
         "--network_pkl base.pkl --data real --outdir training --batch 24 --batch_gpu 4 "
         "--total_images 72 --save_interval 24 --lr 1e-3 --ema_rate 0.9",
     ),
 )
 
 if __name__ == "__main__":
-    drive(COMMANDS, ALIASES, "--vae_path vae")
+    drive(COMMANDS, "--vae_path vae")

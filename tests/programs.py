@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
@@ -141,12 +141,12 @@ def run_as_typed(command: str, folder: Path, path: str) -> None:
     assert done.stdout.splitlines()[-1].startswith("FD_tiny6=")
 
 
-def drive(commands: Iterable[tuple[type, str]], aliases: Mapping[str, str], usual: str) -> None:
+def drive(commands: Iterable[tuple[type, str]], usual: str) -> None:
     """Run programs with their flags and the `usual` ones, one after the other in one process group, until one fails."""
     torch.set_num_threads(1)
     with processes("cpu"):
         for program, flags in commands:
-            if status := run_program(program, aliases, [*flags.split(), *usual.split(), "--device", "cpu"]):
+            if status := run_program(program, [*flags.split(), *usual.split(), "--device", "cpu"]):
                 sys.exit(status)
 
 

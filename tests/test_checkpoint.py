@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from neon.checkpoint import TensorSpec, load_state, open_checkpoint, save_safetensors
 from neon.checkpoint.safetensors_format import aligned, stream_safetensors
-from neon.cli.convert import convert_checkpoint
+from neon.cli.checkpoints import convert_checkpoint
 from neon.errors import RequestError, WorkError
 from neon.runtime.files import sha256_file
 

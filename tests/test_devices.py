@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
-from edm.ablation import AblationSettings
 from edm.model import EDM
 from edm.sampler import EDMSettings
-from imm.loss import IMMLoss
+from edm.settings import AblationSettings
 from imm.model import IMM
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings
-from neon.data.augment import AUGMENT_DIM, edm_augment
+from neon.data.augment import AUGMENT_DIM
 from neon.data.images import ArrayDataset
 from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
@@ -39,11 +38,22 @@ from neon.metrics import InceptionScore, Manifold, Moments
 from neon.metrics.features import SmallFeatures
 from neon.metrics.inception_score import NUM_CLASSES
 from neon.model import GenerativeModel
+from neon.precision import FP16, FP32, Precision
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.sampling import check_label, one_hot, sample_block, write_samples
 from neon.selftrain import TrainingRun, check_trainable, visit
-from tests.tiny import CONFIG, tiny_colour_images, tiny_edm, tiny_images, tiny_imm, tiny_sd_vae, tiny_var, tiny_xar
+from tests.tiny import (
+    CONFIG,
+    tiny_colour_images,
+    tiny_edm,
+    tiny_images,
+    tiny_imm,
+    tiny_sd_vae,
+    tiny_vae,
+    tiny_var,
+    tiny_xar,
+)
 from VAR.recipe import VARRecipe
 from VAR.sampler import VARSettings
 from xAR.model import XARModel
@@ -152,15 +162,11 @@ def edm_of(precond: str, **network: object) -> EDM:
 
 
 def two_networks() -> EDM:
-    model = tiny_edm()
-    model.second = (tiny_edm(seed=1).network, 0.5)
-    return model
+    return EDM(tiny_edm().config, second=(tiny_edm(seed=1).network, 0.5)).eval().requires_grad_(False)
 
 
 def augmented_edm() -> EDM:
-    model = tiny_edm(augment_dim=AUGMENT_DIM)
-    model.augment = edm_augment(0.5)
-    return model
+    return EDM(tiny_edm(augment_dim=AUGMENT_DIM).config, augment=0.5).eval().requires_grad_(False)
 
 
 def pixel_xar() -> XARModel:
@@ -169,24 +175,23 @@ def pixel_xar() -> XARModel:
 
 
 def unmirrored_xar() -> XARModel:
-    model = tiny_xar()
-    model.mirrors = False
+    whole = tiny_xar()
+    model = XARModel(whole.config, mirrors=False).eval().requires_grad_(False)
+    model.set_vae(tiny_vae())
     return model
 
 
-def latent_imm(**network: object) -> IMM:
-    model = tiny_imm(**network)
+def latent_imm(precision: Precision = FP32, **network: object) -> IMM:
+    model = tiny_imm(precision=precision, **network)
     model.set_codec(tiny_sd_vae())
     return model
 
 
-def pixel_imm(**loss: object) -> IMM:
-    model = tiny_imm(
-        img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8, channel_mult=[1, 1], num_blocks=1,
-        attn_resolutions=[4],
+def pixel_imm(precision: Precision = FP32, **loss: object) -> IMM:
+    return tiny_imm(
+        precision=precision, loss=loss, img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8,
+        channel_mult=[1, 1], num_blocks=1, attn_resolutions=[4],
     )  # fmt: skip
-    model.use_loss(IMMLoss(**loss))  # type: ignore[arg-type]
-    return model
 
 
 Case = tuple[Callable[[], GenerativeModel], Any]
@@ -346,11 +351,7 @@ def test_images_of_another_size_are_fetched_once_to_be_cropped() -> None:
 @pytest.mark.parametrize("name", ["VAR", "xAR", "IMM", "IMM, restart", "IMM, U-Net"])
 def test_half_precision_mixes_no_dtypes_on_a_gpu(name: str) -> None:
     make, settings = SAMPLED[name]
-    model = make()
-    if isinstance(model, IMM):
-        model.network.mixed_precision = torch.float16
-    else:
-        model.precision = torch.float16
+    model = make(precision=FP16)
     images = {(1, 8, 8): tiny_images, (3, 8, 8): tiny_colour_images, (3, 16, 16): large_images}[model.image_shape]()
     with pretended() as gpu:
         gpu.put(model)

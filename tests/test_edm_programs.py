@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 
 from edm import calculate_fid, finetune, sample
-from edm.finetune import PRESETS, snapshot_steps
-from edm.flags import ALIASES
+from edm.finetune import PRESETS, tick_steps
 from neon import evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
@@ -76,16 +75,16 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_sample(flags: str) -> int:
-    return run_program(sample.Sample, ALIASES | sample.ABLATION_ALIASES, flags.split())
+    return run_program(sample.SampleEDM, flags.split())
 
 
 def run_fid(flags: str) -> int:
     usual = f"--ref real.npz --features features.safetensors {SAMPLER} --device cpu"
-    return run_program(calculate_fid.CalculateFID, ALIASES, [*usual.split(), *flags.split()])
+    return run_program(calculate_fid.ScoreEDM, [*usual.split(), *flags.split()])
 
 
 def run_finetune(flags: str) -> int:
-    return run_program(finetune.Finetune, finetune.ALIASES, flags.split())
+    return run_program(finetune.TrainEDM, flags.split())
 
 
 def scores(flags: str, name: str = "scores.json") -> dict:
@@ -284,7 +283,7 @@ def test_network_and_statistics_may_be_addresses(here: Path, server: str, capsys
     capsys.readouterr()
     flags = f"--network_pkl {server}/base.pkl --ref {server}/real.npz --seeds 0-9 --features features.safetensors"
     arguments = [*flags.split(), *SAMPLER.split(), "--json", "remote.json"]
-    assert run_program(calculate_fid.CalculateFID, ALIASES, arguments) == 0
+    assert run_program(calculate_fid.ScoreEDM, arguments) == 0
     assert f"downloading {server}/base.pkl" in capsys.readouterr().err
     assert json.loads(Path("remote.json").read_text())["fd_tiny6"] == local["fd_tiny6"]
 
@@ -322,11 +321,11 @@ def test_defaults_that_do_not_reproduce_published_scores_are_warned_of(
 
 
 def test_snapshots_appear_at_the_published_budgets() -> None:
-    cifar = [n * 512 // 1000 for n in snapshot_steps(512, 6, 50, 10)]
+    cifar = [n * 512 // 1000 for n in tick_steps(512, 6, 50, 10)]
     assert cifar == [50, 551, 1053, 1555, 2057, 2558, 3060, 3562, 4064, 4566, 5067, 5569, 6000]
-    ffhq = [n * 256 // 1000 for n in snapshot_steps(256, 3, 50, 5)]
+    ffhq = [n * 256 // 1000 for n in tick_steps(256, 3, 50, 5)]
     assert ffhq == [50, 301, 551, 802, 1053, 1304, 1555, 1806, 2057, 2308, 2558, 2809, 3000]
-    assert snapshot_steps(512, 6, 50, 10)[-1] == snapshot_steps(256, 3, 50, 5)[-1] == 11719
+    assert tick_steps(512, 6, 50, 10)[-1] == tick_steps(256, 3, 50, 5)[-1] == 11719
 
 
 def test_the_presets_are_the_published_runs() -> None:

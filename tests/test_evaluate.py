@@ -12,7 +12,8 @@ from neon.errors import RequestError, WorkError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
-from neon.runtime.distributed import Processes, blocks
+from neon.runtime.blocks import blocks
+from neon.runtime.distributed import Processes
 from neon.sampling import write_samples
 from tests.tiny import tiny_edm, tiny_images
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from imm.encode import Encode
+from imm.encode import EncodeForIMM
 from imm.latents import MOMENTS, LatentSet, open_set
 from imm.vae import LatentScale, load_codec, weights_file
 from neon.checkpoint import load_state
@@ -233,7 +233,7 @@ def test_the_cache_of_hugging_face_is_looked_in_and_nothing_slow_imported(vae: P
     (cache / "refs").mkdir(parents=True)
     (cache / "refs/main").write_text("0123abcd")
     shutil.copytree(vae, cache / "snapshots/0123abcd")
-    code = "import sys; from imm.encode import weights_file; print(weights_file(None), 'diffusers' in sys.modules)"
+    code = "import sys; from imm.vae import weights_file; print(weights_file(None), 'diffusers' in sys.modules)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -244,7 +244,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "diffusers.models", None)
-    with pytest.raises(RequestError, match=r"needs the package diffusers .* `pip install 'neon\[imm\]'`"):
+    with pytest.raises(RequestError, match=r"needs the package diffusers .* `pip install 'neon-extrapolation\[imm\]'`"):
         load_codec(saved, "cpu")
 
 
@@ -261,7 +261,7 @@ def publish(latents: torch.Tensor, folder: Path) -> None:
 
 def encode(data: Path, outdir: Path, vae: Path, flags: str = "--img_size 16") -> int:
     words = ["--data", data, "--outdir", outdir, "--vae_path", vae, "--batch_size", "4", "--device", "cpu"]
-    return run_program(Encode, {}, [*map(str, words), *flags.split()])
+    return run_program(EncodeForIMM, [*map(str, words), *flags.split()])
 
 
 def test_published_folders_and_zips_and_our_sets_hold_the_same(images: Path, saved: Path, tmp_path: Path) -> None:

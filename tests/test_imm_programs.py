@@ -11,12 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imm.calculate_fid import CalculateFID
-from imm.encode import Encode
-from imm.finetune import Finetune, IMMPlan
-from imm.flags import ALIASES
+from imm.calculate_fid import ScoreIMM
+from imm.encode import EncodeForIMM
+from imm.finetune import IMMPlan, TrainIMM
 from imm.model import IMM
-from imm.sample import Sample
+from imm.sample import SampleIMM
 from imm.vae import weights_file
 from neon.checkpoint import load_state
 from neon.cli.command_line import run_program
@@ -70,16 +69,16 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_sample(flags: str) -> int:
-    return run_program(Sample, ALIASES, ["--vae_path", "vae", "--device", "cpu", *flags.split()])
+    return run_program(SampleIMM, ["--vae_path", "vae", "--device", "cpu", *flags.split()])
 
 
 def run_fid(flags: str) -> int:
     usual = "--vae_path vae --fid_stats real.npz --features features.safetensors --device cpu"
-    return run_program(CalculateFID, ALIASES, [*usual.split(), *flags.split()])
+    return run_program(ScoreIMM, [*usual.split(), *flags.split()])
 
 
 def run_finetune(flags: str) -> int:
-    return run_program(Finetune, ALIASES, ["--vae_path", "vae", "--device", "cpu", *flags.split()])
+    return run_program(TrainIMM, ["--vae_path", "vae", "--device", "cpu", *flags.split()])
 
 
 def scores(flags: str, name: str = "scores.json") -> dict:
@@ -174,7 +173,7 @@ def published_zip(path: Path, moments: torch.Tensor, labels: list[int] | None) -
 
 def test_training_on_latents_ours_or_published_is_training_on_the_images(here: Path) -> None:
     encode = "--vae_path vae --data real --outdir kept --img_size 16"
-    assert run_program(Encode, {}, encode.split()) == 0
+    assert run_program(EncodeForIMM, encode.split()) == 0
     pixels, labels = images("real")
     assert labels is not None
     model = tiny_imm()
@@ -290,7 +289,7 @@ def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
-    assert run_program(Sample, ALIASES, SAMPLE.split()) == 2
+    assert run_program(SampleIMM, SAMPLE.split()) == 2
     error = capsys.readouterr().err
     assert "sd-vae-ft-ema" in error and "hf download stabilityai/sd-vae-ft-ema" in error and "--vae_path" in error
 

@@ -12,9 +12,9 @@ PROGRAMS = ("sample", "finetune", "calculate_fid", "encode", "flags", "train_tok
 """files of an architecture that may use the command line's rooms"""
 LAYERS = (
     ("errors",),
-    ("runtime", "nn", "noise"),
+    ("runtime", "nn", "noise", "precision"),
     ("checkpoint", "data"),
-    ("recipe",),
+    ("recipe", "published"),
     ("model",),
     ("metrics", "merge", "sampling"),
     ("selftrain", "evaluate"),

@@ -161,7 +161,7 @@ def test_a_wrong_model_is_one_line_and_exit_code_2(
         ("import no_such_module", "mine.py does not run (ModuleNotFoundError: No module named 'no_such_module'"),
         (
             "from neon.model import GenerativeModel\nclass Mine(GenerativeModel):\n    pass\n",
-            "Mine lacks encode, labels, sample, training_loss, architecture",
+            "Mine lacks encode, sample, training_loss, architecture",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_model_that_breaks_the_contract_is_told_where(here: Path, replaced: st
 
 
 def test_postponed_annotations_in_the_file_work(here: Path) -> None:
-    name = variant("\nfrom collections.abc", "\nfrom __future__ import annotations\n\nfrom collections.abc")
+    name = variant("\nfrom dataclasses", "\nfrom __future__ import annotations\n\nfrom dataclasses")
     assert load_model("base.safetensors", kind=name).default_settings.num_steps == 5
 
 
@@ -207,8 +207,8 @@ def test_weights_that_neon_did_not_write_open_if_the_class_tells_their_config(he
     with pytest.raises(RequestError, match=r"bare\.pth: carries no config"):
         load_model("bare.pth", kind=FLOW)
     name = variant(
-        "    def labels(",
-        f"    @classmethod\n    def config_of(cls, checkpoint):\n        return {CONFIG!r}\n\n    def labels(",
+        "    def encode(",
+        f"    @classmethod\n    def config_of(cls, checkpoint):\n        return {CONFIG!r}\n\n    def encode(",
     )
     loaded = load_model("bare.pth", kind=name).network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state.items())

@@ -24,7 +24,7 @@ from edm.precond import EDMPrecond
 from imm.precond import IMMPrecond
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_safetensors
 from neon.cli.app import main
-from neon.cli.convert import convert_checkpoint
+from neon.cli.checkpoints import convert_checkpoint
 from neon.errors import RequestError
 from neon.merge import merge_files, merge_state
 from neon.nn.unet import Linear

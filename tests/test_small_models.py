@@ -12,7 +12,7 @@ from neon.metrics.features import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import ImageNoise
 from VAR.model import VARModel
-from xAR.flags import ModelFlags
+from xAR.flags import XARFlags
 from xAR.model import XARModel
 
 ASSETS = Path(__file__).parent.parent / "benchmarks" / "assets"
@@ -53,6 +53,6 @@ def test_the_small_xar_is_known_by_name() -> None:
     path = ASSETS / "small_xar_base.safetensors"
     model = load_model(path)
     assert isinstance(model, XARModel)
-    ModelFlags(model_ckpt=str(path), model="xar_small").check_model(path, model)
+    XARFlags(model_ckpt=str(path), model="xar_small").check_model(path, model)
     with pytest.raises(RequestError, match=r"--model xar_base: .* is xar_small"):
-        ModelFlags(model_ckpt=str(path), model="xar_base").check_model(path, model)
+        XARFlags(model_ckpt=str(path), model="xar_base").check_model(path, model)

@@ -10,6 +10,7 @@ import torch
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli.command_line import run_program
 from neon.data.encoded import ExampleSet
+from neon.data.images import from_uint8
 from neon.merge import merge_files
 from neon.metrics import Statistics
 from neon.model import load_model
@@ -32,13 +33,11 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import tiny_colour_images, tiny_tokenizer, tiny_var
-from VAR.calculate_fid import CalculateFID
-from VAR.encode import Encode
-from VAR.finetune import PRESETS, Finetune
-from VAR.flags import ALIASES
+from VAR.calculate_fid import ScoreVAR
+from VAR.encode import EncodeForVAR
+from VAR.finetune import PRESETS, TrainVAR
 from VAR.model import TOKENS, VARModel
-from VAR.preprocess import as_input
-from VAR.sample import Sample
+from VAR.sample import SampleVAR
 from VAR.train_tokenizer import TrainTokenizer
 from VAR.transformer import VAR
 
@@ -67,16 +66,16 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_sample(flags: str) -> int:
-    return run_program(Sample, ALIASES, [*COMMON.split(), *flags.split()])
+    return run_program(SampleVAR, [*COMMON.split(), *flags.split()])
 
 
 def run_fid(flags: str) -> int:
     usual = f"{COMMON} --fid_stats real.npz --features features.safetensors --device cpu"
-    return run_program(CalculateFID, ALIASES, [*usual.split(), *flags.split()])
+    return run_program(ScoreVAR, [*usual.split(), *flags.split()])
 
 
 def run_finetune(flags: str) -> int:
-    return run_program(Finetune, ALIASES, ["--vae_ckpt", "vae.pth", *flags.split()])
+    return run_program(TrainVAR, ["--vae_ckpt", "vae.pth", *flags.split()])
 
 
 def scores(flags: str, name: str = "scores.json") -> dict:
@@ -99,7 +98,8 @@ def test_tokens_are_those_behind_the_images(here: Path) -> None:
     assert drawn.dtype == torch.uint16 and drawn.shape == (10, 21) and tokens.image_shape == (3, 8, 8)
     pixels, expected = images("pixels")
     assert torch.equal(labels, expected)
-    decoded = tiny_tokenizer().decode_tokens(drawn.to(torch.int64))
+    tokenizer = tiny_tokenizer()
+    decoded = tokenizer.decode(tokenizer.quantize.feature_maps(drawn.to(torch.int64))[-1])
     assert ((decoded + 1) * 127.5 - pixels).abs().max() <= 1.01
     size = sum(file.stat().st_size for file in Path("tokens").glob("*.safetensors"))
     assert size < 10 * 2 * 21 + 3 * 400, "two bytes a token, and headers"
@@ -167,7 +167,7 @@ def test_training_from_scratch_learns(here: Path) -> None:
 def test_a_tokenizer_is_trained_and_recognised(here: Path) -> None:
     flags = "--data real --outdir run --vocab 16 --code_channels 4 --base_channels 32 --channel_mult 1 2"
     budget = "--patch_nums 1 2 4 --batch 20 --total_images 800 --lr 3e-3"
-    assert run_program(TrainTokenizer, {}, f"{flags} {budget}".split()) == 0
+    assert run_program(TrainTokenizer, f"{flags} {budget}".split()) == 0
     found = losses("run")
     assert found[-1] < 0.5 * found[0]
     [snapshot] = Path("run").glob("snapshot*")
@@ -179,13 +179,13 @@ def test_a_tokenizer_is_trained_and_recognised(here: Path) -> None:
 
 def test_a_set_is_encoded_once_and_trained_on(here: Path) -> None:
     flags = "--vae_ckpt vae.pth --data real --outdir tokens --patch_nums 1 2 4 --batch_size 16"
-    assert run_program(Encode, {}, flags.split()) == 0
+    assert run_program(EncodeForVAR, flags.split()) == 0
     tokens, labels = ExampleSet("tokens", TOKENS).load(range(60))
     real, expected = images("real")
-    assert torch.equal(tokens.to(torch.int64), tiny_tokenizer().tokens(as_input(real)))
+    assert torch.equal(tokens.to(torch.int64), tiny_tokenizer().tokens(from_uint8(real)))
     assert torch.equal(labels, expected)
     assert run_finetune(f"--var_ckpt base.pth --data tokens --outdir run {RUN}") == 0
-    assert run_program(Encode, {}, flags.replace("--data real", "--data tokens").split()) == 2
+    assert run_program(EncodeForVAR, flags.replace("--data real", "--data tokens").split()) == 2
 
 
 def test_published_files_are_recognised_whatever_their_nesting(here: Path) -> None:
@@ -255,7 +255,7 @@ def test_statistics_of_another_resolution_are_refused(here: Path, capsys: pytest
 def test_a_missing_tokenizer_is_told_with_the_command_that_fetches_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_program(Sample, ALIASES, f"{SAMPLE}".split()) == 2
+    assert run_program(SampleVAR, f"{SAMPLE}".split()) == 2
     error = capsys.readouterr().err
     assert "vae_ch160v4096z32.pth" in error and "hf download FoundationVision/var" in error and "--vae_ckpt" in error
 

@@ -27,11 +27,10 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import tiny_colour_images, tiny_vae, tiny_xar
-from xAR.calculate_fid import CalculateFID
-from xAR.encode import Encode
-from xAR.finetune import PRESETS, Finetune
-from xAR.flags import ALIASES
-from xAR.sample import Sample
+from xAR.calculate_fid import ScoreXAR
+from xAR.encode import EncodeForXAR
+from xAR.finetune import PRESETS, TrainXAR
+from xAR.sample import SampleXAR
 
 COMMON = "--vae_path vae.ckpt --flow_steps 3"
 
@@ -59,16 +58,16 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_sample(flags: str) -> int:
-    return run_program(Sample, ALIASES, [*COMMON.split(), *flags.split()])
+    return run_program(SampleXAR, [*COMMON.split(), *flags.split()])
 
 
 def run_fid(flags: str) -> int:
     usual = f"{COMMON} --fid_stats real.npz --features features.safetensors --device cpu"
-    return run_program(CalculateFID, ALIASES, [*usual.split(), *flags.split()])
+    return run_program(ScoreXAR, [*usual.split(), *flags.split()])
 
 
 def run_finetune(flags: str) -> int:
-    return run_program(Finetune, ALIASES, ["--vae_path", "vae.ckpt", *flags.split()])
+    return run_program(TrainXAR, ["--vae_path", "vae.ckpt", *flags.split()])
 
 
 def scores(flags: str, name: str = "scores.json") -> dict:
@@ -128,11 +127,11 @@ def test_self_training_writes_averaged_and_raw_weights_and_survives_a_kill(here:
 
 def test_training_on_kept_latents_is_training_on_the_images(here: Path) -> None:
     encode = "--vae_path vae.ckpt --data real --outdir latents --img_size 8"
-    assert run_program(Encode, {}, encode.split()) == 0
+    assert run_program(EncodeForXAR, encode.split()) == 0
     for data in ("real", "latents"):
         assert run_finetune(f"--model_ckpt base.pth --data {data} --outdir {data}-run {RUN}") == 0
     assert losses("real-run") == pytest.approx(losses("latents-run"), rel=1e-4)
-    assert run_program(Encode, {}, encode.replace("8", "16").split()) == 2
+    assert run_program(EncodeForXAR, encode.replace("8", "16").split()) == 2
 
 
 def test_small_images_are_learnt_without_an_autoencoder(here: Path) -> None:
@@ -196,7 +195,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
 def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_program(Sample, ALIASES, SAMPLE.split()) == 2
+    assert run_program(SampleXAR, SAMPLE.split()) == 2
     error = capsys.readouterr().err
     assert "kl16.ckpt" in error and "hf download xwen99/mar-vae-kl16" in error and "--vae_path" in error
 

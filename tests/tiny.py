@@ -11,6 +11,7 @@ from imm.model import IMM
 from imm.published import canonical
 from imm.vae import Codec
 from neon.data.images import ArrayDataset
+from neon.precision import FP32, Precision
 from VAR.model import VARModel
 from VAR.vqvae import VQVAE
 from xAR.model import XARModel
@@ -25,11 +26,11 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tiny_edm(seed: int = 0, **network: object) -> EDM:
+def tiny_edm(seed: int = 0, precision: Precision = FP32, **network: object) -> EDM:
     """An untrained class-conditional EDM of 1 x 8 x 8 images whose output depends on everything."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = EDM({**CONFIG, "network": {**CONFIG["network"], **network}})
+        model = EDM({**CONFIG, "network": {**CONFIG["network"], **network}}, precision=precision)
         for parameter in model.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
     return model.eval().requires_grad_(False)
@@ -63,14 +64,14 @@ def toy_state(step: float = 0.0, dtype: torch.dtype = torch.float32) -> dict[str
     }
 
 
-def tiny_var(seed: int = 0, **transformer: object) -> VARModel:
+def tiny_var(seed: int = 0, precision: Precision = FP32, **transformer: object) -> VARModel:
     """An untrained VAR of 3 x 8 x 8 images of three classes with its tokenizer, whose output depends on everything."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         keywords = {
             "classes": 3, "depth": 2, "width": 32, "heads": 2, "patch_nums": [1, 2, 4], "vocab": 16, "code_channels": 4,
         }  # fmt: skip
-        model = VARModel({"transformer": {**keywords, **transformer}})
+        model = VARModel({"transformer": {**keywords, **transformer}}, precision=precision)
         for parameter in model.network.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.set_tokenizer(tiny_tokenizer())
@@ -93,12 +94,12 @@ def tiny_colour_images(count: int = 40) -> ArrayDataset:
     return ArrayDataset(grey.images.expand(-1, 3, -1, -1).contiguous(), grey.labels, "tiny images")
 
 
-def tiny_xar(seed: int = 0, **transformer: object) -> XARModel:
+def tiny_xar(seed: int = 0, precision: Precision = FP32, **transformer: object) -> XARModel:
     """An untrained xAR of 3 x 8 x 8 images of three classes with its autoencoder."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         keywords = {"classes": 3, "width": 32, "heads": 2, "encoder_depth": 1, "decoder_depth": 1, "latent_channels": 4}
-        model = XARModel({"transformer": {**keywords, "grid": 4, **transformer}})
+        model = XARModel({"transformer": {**keywords, "grid": 4, **transformer}}, precision=precision)
     model.set_vae(tiny_vae())
     return model.eval().requires_grad_(False)
 
@@ -111,7 +112,7 @@ def tiny_vae() -> AutoencoderKL:
     return vae.eval().requires_grad_(False)
 
 
-def tiny_imm(seed: int = 0, **network: object) -> IMM:
+def tiny_imm(seed: int = 0, precision: Precision = FP32, loss: dict[str, Any] | None = None, **network: object) -> IMM:
     """An untrained IMM of three classes whose output depends on everything: latents of 3 x 16 x 16 images."""
     keywords = {
         "img_resolution": 2, "img_channels": 4, "label_dim": 3, "model_type": "DiT", "patch_size": 1, "hidden_size": 64,
@@ -119,7 +120,7 @@ def tiny_imm(seed: int = 0, **network: object) -> IMM:
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = IMM({"network": canonical({**keywords, **network})})
+        model = IMM({"network": canonical({**keywords, **network})}, precision=precision, loss=loss)
         for parameter in model.network.parameters():
             parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval().requires_grad_(False)

@@ -1,26 +1,25 @@
 """VAR's programs one after the other in one process group, for the tests that start it under torchrun."""
 
 from tests.programs import drive
-from VAR.calculate_fid import CalculateFID
-from VAR.finetune import Finetune
-from VAR.flags import ALIASES
-from VAR.sample import Sample
+from VAR.calculate_fid import ScoreVAR
+from VAR.finetune import TrainVAR
+from VAR.sample import SampleVAR
 
 # Neither the images nor the blocks nor the micro-batches divide by 2 or 3.
 COMMANDS = (
-    (Sample, "--var_ckpt base.pth --outdir set --num_images 13 --batch_size 3 --top_k 9"),
-    (Sample, "--var_ckpt base.pth --outdir tokens --num_images 13 --batch_size 3 --top_k 9 --tokens"),
+    (SampleVAR, "--var_ckpt base.pth --outdir set --num_images 13 --batch_size 3 --top_k 9"),
+    (SampleVAR, "--var_ckpt base.pth --outdir tokens --num_images 13 --batch_size 3 --top_k 9 --tokens"),
     (
-        CalculateFID,
+        ScoreVAR,
         "--var_ckpt base.pth --self_trained tuned.pth --w 0.5 --ref real.npz --features features.safetensors "
         "--num_images 20 --batch_size 3 --top_k 9 --json scores.json",
     ),
     (
-        Finetune,
+        TrainVAR,
         "--var_ckpt base.pth --data tokens --outdir training --batch 16 --batch_gpu 4 --total_images 48 "
         "--save_interval 16 --target_lr 1e-3",
     ),
 )
 
 if __name__ == "__main__":
-    drive(COMMANDS, ALIASES, "--vae_ckpt vae.pth")
+    drive(COMMANDS, "--vae_ckpt vae.pth")

@@ -9,26 +9,25 @@ on restarts: a killed evaluation goes on where it was.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import ScoredImages
-from neon.cli.score import score_network
-from neon.runtime.distributed import processes
-from xAR.flags import ALIASES, ImageFlags
+from neon.cli.programs import NumberedScoreProgram
+from neon.cli.refused import SCORES
+from xAR.flags import XARImageFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalculateFID(ImageFlags, ScoredImages):
-    """FID, Inception Score, precision and recall of an xAR transformer, or of merges of two."""
+class ScoreXAR(XARImageFlags, NumberedScoreProgram):
+    """FID, Inception Score, precision and recall of an xAR transformer, or of merges of two.
 
-    def __call__(self) -> None:
-        self.check()
-        with processes(self.device) as group:
-            path, model = self.load(group)
-            sampling = self.sampling(model, self.settings(model), self.facts(group, model))
-            score_network(path, model, sampling, self, group)
+    Example: python xAR/calculate_fid.py --model_ckpt xAR-B.pth --num_images 50000 --ref adm_in256_stats.npz
+    """
+
+    refused: ClassVar[Mapping[str, str]] = SCORES
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(CalculateFID, ALIASES))
+    sys.exit(run_program(ScoreXAR))

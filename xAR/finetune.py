@@ -10,34 +10,31 @@ of processes.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-import tyro
-
-from neon import __version__
 from neon.cli.command_line import run_program
-from neon.cli.flags import PRECISIONS
-from neon.cli.training import Plan, TrainingFlags
-from neon.data.encoded import ExampleSet, is_example_set
-from neon.data.images import ImageDataset, TrainingImages
+from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.programs import TrainProgram
+from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.files import sha256_file
-from xAR.flags import ALIASES, NAMES, ModelFlags
-from xAR.model import MOMENTS, XARModel
-from xAR.published import PUBLISHED
-from xAR.recipe import XARRecipe, images_in_batches
+from xAR.flags import NAMES, XARFlags
 
-LARGEST_MICRO_BATCH = 32
+if TYPE_CHECKING:
+    from neon.data.images import TrainingImages
+    from neon.runtime.distributed import Processes
+    from xAR.model import XARModel
+    from xAR.recipe import XARRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class XARPlan(Plan):
+class XARPlan(BudgetPlan):
     """How long, how fast and in what batches to train."""
 
-    lr: float
+    batch: int = 256
+    lr: float = 1e-6
     """learning rate at the end of the warm-up"""
     warmup_epochs: float
     """epochs over which the learning rate rises from 0"""
@@ -45,12 +42,8 @@ class XARPlan(Plan):
     save_interval: int = 250_000
 
 
-# As published; the two differ in the length of the rise of the learning rate.
-PRESETS = {
-    name: XARPlan(batch=recipe.batch_size, lr=recipe.lr, warmup_epochs=recipe.warmup_epochs)
-    for name, row in PUBLISHED.items()
-    if row.neon is not None and (recipe := row.neon.recipe)
-}
+# As published (`xAR.published`); the two differ in the length of the rise of the learning rate.
+PRESETS = {"xar_base": XARPlan(warmup_epochs=250), "xar_large": XARPlan(warmup_epochs=10_000)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +65,33 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
-    """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch."""
+class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+    """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch.
 
-    model_ckpt: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None  # type: ignore[assignment]  # needed by the other programs
+    Example: python xAR/finetune.py --preset xar_base --model_ckpt xAR-B.pth --data synthetic.zip --outdir runs/self
+    """
+
+    largest_micro_batch: ClassVar[int] = 32
+    keeps_raw: ClassVar[bool] = True
+    refused: ClassVar[Mapping[str, str]] = {
+        "batch_size": "published per process; give --batch over all of them, or --batch_gpu per forward pass",
+        **dict.fromkeys(("epochs", "start_epoch"), BUDGET),
+        "blr": "give the learning rate itself: --lr",
+        **dict.fromkeys(("min_lr", "lr_schedule", "label_drop_prob"), FIXED),
+        **dict.fromkeys(("vae_embed_dim", "vae_stride", "patch_size"), FIXED),
+        "class_num": "the checkpoint knows its classes; from scratch give --classes",
+        "resume": RESUMED,
+        **dict.fromkeys(("num_workers", "pin_mem"), LOADING),
+        **dict.fromkeys(("use_cached", "cached_path"), "encode images with xAR/encode.py and name the set with --data"),
+        **dict.fromkeys(
+            ("num_iter", "num_images", "cfg", "cfg_schedule", "eval_freq", "save_last_freq", "epoch_save_freq",
+             "online_eval", "evaluate", "eval_bsz"),
+            NO_EFFECT,
+        ),
+        **TORCHRUN,
+    }  # fmt: skip
+
+    model_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
     """transformer to start from; without: random weights"""
     preset: Literal["xar_base", "xar_large"] = "xar_base"
     """values of a published self-training"""
@@ -96,48 +112,52 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
     no_mirror: bool = False
     """mirror no training images; published: half of them"""
 
-    def __call__(self) -> None:
-        plan = self.plan()
-        with processes(self.device) as group:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
-            base, model = (None, self.from_scratch(group)) if self.model_ckpt is None else self.load(group)
-            model.mirrors = not self.no_mirror
-            model.network.set_dropout(self.attn_dropout, self.proj_dropout)
-            identity = {
-                "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
-                "config": model.config,
-                "dropout": [self.attn_dropout, self.proj_dropout],
-                "mirrors": model.mirrors,
-                "data": str(self.data),
-                **self.facts(group, model),
-            }
-            dataset = self.examples()
-            self.run(
-                model,
-                dataset,
-                plan,
-                self.recipe(plan, len(dataset)),
-                identity,
-                group,
-                largest_micro_batch=LARGEST_MICRO_BATCH,
-                title="training" if base is None else "self-training",
-                keep_raw=True,
-            )
-
-    def plan(self) -> XARPlan:
-        """The preset, with what was given in its place; a RequestError for values that make no sense."""
+    def check(self) -> None:
         if not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+
+    def dataset(self) -> "TrainingImages":
+        """Images, or moments of their latents."""
+        from neon.data.encoded import images_or_examples
+        from xAR.model import MOMENTS
+
+        return images_or_examples(self.data, MOMENTS)
+
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, XARModel]":
+        if self.model_ckpt is None:
+            return None, self.from_scratch(group)
+        return self.load(group, for_training=True, **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """What the model is built with for training."""
+        return {"mirrors": not self.no_mirror, "dropout": (self.attn_dropout, self.proj_dropout)}
+
+    def plan(self, model: Any) -> XARPlan:
         return self.completed(PRESETS[self.preset], zero=["warmup_epochs"])
 
-    def examples(self) -> TrainingImages:
-        """What is trained on: images, or moments of their latents."""
-        return ExampleSet(self.data, MOMENTS) if is_example_set(self.data) else ImageDataset(self.data)
+    def recipe(self, model: Any, plan: XARPlan, dataset: "TrainingImages") -> "XARRecipe":
+        from xAR.recipe import XARRecipe, images_in_batches
 
-    def from_scratch(self, group: Processes) -> XARModel:
+        return XARRecipe(
+            batch_size=plan.batch,
+            lr=plan.lr,
+            warmup_epochs=plan.warmup_epochs,
+            images_per_epoch=images_in_batches(len(dataset), plan.batch),
+            weight_decay=self.weight_decay,
+            max_norm=self.grad_clip,
+            ema_rate=self.ema_rate,
+            scale_losses=model.precision.name == "fp16",
+        )
+
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        dropout = [self.attn_dropout, self.proj_dropout]
+        return {**super().facts(model, group), "dropout": dropout, "mirrors": not self.no_mirror}
+
+    def from_scratch(self, group: "Processes") -> "XARModel":
         """A transformer with random weights, and its autoencoder if there is one."""
+        from neon.model import initialised
+        from xAR.model import XARModel
+
         channels = 16 if self.pixel_patch is None else 3 * self.pixel_patch**2
         if self.model not in (None, *NAMES):
             raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(NAMES)}")
@@ -156,31 +176,14 @@ class Finetune(ModelFlags, TrainingFlags, ScratchFlags):
         config: dict[str, Any] = {"transformer": transformer}
         if self.pixel_patch is not None:
             config["pixel_patch"] = self.pixel_patch
-        torch.manual_seed(self.seed)
-        try:
-            model = XARModel(config).to(group.device)
-        except ValueError as error:
-            raise RequestError(
-                f"no such transformer can be built ({error}); change --width, --heads or --grid"
-            ) from error
+        model = initialised(
+            XARModel, config, self.seed, group.device, "change --width, --heads or --grid",
+            precision=self.precision, **self.arguments(),
+        )  # fmt: skip
         if not model.pixel_patch:
             model.use_autoencoder(self.autoencoder(group))
-        model.precision = PRECISIONS[self.precision]
         return model
-
-    def recipe(self, plan: XARPlan, num_images: int) -> XARRecipe:
-        """How to train on a set of `num_images`."""
-        return XARRecipe(
-            batch_size=plan.batch,
-            lr=plan.lr,
-            warmup_epochs=plan.warmup_epochs,
-            images_per_epoch=images_in_batches(num_images, plan.batch),
-            weight_decay=self.weight_decay,
-            max_norm=self.grad_clip,
-            ema_rate=self.ema_rate,
-            scale_losses=self.precision == "fp16",
-        )
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Finetune, ALIASES))
+    sys.exit(run_program(TrainXAR))

@@ -2,46 +2,44 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.flags import PRECISIONS, NetworkFlags, NumberedImages
+from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError, warn
-from neon.runtime.distributed import Processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
-from xAR.model import XARModel, vae_file
-from xAR.sampler import XARSettings
-from xAR.transformer import SIZES
+from xAR.settings import SIZES, XARSettings
 
-ALIASES = {"--N": "--num_images", "--fid_stats": "--ref"}
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes
+    from xAR.model import XARModel
+
 NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth": 2, "heads": 3}}
 """keywords of XAR by what `--model` calls them: the published sizes, and one for small images"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags(NetworkFlags):
+class XARFlags(SizeFlags, NetworkFlags):
     """Transformer and autoencoder."""
 
-    model_ckpt: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    model_ckpt: FileOrURL
     """the transformer: published .pth, or safetensors by neon"""
     model: str | None = None
     """xar_base, xar_large, xar_huge or xar_small; checked against the file"""
-    vae_path: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")] = None
+    vae_path: OptionalFileOrURL = None
     """by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
 
-    def load(self, group: Processes) -> tuple[Path, XARModel]:
+    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, XARModel]":
         """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
-        path = shared_file(self.model_ckpt, group)
-        model = self.open(path, XARModel, group)
+        from xAR.model import XARModel
+
+        path, model = self.open(self.model_ckpt, XARModel, group, **arguments)
         if not model.pixel_patch:
             model.use_autoencoder(self.autoencoder(group))
         self.check_model(path, model)
-        model.precision = PRECISIONS[self.precision]
         return path, model
 
-    def check_model(self, path: Path, model: XARModel) -> None:
+    def check_model(self, path: Path, model: "XARModel") -> None:
         """A RequestError if the checkpoint is not what `--model` and `--img_size` say."""
         transformer = model.config["transformer"]
         known = [name for name, size in NAMES.items() if size.items() <= transformer.items()]
@@ -50,32 +48,35 @@ class ModelFlags(NetworkFlags):
             raise RequestError(f"--model {self.model}: {path} is {found}; leave the flag out, or name the other file")
         self.check_side(path, model)
 
-    def facts(self, group: Processes, model: XARModel) -> dict[str, Any]:
-        """What, besides transformer and settings, determines images and training, as JSON."""
+    def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        from neon.runtime.files import sha256_file
+
         vae = None if model.pixel_patch else self.autoencoder(group)
         return {
             "vae_sha256": None if vae is None else group.on_main(lambda: sha256_file(vae)),
-            "precision": self.precision,
+            **self.recorded_precision(model),
         }
 
-    def autoencoder(self, group: Processes) -> Path:
+    def autoencoder(self, group: "Processes") -> Path:
         """Where the autoencoder lies."""
+        from neon.runtime.download import shared_file
+        from xAR.model import vae_file
+
         return vae_file(None if self.vae_path is None else shared_file(self.vae_path, group))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags(ModelFlags, NumberedImages):
+class XARImageFlags(XARFlags, NumberedImages):
     """Sampler."""
 
-    cfg: float | None = None
+    cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance of the last cell, from 1 at the first; by default the published"""
-    flow_steps: int | None = None
+    flow_steps: Annotated[int | None, tyro.conf.arg(aliases=["--num_steps"])] = None
     """network evaluations per cell, at least 3; by default the published"""
     deterministic: bool = False
     """follow the flow without fresh noise; published: with"""
 
-    def settings(self, model: XARModel) -> XARSettings:
-        """The sampler's settings for this model."""
+    def settings_for(self, model: Any) -> XARSettings:
         default = model.default_settings
         guidance = default.guidance if self.cfg is None else self.cfg
         if guidance < 1:

@@ -1,7 +1,9 @@
 """xAR as a GenerativeModel: latents of a frozen autoencoder, drawn cell by cell."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, load_state
+from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
+from neon.nn.autoencoder import as_bytes
 from neon.noise import Noise
+from neon.precision import FP16, FP32, Precision
 from neon.runtime.download import usual_file
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe
 from xAR.sampler import XARSettings, generate_latents
 from xAR.transformer import XAR
-from xAR.vae import AutoencoderKL, as_bytes, as_input, center_crop
+from xAR.vae import AutoencoderKL, center_crop
 
 VAE_FILE = "kl16.ckpt"
 MOMENTS = "xAR moments"
@@ -41,10 +46,27 @@ class XARModel(GenerativeModel):
         "label_rule": "every class equally often, shuffled by the seed",
     }
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    sampling_precision = replace(FP16, reason="float16 autocast, as published")
+    training_precision = replace(FP16, reason="float16 autocast, as published")
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        *,
+        precision: Precision = FP32,
+        mirrors: bool = True,
+        dropout: tuple[float, float] | None = None,
+    ) -> None:
+        """`mirrors`: whether half of the training images are mirrored, as published.
+
+        `dropout`: of attention and of what follows it, while training; None: as the config says.
+        """
         super().__init__()
         self.config = config
+        self.precision = precision
         self.network = XAR(**config["transformer"])
+        if dropout is not None:
+            self.network.set_dropout(*dropout)
         self.pixel_patch: int | None = config.get("pixel_patch")
         self.vae: AutoencoderKL | None = None
         self.num_classes = self.network.classes
@@ -52,10 +74,7 @@ class XARModel(GenerativeModel):
         self.image_shape = (3, side, side)
         self.default_settings = published_settings(config["transformer"]) or XARSettings()
         self.recipe = XARRecipe()
-        self.mirrors = True
-        """whether half of the training images are mirrored, as published"""
-        self.precision: torch.dtype | None = None
-        """float16 or bfloat16: computed with under autocast; None: float32"""
+        self.mirrors = mirrors
 
     @classmethod
     def config_of(cls, checkpoint: Checkpoint) -> dict[str, Any] | None:
@@ -95,10 +114,6 @@ class XARModel(GenerativeModel):
         if self.vae is not None:
             self.vae.decoder.compile()
 
-    def labels(self, indices: Sequence[int], noise: Noise) -> Tensor | None:
-        """Class i mod num_classes for image i: every class equally often; draws nothing."""
-        return torch.tensor([index % self.num_classes for index in indices])
-
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: XARSettings) -> Tensor:
         """Draws per image and cell: the noise that it starts from, then that of each step but the last."""
@@ -124,7 +139,7 @@ class XARModel(GenerativeModel):
             images = cropped.to(images.device, non_blocking=True)
         if self.mirrors:
             images = torch.where(noise.integers(2, 1, 1, 1) == 1, images.flip(3), images)
-        inputs = as_input(images)
+        inputs = from_uint8(images)
         if self.pixel_patch:
             return F.pixel_unshuffle(inputs, self.pixel_patch)
         return self._autoencoder().moments(inputs)
@@ -154,9 +169,8 @@ class XARModel(GenerativeModel):
         assert labels is not None, "xAR is class-conditional"
         return labels.to(self._device, non_blocking=True)
 
-    def _autocast(self) -> torch.autocast:
-        kind = self._device.type
-        return torch.autocast(kind, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return self.precision.autocast_on(self._device)
 
 
 def vae_file(named: Path | None) -> Path:

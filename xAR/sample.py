@@ -7,28 +7,30 @@ A killed run goes on where it was.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import SampledImages
-from neon.runtime.distributed import processes
-from neon.sampling import check_enough, check_label
-from xAR.flags import ALIASES, ImageFlags
+from neon.cli.programs import SampleProgram
+from neon.cli.refused import CLASSES, DEVICE, TORCHRUN
+from xAR.flags import XARImageFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags, SampledImages):
-    """Sample images of an xAR transformer into a PNG folder or a zip, with their classes."""
+class SampleXAR(XARImageFlags, SampleProgram):
+    """Sample images of an xAR transformer into a PNG folder or a zip, with their classes.
 
-    def __call__(self) -> None:
-        self.check()
-        with processes(self.device) as group:
-            check_enough(self.num_images, group)
-            path, model = self.load(group)
-            check_label(model, self.class_)
-            settings = self.settings(model)
-            self.write(model, settings, self.identity(path, settings, self.facts(group, model), group), group)
+    Example: python xAR/sample.py --model_ckpt xAR-B.pth --outdir synthetic.zip --num_images 10000
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "class_num": CLASSES,
+        "class_map": "classes are numbers, written to dataset.json; leave it out",
+        "cuda": DEVICE,
+        **TORCHRUN,
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(Sample, ALIASES))
+    sys.exit(run_program(SampleXAR))

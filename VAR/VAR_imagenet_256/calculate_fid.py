@@ -2,7 +2,8 @@
 
 import sys
 
-from VAR.calculate_fid import main
+from neon.cli.command_line import run_program
+from VAR.calculate_fid import ScoreVAR
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(ScoreVAR))

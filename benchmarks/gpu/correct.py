@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gpu.drift import SETTINGS
-from gpu.networks import changed, computing_in, trained
+from gpu.networks import changed, trained
 from gpu.rows import Figures, Rows
 from neon.checkpoint import load_state
 from neon.data.images import pack_set, write_images, write_labels
@@ -105,7 +105,7 @@ def _merge(device: torch.device) -> Figures:
     """A live network on the device against tensors merged on the CPU, in units of the last place."""
     base = load_state(BASE)
     moved = {name: t + 0.01 * torch.ones_like(t).cumsum(-1) if t.is_floating_point() else t for name, t in base.items()}
-    network = trained(device)["edm"].network
+    network = trained("edm", device).network
     live, w = LiveMerge(network, base, moved), 0.75
     live.set(w)
     worst = 0.0
@@ -145,17 +145,16 @@ def _frechet(rows: Rows) -> Figures:
 
 def _batches(rows: Rows, architecture: str) -> Figures:
     """Images of one batch against the same images of batches half the size."""
-    model, device = trained(rows.device)[architecture], rows.device
+    model, device = trained(architecture, rows.device), rows.device
     count = 4 if rows.tiny else 32
     settings = changed(model, SETTINGS[architecture])
-    with computing_in(model, "fp32"):
 
-        def images(batch: int) -> torch.Tensor:
-            parts = [range(first, first + batch) for first in range(0, count, batch)]
-            group = Processes(device=device)
-            return torch.cat([sample_block(model, part, range(count), settings, group)[0].cpu() for part in parts])
+    def images(batch: int) -> torch.Tensor:
+        parts = [range(first, first + batch) for first in range(0, count, batch)]
+        group = Processes(device=device)
+        return torch.cat([sample_block(model, part, range(count), settings, group)[0].cpu() for part in parts])
 
-        levels = (images(count).int() - images(count // 2).int()).abs()
+    levels = (images(count).int() - images(count // 2).int()).abs()
     moved = (levels.flatten(1).amax(1) > LEVELS).sum().item()
     allowed = 1 if architecture == "VAR" else 0  # a token on the edge of two flips with a rounding
     if moved > allowed:

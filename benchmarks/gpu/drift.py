@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpu.networks import changed, computing_in, trained
+from gpu.networks import changed, trained
 from gpu.rows import Figures, Rows
 from gpu.timing import sample
 from neon.model import GenerativeModel
@@ -36,16 +36,13 @@ def measure(rows: Rows) -> None:
 
 
 def _moved(rows: Rows, name: str, precision: str, compiled: bool, batch: int) -> Figures:
-    model = trained(rows.device)[name]
+    model = trained(name, rows.device)
     settings = changed(model, {**SETTINGS[name], **({"num_steps": 3} if rows.tiny and name != "VAR" else {})})
-    with computing_in(model, "fp32"):
-        expected = sample(model, batch, settings, rows.device).images
-        tokens = _tokens(model, batch, settings, rows.device)
+    expected, tokens = sample(model, batch, settings, rows.device).images, _tokens(model, batch, settings, rows.device)
+    other = trained(name, rows.device, precision)
     if compiled:
-        model.compile_parts()
-    with computing_in(model, precision):
-        found = sample(model, batch, settings, rows.device).images
-        others = _tokens(model, batch, settings, rows.device)
+        other.compile_parts()
+    found, others = sample(other, batch, settings, rows.device).images, _tokens(other, batch, settings, rows.device)
     levels = (found.int() - expected.int()).abs()
     figures = {
         "images": batch,
@@ -62,4 +59,5 @@ def _tokens(model: GenerativeModel, batch: int, settings: Any, device: torch.dev
     if not isinstance(model, VARModel):
         return None
     noise = ImageNoise(range(batch), device)
-    return model.sample_tokens(noise, model.labels(range(batch), noise), settings)
+    with model.precision.allowed_on(device):
+        return model.sample_tokens(noise, model.labels(range(batch), noise), settings)

@@ -8,9 +8,10 @@ from typing import Any
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from gpu.networks import changed, computing_in, subjects
+from gpu.networks import changed, subjects
 from gpu.rows import Figures, Rows
 from gpu.timing import sample
+from neon.precision import BF16, FP32
 
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -38,14 +39,14 @@ def _slowest(rows: Rows, record: Path) -> list[tuple[str, int]]:
 
 def _profile(rows: Rows, name: str, batch: int, subject: Any) -> Figures:
     device = rows.device
-    model, cuda = subject.on(device), device.type == "cuda"
+    cuda = device.type == "cuda"
+    model = subject.on(device, BF16 if cuda else FP32)
     settings = changed(model, subject.short)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with computing_in(model, "bf16" if cuda else "fp32"):
+    sample(model, batch, settings, device)
+    plain = sample(model, batch, settings, device).total
+    with profile(activities=activities, acc_events=True) as trace:
         sample(model, batch, settings, device)
-        plain = sample(model, batch, settings, device).total
-        with profile(activities=activities, acc_events=True) as trace:
-            sample(model, batch, settings, device)
     events = trace.key_averages()
     if cuda:
         kernels = [(e.key, e.self_device_time_total, e.count) for e in events if e.device_type == DeviceType.CUDA]

@@ -8,10 +8,11 @@ import statistics
 
 import torch
 
-from gpu.networks import DTYPES, Subject, changed, computing_in, peak_tflops, subjects
+from gpu.networks import Subject, changed, peak_tflops, subjects
 from gpu.rows import Figures, Rows
 from gpu.timing import matmul_tflops, sample
 from neon.model import GenerativeModel
+from neon.precision import NAMED
 
 LONG = 5.0
 """seconds of a batch from which one timed run is enough"""
@@ -51,23 +52,22 @@ def _speed(
     matmul: dict[str, float],
 ) -> Figures:
     device = rows.device
-    model = subject.on(device)
+    model = subject.on(device, NAMED[precision])
     if mode == "contiguous":
         model.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch documents it
     if mode == "compiled":
         model.compile_parts()
-    with computing_in(model, precision):
-        if precision not in matmul:
-            matmul[precision] = matmul_tflops(device, DTYPES[precision])
-        if name not in batches:
-            batches[name] = _best_batch(model, subject, device)
-        batch = _that_fits(model, subject, batches[name], device)
-        settings = changed(model, {} if not rows.tiny else subject.short)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        runs = [sample(model, batch, settings, device)]
-        while len(runs) < 3 and runs[0].total < LONG:
-            runs.append(sample(model, batch, settings, device))
+    if precision not in matmul:
+        matmul[precision] = matmul_tflops(device, NAMED[precision])
+    if name not in batches:
+        batches[name] = _best_batch(model, subject, device)
+    batch = _that_fits(model, subject, batches[name], device)
+    settings = changed(model, subject.short if rows.tiny else {})
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    runs = [sample(model, batch, settings, device)]
+    while len(runs) < 3 and runs[0].total < LONG:
+        runs.append(sample(model, batch, settings, device))
     network, total = (statistics.median(getattr(run, part) for run in runs) for part in ("network", "total"))
     figures = {
         "batch": batch,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from neon.model import GenerativeModel
+from neon.precision import Precision
 from neon.runtime.distributed import Processes
 from neon.sampling import sample_block
 
@@ -29,11 +30,12 @@ def timed(program: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def matmul_tflops(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Square matrix multiplication in TFLOP/s, in `dtype` (None: float32 as it is allowed now); best of five."""
-    side = MATMUL_SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=dtype or torch.float32) for _ in range(2))
-    return 2 * side**3 / min(timed(lambda: a @ b, device) for _ in range(5)) / 1e12
+def matmul_tflops(device: torch.device, precision: Precision) -> float:
+    """Square matrix multiplication in TFLOP/s; best of five."""
+    side, dtype = MATMUL_SIDE[device.type], precision.autocast or torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    with precision.allowed_on(device):
+        return 2 * side**3 / min(timed(lambda: a @ b, device) for _ in range(5)) / 1e12
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpu.networks import Subject, computing_in, subjects
+from gpu.networks import Subject, subjects
 from gpu.rows import Figures, Rows
 from gpu.timing import timed
 from neon.data.images import ArrayDataset
@@ -20,27 +20,24 @@ from neon.runtime.distributed import Processes
 from neon.selftrain import TrainingRun
 
 TIMED_STEPS, WARM_UP = 8, 3
-TF32 = ("var_d16", "xar_base")
-"""published to be trained with TF32 beside half precision"""
 
 
 def measure(rows: Rows) -> None:
     """A row for each network with a published self-training; the slow one to build last."""
     for name, subject in subjects(rows.tiny).items():
         if subject.training_batch:
-            rows.add(name, lambda n=name, s=subject: _training(rows, n, s))  # type: ignore[misc]
+            rows.add(name, lambda s=subject: _training(rows, s))  # type: ignore[misc]
 
 
-def _training(rows: Rows, name: str, subject: Subject) -> Figures:
+def _training(rows: Rows, subject: Subject) -> Figures:
     device, batch, precision = rows.device, subject.training_batch, subject.training_precision
     timed_steps, warm_up = (2, 1) if rows.tiny else (TIMED_STEPS, WARM_UP)
-    model = subject.on(device)
+    model = subject.on(device, precision)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4 * batch, *model.image_shape), generator=generator, dtype=torch.uint8)
     labels = torch.arange(len(images)) % model.num_classes if model.num_classes else None
-    recipe = replace(model.recipe, batch_size=batch, scale_losses=precision == "fp16")
-    with tempfile.TemporaryDirectory() as folder, computing_in(model, precision):
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name in TF32
+    recipe = replace(model.recipe, batch_size=batch, scale_losses=precision.name == "fp16")
+    with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(
             model,
             ArrayDataset(images, labels, Path("random images")),
@@ -56,10 +53,13 @@ def _training(rows: Rows, name: str, subject: Subject) -> Figures:
             torch.cuda.reset_peak_memory_stats(device)
         seconds = [timed(run.one_step, device) for _ in range(timed_steps)]
         some = images[:batch].to(device)
-        encoding = min(timed(lambda: model.encode(some, ImageNoise(range(batch), device)), device) for _ in range(2))
+        with precision.allowed_on(device):
+            encoding = min(
+                timed(lambda: model.encode(some, ImageNoise(range(batch), device)), device) for _ in range(2)
+            )
     step = statistics.median(seconds)
     figures = {
-        "precision": precision,
+        "precision": precision.name,
         "batch": batch,
         "steps_per_s": 1 / step,
         "images_per_s": batch / step,

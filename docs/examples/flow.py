@@ -3,7 +3,6 @@
 python docs/examples/flow.py --output runs/own/base.safetensors    # trains a base: a minute on one core
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,6 @@ class Flow(GenerativeModel):
         self.network = Velocity(channels * height * width, config["width"], config["depth"])
         self.default_settings = FlowSettings()
         self.recipe = Recipe(batch_size=128, lr=1e-4)
-
-    def labels(self, indices: Sequence[int], noise: Noise) -> None:
-        """None: the model knows no classes."""
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: FlowSettings) -> Tensor:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from neon.checkpoint.common import Checkpoint
+from neon.checkpoint.header import is_safetensors
 from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle, is_training_state
-from neon.checkpoint.safetensors_format import SafetensorsCheckpoint, is_safetensors
+from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
 from neon.checkpoint.torch_format import TorchCheckpoint, is_torch
 from neon.errors import RequestError
 
@@ -50,6 +53,12 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         if form.recognises(head):
             return form.open(path, key)
     raise RequestError(f"{path}: {_name_accident(head)}")
+
+
+def load_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
+    """The state dict of a checkpoint as tensors of its own on the CPU; arguments and errors as `open_checkpoint`."""
+    with open_checkpoint(path, key) as checkpoint:
+        return {name: checkpoint.tensor(name) for name in checkpoint.names()}
 
 
 def _read_head(path: Path) -> bytes:

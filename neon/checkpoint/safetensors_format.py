@@ -1,7 +1,4 @@
-"""safetensors files: read in chunks into memory of the caller's, written as a stream.
-
-Layout: 8 bytes little-endian length of the header, the header (JSON, padded with spaces), the tensors' bytes.
-"""
+"""safetensors files: read in chunks into memory of the caller's, written as a stream; `header` says how they look."""
 
 import contextlib
 import json
@@ -11,40 +8,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values
+from neon.checkpoint.header import DTYPE_NAMES, METADATA, dtype_name, entries_in_order, read_header
 from neon.errors import RequestError
 from neon.runtime.files import atomic_write
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
-_METADATA = "__metadata__"
-_AGAIN = "download or copy the file again"
-
-
-def is_safetensors(head: bytes) -> bool:
-    return len(head) > 8 and head[8:9] == b"{"
+_DTYPES = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -53,10 +24,10 @@ class SafetensorsCheckpoint(Checkpoint):
     format = "safetensors"
 
     def __init__(self, path: Path, header: dict[str, Any], data_start: int) -> None:
-        metadata = header.pop(_METADATA, {})
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        specs = {name: TensorSpec(tuple(entry["shape"]), _dtype(path, name, entry["dtype"])) for name, entry in entries}
-        super().__init__(path, specs, metadata=metadata)
+        entries = entries_in_order(header)
+        dtypes = {name: getattr(torch, dtype_name(path, name, entry["dtype"])) for name, entry in entries}
+        specs = {name: TensorSpec(tuple(entry["shape"]), dtypes[name]) for name, entry in entries}
+        super().__init__(path, specs, metadata=header.get(METADATA, {}))
         self._offsets = {name: data_start + entry["data_offsets"][0] for name, entry in entries}
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
 
@@ -64,10 +35,7 @@ class SafetensorsCheckpoint(Checkpoint):
     def open(cls, path: Path, key: str | None) -> "SafetensorsCheckpoint":
         if key:
             raise RequestError(f"{path}: no nesting {key!r}, a safetensors file has none; leave the key out")
-        header, data_start = _read_header(path)
-        if not header.keys() - {_METADATA}:
-            raise RequestError(f"{path}: the file holds no tensors; expected a state dict")
-        return cls(path, header, data_start)
+        return cls(path, *read_header(path))
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         read_values(self._file, self._offsets[name] + start * out.element_size(), out, self.path, name)
@@ -144,50 +112,17 @@ def aligned(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 def check_storable(path: Path, specs: Mapping[str, TensorSpec]) -> None:
     """Raise a RequestError if a safetensors file cannot hold a tensor of these."""
     for name, spec in specs.items():
-        if spec.dtype not in _DTYPE_NAMES or name == _METADATA:
+        if spec.dtype not in _CODES or name == METADATA:
             raise RequestError(f"{path}: safetensors cannot hold {name} of {spec.dtype}; choose another output format")
 
 
 def _header_bytes(layout: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name, spec in layout.items():
         end = offset + spec.nbytes
-        header[name] = {"dtype": _DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as JSON, checked by the safetensors library against the file, and where the tensors start."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER:
-            raise RequestError(f"{path}: corrupt header (its length reads {length} bytes); download the file again")
-        if size < 8 + length:
-            raise RequestError(f"{path}: truncated, {size} bytes where the header alone has {8 + length}; {_AGAIN}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA]
-        expected = 8 + length + max(ends, default=0)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise RequestError(f"{path}: corrupt header (not a table of tensors); {_AGAIN}") from None
-    if size < expected:
-        raise RequestError(f"{path}: truncated, {size} bytes where the header promises {expected}; {_AGAIN}")
-    try:
-        with safe_open(path, framework="pt"):  # offsets, shapes, dtypes, overlaps and holes
-            pass
-    except SafetensorError as error:
-        raise RequestError(f"{path}: corrupt header ({error}); {_AGAIN}") from None
-    return header, 8 + length
-
-
-def _dtype(path: Path, name: str, code: str) -> torch.dtype:
-    try:
-        return _DTYPES[code]
-    except KeyError:
-        raise RequestError(f"{path}: tensor {name} has dtype {code}, which torch cannot merge or convert") from None

@@ -1,17 +1,67 @@
-"""What `neon` and the programs of every architecture share: exit codes, one-line errors, and how values are spelled."""
+"""From words to a command: parsed by tyro, run, and ended with an exit code.
 
+A command is a frozen dataclass: its fields are its flags, the docstring below a field is its help, and calling it does
+the work. 0: done, 1: the work failed, 2: the request was wrong; an error is one line on stderr.
+"""
+
+import contextlib
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from neon.cli.usage import check_names, flags_of, help_text, typed
 from neon.errors import RequestError, WorkError
 
-Weights = Annotated[list[str], tyro.conf.arg(name="w", aliases=["-w"], metavar="W [W ...]")]
-"""merge weights, as text: a leading minus is no flag"""
+Command = Callable[[], int | None]
+
+Weights = Annotated[list[str], tyro.conf.arg(aliases=["-w"], metavar="W [W ...]")]
+"""merge weights, as text: what is wrong with one is said by us"""
+SWITCH_VALUES = {"1": True, "true": True, "0": False, "false": False}
+"""how the published programs also spell a switch: `--cond=1`, `--cond true`"""
+
+
+def run_program(program: type[Command], argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
+    """Parse the flags of a command, run it, and return its exit code; `name` stands in messages, by default the file's.
+
+    `--num-images` and `--num_images` are the same flag.
+    """
+    called = name or Path(sys.argv[0]).name
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int | None:
+        try:
+            command = parse(program, words, called)
+        except ValueError as error:  # settings refuse values that make no sense
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{error}; see --help") from error
+        return command()
+
+    return exit_code(called, run)
+
+
+def parse(program: type[Command], words: Sequence[str], name: str) -> Command:
+    """The command that `words` describe.
+
+    Raises:
+        RequestError: a flag of the published program that has no place here: those in `program.refused`, with why.
+        ValueError: settings among its flags refuse a value.
+        SystemExit: after `--help` (0), or because of an unknown flag, a missing one or a value of another type (2).
+    """
+    _refuse_published(program, words)
+    with _silent_unless_first():
+        return tyro.cli(
+            program,
+            prog=name,
+            args=_split_lists(program, _plain_switches(program, words)),
+            config=(tyro.conf.FlagCreatePairsOff,),
+            use_underscores=True,
+        )
 
 
 def exit_code(command: str, run: Callable[[], int | None]) -> int:
@@ -20,11 +70,11 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         code = run()
         sys.stdout.flush()
         return code or 0
-    except SystemExit as stop:  # tyro: 0 after --help, 2 after a usage error
+    except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except (RequestError, WorkError) as error:
         # Under torchrun a wrong request is wrong in every process: one of them says so.
-        if isinstance(error, WorkError) or os.environ.get("RANK", "0") == "0":
+        if isinstance(error, WorkError) or _is_first_process():
             print(f"{command}: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
@@ -35,66 +85,6 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def parse(
-    program: Callable[..., Any], words: Sequence[str], *, name: str, aliases: Mapping[str, str] | None = None
-) -> Any:
-    """Call `program` with the flags among `words`; `--help` prints them and ends the process.
-
-    Words in the flags of a dataclass are joined by underscores, those of a function by hyphens; both can be typed.
-
-    Args:
-        aliases: Other spellings of flags, as users of the published programs know them.
-
-    Raises:
-        RequestError: a flag is unknown, or one is missing.
-        SystemExit: after `--help`, or because of a value of another type than the flag's.
-    """
-    underscores, aliases = isinstance(program, type), aliases or {}
-    flags = flags_of(program, underscores=underscores, aliases=aliases)
-    if {"-h", "--help"} & set(words):
-        if os.environ.get("RANK", "0") == "0":
-            print(help_text(program, flags))
-        raise SystemExit(0)
-    check_names(words, flags)
-    usual = {typed(other): name for other, name in aliases.items()}
-    args = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        args.append(usual.get(typed(flag), flag) + equals + value)
-    config = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(program, prog=name, args=args, config=config, use_underscores=underscores)
-
-
-def run_program(
-    program: Callable[..., Callable[[], None]],
-    aliases: Mapping[str, str],
-    argv: Sequence[str] | None = None,
-    *,
-    name: str | None = None,
-) -> int:
-    """Parse the flags of `program`, a dataclass that can be called, call it, and return its exit code.
-
-    `aliases` as in `parse`; `name`, for messages, is by default that of the file that runs.
-    """
-    called = name or os.path.basename(sys.argv[0])  # noqa: PTH119 - a name for messages
-    words = list(sys.argv[1:] if argv is None else argv)
-
-    def run() -> None:
-        try:
-            command = parse(program, words, name=called, aliases=aliases)
-        except RequestError:
-            raise
-        except ValueError as error:  # settings refuse values that make no sense
-            raise RequestError(f"{error}; see --help") from error
-        command()
-
-    return exit_code(called, run)
 
 
 def number(flag: str, text: str) -> float:
@@ -124,3 +114,105 @@ def seed_list(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise RequestError(f"--seeds {text}: a seed is named twice, it would give one image twice; {expected}")
     return seeds
+
+
+def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
+    """`words` without published values of switches: `--cond=1` and `--cond 1` are `--cond`, `--cond=0` is nothing."""
+    switches = _switches(program)
+    plain: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        if _comparable(flag) not in switches:
+            plain.append(word)
+            continue
+        if not equals and left and left[0].lower() in SWITCH_VALUES:
+            equals, value = "=", left.pop(0)
+        if not equals:
+            plain.append(word)
+        elif value.lower() not in SWITCH_VALUES:
+            raise RequestError(f"{word}: expected no value, or one of {', '.join(SWITCH_VALUES)}")
+        elif SWITCH_VALUES[value.lower()]:
+            plain.append(flag)
+    return plain
+
+
+def _refuse_published(program: type, words: Sequence[str]) -> None:
+    """Raise a RequestError for a flag of the published program that would change nothing here, or another thing."""
+    reasons = {_comparable(f"--{flag}"): why for flag, why in getattr(program, "refused", {}).items()}
+    for word in words:
+        flag = word.partition("=")[0]
+        if word.startswith("+") and "--config-name" in reasons:  # an override of a configuration file
+            raise RequestError(f"{flag}: {reasons['--config-name']}")
+        if _comparable(flag) in reasons:
+            raise RequestError(f"{flag}: {reasons[_comparable(flag)]}")
+
+
+def _split_lists(program: type, words: Sequence[str]) -> list[str]:
+    """`words` with the published spelling of lists of numbers, `--cres 1,2,2,2`, as the words that the parser takes."""
+    lists = _flags_of(program, lambda hint: get_args(hint)[:1] in ((int,), (float,)))
+    split: list[str] = []
+    within = False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word.startswith("--"):
+            within = _comparable(flag) in lists
+        if not within or "," not in word:
+            split.append(word)
+        elif equals:
+            split += [flag, *value.split(",")]
+        else:
+            split += word.split(",")
+    return split
+
+
+def _switches(program: type) -> set[str]:
+    """The flags of a command that are true or false, as `_comparable`."""
+    return _flags_of(program, lambda hint: hint is bool)
+
+
+def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
+    """The flags of a command, as `_comparable`, whose type `is_one`; of optional ones the type without None."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(program, include_extras=True).items():
+        names = [f"--{name}"]
+        if hasattr(hint, "__metadata__"):
+            settings = hint.__metadata__[0]
+            names += [*(getattr(settings, "aliases", None) or ()), *_named(settings)]
+            hint = hint.__origin__
+        if dataclasses.is_dataclass(hint):  # settings of a sampler: their fields are flags
+            found |= _flags_of(hint, is_one)  # type: ignore[arg-type]
+            continue
+        inner = [part for part in get_args(hint) if part is not NoneType]
+        if is_one(hint) or (isinstance(hint, UnionType) and len(inner) == 1 and is_one(inner[0])):
+            found |= {_comparable(each) for each in names}
+    return found
+
+
+def _named(settings: object) -> list[str]:
+    """The flag of a field that is not called as the field."""
+    name = getattr(settings, "name", None)
+    return [f"--{name}"] if name else []
+
+
+def _comparable(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+@contextlib.contextmanager
+def _silent_unless_first() -> Iterator[None]:
+    """Nothing is printed by the other processes of a run: what is wrong is wrong in all of them."""
+    if _is_first_process():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

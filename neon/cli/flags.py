@@ -1,184 +1,289 @@
-"""Flags that programs of class-conditional architectures share: how many images, of which classes and seed."""
+"""The flags that commands share, as dataclasses that a command is put together from, and what each group of them does.
+
+Nothing here, nor in a program's file, imports torch before the work begins: `--help` answers at once.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 import tyro
 
 from neon import __version__
-from neon.cli.score import Sampling, ScoringFlags
-from neon.data.encoded import encode_set
-from neon.data.images import ImageDataset
+from neon.cli.command_line import Weights, number
 from neon.errors import RequestError
-from neon.model import GenerativeModel, load_model
-from neon.noise import Purpose, image_seeds
-from neon.runtime.distributed import Processes
-from neon.runtime.files import sha256_file
-from neon.sampling import Label, balanced_labels, sample_set
 
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""what `--precision` computes in, under autocast; None: float32, without"""
+if TYPE_CHECKING:
+    from neon.model import GenerativeModel
+    from neon.noise import Purpose
+    from neon.runtime.distributed import Processes
+    from neon.sampling import Label
 
-SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
+    SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
+
+Device = Literal["cpu", "cuda"] | None
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"] | None
+Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
+Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeFlags:
-    """Encoding: images, and the set of tokens or latents that is made of them."""
+class NetworkFlags(ABC):
+    """The network; the flag that names it is the architecture's."""
 
-    data: Path
-    """folder or zip of images"""
-    outdir: Path
-    """folder of what they are encoded as"""
-    batch_size: int = 64
-    """images per forward pass of one process"""
-    fresh: bool = False
-    """replace what the output holds"""
-    device: Literal["cpu", "cuda"] | None = None
+    precision: PrecisionName = None
+    """what networks compute in: by default on a GPU as published, on a CPU float32 (fp32); tf32: float32, with products
+    rounded by the GPU; bf16, fp16: under autocast"""
+    key: Key = None
+    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
+    device: Device = None
     """by default a GPU where there is one"""
 
-    def write(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        kind: str,
-        side: int,
-        identity: dict[str, Any],
-        processes: Processes,
-    ) -> None:
-        """Encode all images, which must be 3 x `side` x `side`, into `outdir`; arguments as those of `encode_set`."""
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
-        encode_set(
-            encode,
-            ImageDataset(self.data),
-            self.outdir,
-            kind=kind,
-            image_shape=(3, side, side),
-            batch_size=self.batch_size,
-            processes=processes,
-            identity={"neon": __version__, **identity},
-            fresh=self.fresh,
-        )
+    @abstractmethod
+    def load(self, group: "Processes") -> "tuple[Path, GenerativeModel]":
+        """The checkpoint's path and its model, whole; a RequestError if flags and files disagree."""
+
+    @abstractmethod
+    def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
+        """What, besides network and settings, determines images and training, as JSON."""
+
+    def open(
+        self, name: str, kind: "type[SomeModel]", group: "Processes", **arguments: Any
+    ) -> "tuple[Path, SomeModel]":
+        """The path and the model of the checkpoint at a file or URL; a RequestError if it is not of class `kind`."""
+        from neon.model import load_model
+        from neon.runtime.download import shared_file
+
+        path = shared_file(name, group)
+        model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
+        assert isinstance(model, kind)
+        return path, model
+
+    def tell_precision(self, model: "GenerativeModel", group: "Processes") -> None:
+        """Say what is computed in and why, unless it is plain float32."""
+        if group.is_main and model.precision.name != "fp32":
+            print(f"computing in {model.precision.reason}", file=sys.stderr)
+
+    def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
+        """The precision of `model` as `facts` tell it."""
+        return {"precision": model.precision.name}
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkFlags:
-    """The network; the flag that names it is the architecture's."""
+class SizeFlags:
+    """The size of images."""
 
     img_size: int | None = None
     """side of the images; checked against the checkpoint"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """what networks compute in; VAR and xAR published: fp16"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in the checkpoint; chosen if not given"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
-    def open(self, path: Path, kind: type[SomeModel], processes: Processes) -> SomeModel:
-        """The model of checkpoint `path`; a RequestError if it is not of architecture `kind`."""
-        model = load_model(path, self.key, device=processes.device)
-        if not isinstance(model, kind):
-            raise RequestError(f"{path}: a network of {model.architecture}; this program is for {kind.architecture}")
-        return model
-
-    def check_side(self, path: Path, model: GenerativeModel) -> None:
+    def check_side(self, path: Path, model: "GenerativeModel") -> None:
         """A RequestError if the images of `model` are not of `--img_size`."""
         side = model.image_shape[-1]
         if self.img_size not in (None, side):
             raise RequestError(f"--img_size {self.img_size}: {path} makes images of {side} pixels; leave the flag out")
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumberedImages:
-    """Images; they are numbered from 0, each with a generator of its own."""
+SomeImages = TypeVar("SomeImages", bound="ImageFlags")
 
-    num_images: int
-    """how many; every class equally often"""
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags(NetworkFlags):
+    """Images of a network: how many and of which seeds is the architecture's."""
+
+    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
+    """class of every image; by default by the rule of the model"""
+    compile: bool = False
+    """compile the network: slow at first, then faster; other roundings"""
     batch_size: int = 64
     """images per forward pass of one process"""
-    seed: int = 0
-    """of the images; each has its own generator"""
-    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """class of every image; by default every class equally often"""
+
+    @abstractmethod
+    def settings_for(self, model: "GenerativeModel") -> Any:
+        """The sampler's settings for this model; a RequestError for values that make no sense."""
+
+    @abstractmethod
+    def seeds_of(self, purpose: "Purpose") -> list[int]:
+        """The seed of each image."""
+
+    def counted(self: SomeImages, model: "GenerativeModel") -> SomeImages:
+        """These flags with the number of images that `model` gives them."""
+        return self
+
+    @abstractmethod
+    def described_seeds(self) -> dict[str, Any]:
+        """Which images these are, as JSON, in what determines a set."""
+
+    @abstractmethod
+    def labels(self, model: "GenerativeModel") -> "Label":
+        """The class of each image; None: drawn with the image by the model."""
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense."""
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.batch_size < 1:
+            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
 
-    def seeds(self, purpose: Purpose) -> list[int]:
-        """The seed of each image."""
-        return image_seeds(purpose, self.seed, self.num_images)
+    def start(self, group: "Processes") -> "tuple[Path, GenerativeModel, Any]":
+        """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
+        from neon.sampling import check_label
 
-    def labels(self, model: GenerativeModel) -> Label:
-        """The class of each image."""
-        if self.class_ is not None or model.num_classes == 0:
-            return self.class_
-        return balanced_labels(self.num_images, model.num_classes, self.seed)
+        path, model = self.load(group)
+        self.tell_precision(model, group)
+        check_label(model, self.class_)
+        settings = self.settings_for(model)
+        if self.compile:
+            model.compile_parts()
+        return path, model, settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledImages(NumberedImages):
-    """Output: numbered images of a network, a synthetic set."""
+class NumberedImages(ImageFlags):
+    """Images, numbered from 0, each with a generator of its own."""
 
-    outdir: Path
+    num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])]
+    """how many; every class equally often"""
+    seed: int = 0
+    """of the images; each has its own generator"""
+
+    def check(self) -> None:
+        super().check()
+        if self.num_images < 1:
+            raise RequestError(f"--num_images {self.num_images}: expected at least 1")
+
+    def seeds_of(self, purpose: "Purpose") -> list[int]:
+        from neon.noise import image_seeds
+
+        return image_seeds(purpose, self.seed, self.num_images)
+
+    def described_seeds(self) -> dict[str, Any]:
+        return {"num_images": self.num_images, "seed": self.seed}
+
+    def labels(self, model: "GenerativeModel") -> "Label":
+        return model.set_labels(self.num_images, self.seed) if self.class_ is None else self.class_
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """Output."""
+
+    outdir: Annotated[Path, tyro.conf.arg(aliases=["--out_dir"])]
     """folder of the images, or a name that ends in .zip"""
     fresh: bool = False
     """replace what the output holds"""
 
-    def identity(self, path: Path, settings: Any, facts: dict[str, Any], processes: Processes) -> dict[str, Any]:
-        """What determines the set, as JSON: the network of checkpoint `path`, the sampler's `settings`, `facts`."""
-        return {
-            "neon": __version__,
-            "network_sha256": processes.on_main(lambda: sha256_file(path)),
-            "num_images": self.num_images,
-            "seed": self.seed,
-            "class": self.class_,
-            "batch_size": self.batch_size,
-            "settings": asdict(settings),
-            **facts,
-        }
 
-    def write(self, model: GenerativeModel, settings: Any, identity: dict[str, Any], processes: Processes) -> None:
-        """Sample the set into `outdir`, or what is missing of it."""
-        sample_set(
-            model,
-            self.seeds(Purpose.SYNTHETIC),
-            settings,
-            self.outdir,
-            batch_size=self.batch_size,
-            processes=processes,
-            identity=identity,
-            label=self.labels(model),
-            fresh=self.fresh,
-        )
-        if processes.is_main:
-            print(f"{self.outdir}: {self.num_images} images")
+@dataclass(frozen=True, kw_only=True)
+class FeatureFlags:
+    """What images are compared by."""
+
+    features: Features = "inception"
+    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    inception_weights: File = None
+    """weights of the Inception network; by default those in torch-fidelity's cache"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredImages(NumberedImages, ScoringFlags):
-    """Scored images: numbered, against real ones."""
+class ScoringFlags(FeatureFlags):
+    """Scores."""
 
-    images_for: Literal["report", "selection"] = "report"
-    """selection: others, to choose w or cfg with"""
+    ref: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--fid_stats"])]
+    """statistics of real images: .npz with mu and sigma"""
+    self_trained: File = None
+    """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
+    w: Weights = field(default_factory=list)
+    """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
+    precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
+    """real images: also scores precision, recall, density and coverage"""
+    nearest_k: int = 5
+    """which neighbour gives the radius in precision and recall"""
+    json: File = None
+    """also write scores and protocol to this file"""
+    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """where a killed evaluation goes on from; by default a folder below runs/"""
+    fresh: bool = False
+    """forget what a killed evaluation of the same kind has done"""
 
-    def sampling(self, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> Sampling:
-        """Which images are scored; `facts` as in `Sampling`."""
-        return Sampling(
-            seeds=self.seeds(Purpose.REPORT if self.images_for == "report" else Purpose.SELECTION),
-            seeds_text=f"{self.images_for} images of seed {self.seed}",
-            settings=settings,
-            label=self.labels(model),
-            batch_size=self.batch_size,
-            facts=facts,
-        )
+    def merge_weights(self) -> list[float]:
+        """The values of w; a RequestError if they and `self_trained` do not go together."""
+        if self.self_trained is None and self.w:
+            raise RequestError("--w: merging needs the second network; name it with --self_trained")
+        if self.self_trained is not None and not self.w:
+            raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
+        ws = [number("--w", text) + 0.0 for text in self.w]
+        if len(set(ws)) < len(ws):
+            raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
+        return ws
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags:
+    """Training: on what, for how long and where."""
+
+    data: Annotated[Path, tyro.conf.arg(aliases=["--data_path"])]
+    """folder or zip of images with dataset.json, or a set encoded before"""
+    outdir: Annotated[Path, tyro.conf.arg(aliases=["--output_dir"])]
+    """folder of snapshots, log and state"""
+    batch: Annotated[int | None, tyro.conf.arg(aliases=["--bs"])] = None
+    """images per step, over all processes"""
+    batch_gpu: int | None = None
+    """images per forward pass; it moves results by rounding (and dropout)"""
+    state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
+    """how often the state of the run is saved"""
+    seed: int = 0
+    """of initial weights, data order and noise"""
+    fresh: bool = False
+    """start anew, replacing a run that is in the folder"""
+
+    def completed(self, preset: "SomePlan", zero: Sequence[str] = ()) -> "SomePlan":
+        """`preset` with what was given in its place; a RequestError for what is not above 0 (`zero`: may be 0)."""
+        given = {
+            f.name: value for f in dataclasses.fields(preset) if (value := getattr(self, f.name, None)) is not None
+        }
+        plan = replace(preset, **given)
+        for name, value in {**asdict(plan), "state_every": self.state_every}.items():
+            # What a plan leaves open, or a yes or no, is no number.
+            if value is None or isinstance(value, bool):
+                continue
+            if not (value > 0 or (name in zero and value == 0)):
+                raise RequestError(f"--{name} {value}: expected a positive number")
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetFlags(TrainingFlags):
+    """Training: on what, for how long and where."""
+
+    total_images: int | None = None
+    """budget"""
+    save_interval: Annotated[int | None, tyro.conf.arg(aliases=["--save_img_interval"])] = None
+    """images between snapshots"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and in what batches to train; an architecture adds how fast."""
+
+    batch: int
+    """images per step, over all processes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlan(Plan):
+    """A plan in images."""
+
+    total_images: int
+    """budget"""
+    save_interval: int
+    """images between snapshots"""
+
+
+SomePlan = TypeVar("SomePlan", bound=Plan)
 
 
 def settings_with(default: Any, pairs: Sequence[str]) -> Any:
@@ -212,3 +317,19 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
+
+
+def recorded(path: Path, flags: ImageFlags, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """What determines a set of images, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
+    from neon.runtime.files import sha256_file
+
+    return {
+        "neon": __version__,
+        "network_sha256": sha256_file(path),
+        **flags.described_seeds(),
+        "class": flags.class_,
+        "batch_size": flags.batch_size,
+        "settings": asdict(settings),
+        **({"compile": True} if flags.compile else {}),  # left out as by runs before there was a choice
+        **facts,
+    }

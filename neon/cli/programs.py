@@ -1,101 +1,336 @@
-"""`neon sample`, `neon selftrain` and `neon evaluate`: for the network of any architecture, of your own too.
+"""The programs that run a network: written once, over what an architecture's flags say of themselves.
 
-The programs of EDM, VAR, xAR and IMM do the same with the flags and the settings that were published for them.
+`edm/sample.py` and its like put an architecture's flags in front of these; `neon sample`, `selftrain` and `evaluate`
+the flags of any architecture, of a user's own too. Images, labels and precision are the same through both doors.
 """
 
-from dataclasses import dataclass, field, replace
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from neon import __version__
-from neon.cli.flags import NumberedImages, SampledImages, ScoredImages, settings_with
-from neon.cli.score import score_network
-from neon.cli.training import Plan, TrainingFlags
-from neon.data.images import ImageDataset
+from neon.cli.flags import (
+    BudgetFlags,
+    BudgetPlan,
+    Device,
+    FeatureFlags,
+    File,
+    FileOrURL,
+    ImageFlags,
+    NetworkFlags,
+    NumberedImages,
+    OutputFlags,
+    Plan,
+    ScoringFlags,
+    TrainingFlags,
+    recorded,
+    settings_with,
+)
 from neon.errors import RequestError
-from neon.model import GenerativeModel, code_file, load_model, open_autoencoder
-from neon.recipe import Recipe
-from neon.runtime.distributed import Processes, processes
-from neon.runtime.download import shared_file
-from neon.runtime.files import sha256_file
-from neon.sampling import Label, check_enough, check_label
 
-LARGEST_MICRO_BATCH = 64
+if TYPE_CHECKING:
+    import torch
+
+    from neon.data.images import TrainingImages
+    from neon.model import GenerativeModel
+    from neon.noise import Purpose
+    from neon.recipe import Recipe
+    from neon.runtime.distributed import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
+class SampleProgram(OutputFlags, ImageFlags):
+    """Sample images of a network into a PNG folder or a zip, with their classes: the synthetic set S."""
+
+    def __call__(self) -> None:
+        from neon.noise import Purpose
+        from neon.runtime.distributed import processes
+        from neon.sampling import check_enough, sample_set
+
+        self.check()
+        with processes(self.device) as group:
+            path, model, settings = self.start(group)
+            images, facts = self.counted(model), self.facts(model, group)
+            seeds = images.seeds_of(Purpose.SYNTHETIC)
+            check_enough(len(seeds), group)
+            sample_set(
+                model,
+                seeds,
+                settings,
+                self.outdir,
+                batch_size=self.batch_size,
+                processes=group,
+                identity=group.on_main(lambda: recorded(path, images, settings, facts)),
+                label=images.labels(model),
+                fresh=self.fresh,
+            )
+            if group.is_main:
+                print(f"{self.outdir}: {len(seeds)} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreProgram(ScoringFlags, ImageFlags):
+    """FID, Inception Score, precision and recall of a network, or of merges of two."""
+
+    def __call__(self) -> None:
+        from neon.cli.score import Sampling, score_network
+        from neon.runtime.distributed import processes
+
+        self.check()
+        with processes(self.device) as group:
+            path, model, settings = self.start(group)
+            images = self.counted(model)
+            sampling = Sampling(
+                seeds=images.seeds_of(self.purpose()),
+                seeds_text=self.seeds_text(),
+                settings=settings,
+                label=images.labels(model),
+                batch_size=self.batch_size,
+                key=self.key,
+                compiled=self.compile,
+                facts=self.facts(model, group),
+            )
+            score_network(path, model, sampling, self, group)
+
+    def purpose(self) -> "Purpose":
+        """What the images are for."""
+        from neon.noise import Purpose
+
+        return Purpose.REPORT
+
+    @abstractmethod
+    def seeds_text(self) -> str:
+        """Which images are scored, for the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedScoreProgram(NumberedImages, ScoreProgram):
+    """The same of numbered images, which are others for a choice than for a report."""
+
+    images_for: Literal["report", "selection"] = "report"
+    """selection: others, to choose w or guidance with"""
+
+    def purpose(self) -> "Purpose":
+        from neon.noise import Purpose
+
+        return Purpose.REPORT if self.images_for == "report" else Purpose.SELECTION
+
+    def seeds_text(self) -> str:
+        return f"{self.images_for} images of seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgram(TrainingFlags, NetworkFlags):
+    """Train a network: briefly on its own samples, which gives what Neon merges, or from scratch."""
+
+    largest_micro_batch: ClassVar[int] = 64
+    """images per forward pass unless told otherwise"""
+    keeps_raw: ClassVar[bool] = False
+    """whether raw weights are written beside averaged ones, as published"""
+
+    def __call__(self) -> None:
+        from neon.runtime.distributed import processes
+        from neon.runtime.files import sha256_file
+        from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
+
+        self.check()
+        dataset = self.dataset()
+        with processes(self.device) as group:
+            base, model = self.start(dataset, group)
+            self.tell_precision(model, group)
+            plan = self.plan(model)
+            recipe = self.recipe(model, plan, dataset)
+            steps = self.snapshot_steps(plan)
+            multiple = model.batch_multiple
+            fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
+            identity = {
+                "neon": __version__,
+                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
+                "config": model.config,
+                "data": str(self.data),
+                **self.facts(model, group),
+            }
+            snapshots = train_in_folder(
+                model,
+                dataset,
+                self.outdir,
+                record={**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed},
+                fresh=self.fresh,
+                num_steps=steps[-1],
+                snapshot_steps=steps,
+                recipe=recipe,
+                seed=self.seed,
+                processes=group,
+                micro_batch=self.batch_gpu or multiple * fitting,
+                state_every_seconds=self.state_every,
+                title="training" if base is None else "self-training",
+                identity=identity,
+                on_snapshot=pickle_copies(base, self.key),
+                keep_raw=self.keeps_raw,
+            )
+            if group.is_main:
+                last = snapshots[-1]
+                print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+
+    def check(self) -> None:
+        """A RequestError for numbers that make no sense, before anything is opened."""
+
+    def dataset(self) -> "TrainingImages":
+        """What is trained on."""
+        from neon.data.images import ImageDataset
+
+        return ImageDataset(self.data)
+
+    @abstractmethod
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, GenerativeModel]":
+        """The checkpoint that training starts from (None: random weights), and the model to train."""
+
+    @abstractmethod
+    def plan(self, model: "GenerativeModel") -> Plan:
+        """A preset, with what was given in its place; a RequestError for values that make no sense."""
+
+    @abstractmethod
+    def recipe(self, model: "GenerativeModel", plan: Any, dataset: "TrainingImages") -> "Recipe":
+        """How to train by `plan`."""
+
+    def snapshot_steps(self, plan: Any) -> list[int]:
+        """The steps after which snapshots are written; the last ends the training."""
+        from neon.selftrain import snapshot_steps
+
+        return snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeProgram:
+    """Encode images once, for training many epochs without the work of tokenizer or autoencoder."""
+
+    data: Path
+    """folder or zip of images"""
+    outdir: Path
+    """folder of what they are encoded as"""
+    batch_size: int = 64
+    """images per forward pass of one process"""
+    fresh: bool = False
+    """replace what the output holds"""
+    device: Device = None
+    """by default a GPU where there is one"""
+
+    def __call__(self) -> None:
+        from neon.data.encoded import encode_set
+        from neon.data.images import ImageDataset
+        from neon.runtime.distributed import processes
+
+        if self.batch_size < 1:
+            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        with processes(self.device) as group:
+            encoder, dataset = self.encoder(group), ImageDataset(self.data)
+            encode_set(
+                encoder.encode,
+                dataset,
+                self.outdir,
+                kind=encoder.kind,
+                image_shape=(3, encoder.side, encoder.side),
+                batch_size=self.batch_size,
+                processes=group,
+                identity={"neon": __version__, **encoder.identity},
+                fresh=self.fresh,
+            )
+            if group.is_main:
+                print(f"{self.outdir}: {len(dataset)} images")
+
+    @abstractmethod
+    def encoder(self, group: "Processes") -> "ImageEncoder":
+        """What encodes, on the device of this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoder:
+    """How images are encoded, and what of."""
+
+    encode: "Callable[[torch.Tensor], torch.Tensor]"
+    """uint8 [B, 3, side, side] -> one example per image"""
+    kind: str
+    """what sets of them hold"""
+    side: int
+    """of the images"""
+    identity: dict[str, Any]
+    """what determines the examples, as JSON"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyModelFlags(NetworkFlags):
     """The network."""
 
-    network: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
+    network: FileOrURL
     """the network: a checkpoint"""
     model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
     """the class of a model of your own; by default as the checkpoint says"""
-    vae: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
 
-    def load(self, group: Processes) -> tuple[Path, GenerativeModel]:
-        """The checkpoint's path and its model, with the autoencoder; a RequestError if they do not fit."""
+    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, GenerativeModel]":
+        from neon.model import load_model, open_autoencoder
+        from neon.runtime.download import shared_file
+
         path = shared_file(self.network, group)
-        model = load_model(path, self.key, device=group.device, kind=self.model)
+        model = load_model(path, self.key, device=group.device, kind=self.model, precision=self.precision, **arguments)
         open_autoencoder(model, self.vae)
         return path, model
 
-    def facts(self, model: GenerativeModel, group: Processes) -> dict[str, Any]:
-        """What, besides network and settings, determines images and training, as JSON."""
+    def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
+        from neon.model import code_file
+        from neon.runtime.files import sha256_file
+
         files = {"model_sha256": code_file(self.model), "autoencoder_sha256": model.autoencoder_file(self.vae)}
-        return group.on_main(
+        hashes = group.on_main(
             lambda: {name: None if path is None else sha256_file(path) for name, path in files.items()}
         )
+        return {**hashes, **self.recorded_precision(model)}
+
+    def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
+        """Nothing for float32, as runs before there was a choice."""
+        return {} if model.precision.name == "fp32" else super().recorded_precision(model)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFlags(ModelFlags, NumberedImages):
+class AnyImageFlags(AnyModelFlags, NumberedImages):
     """Sampler."""
 
-    num_images: int = field()
-    """how many"""
     set: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE ..")] = field(default_factory=list)
-    """settings of the sampler, in place of the model's default_settings"""
-    class_: Annotated[int | None, tyro.conf.arg(name="class")] = None
-    """class of every image; by default by the rule of the model"""
+    """settings of the sampler, in place of the published ones"""
+    num_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
+    """steps of a sampler that has them; the same as --set num_steps=N"""
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg", "--cfg_scale"])] = None
+    """guidance of a sampler that has it; the same as --set guidance=X"""
 
-    def labels(self, model: GenerativeModel) -> Label:
-        """The class of each image; None: by the rule of the model."""
-        return self.class_
-
-    def start(self, group: Processes) -> tuple[Path, GenerativeModel, Any]:
-        """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
-        self.check()
-        check_enough(self.num_images, group)
-        path, model = self.load(group)
-        check_label(model, self.class_)
-        return path, model, settings_with(model.default_settings, self.set)
+    def settings_for(self, model: "GenerativeModel") -> Any:
+        pairs = list(self.set)
+        for name in ("num_steps", "guidance"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not hasattr(model.default_settings, name):
+                raise RequestError(f"--{name}: the sampler of {model.architecture} has none")
+            pairs.append(f"{name}={value}")
+        return settings_with(model.default_settings, pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ImageFlags, SampledImages):
+class Sample(AnyImageFlags, SampleProgram):
     """Sample images of a network into a PNG folder or a zip, with their classes: the synthetic set S.
 
     A killed run goes on where it was. Under `torchrun -m neon.cli sample ...` the images are the same.
 
-    Example: neon sample --network neon/demo/base.safetensors --num_images 1000 --outdir synthetic.zip --set num_steps=5
+    Example: neon sample --network neon/demo/base.safetensors --num_images 1000 --outdir synthetic.zip --num_steps 5
     """
-
-    def __call__(self) -> None:
-        with processes(self.device) as group:
-            path, model, settings = self.start(group)
-            self.write(model, settings, self.identity(path, settings, self.facts(model, group), group), group)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selftrain(ModelFlags, TrainingFlags):
+class Selftrain(AnyModelFlags, BudgetFlags, TrainProgram):
     """Train a network briefly on its own samples, by the model's recipe; snapshots are what Neon merges.
 
     A killed run goes on where it was; on a CPU to the bits of one that was never killed, whatever the number of
@@ -114,49 +349,119 @@ class Selftrain(ModelFlags, TrainingFlags):
     lr: float | None = None
     """learning rate; by default as the recipe says"""
 
-    def __call__(self) -> None:
-        dataset = ImageDataset(self.data)
-        with processes(self.device) as group:
-            path, model = self.load(group)
-            plan = self.completed(
-                Plan(batch=model.recipe.batch_size, total_images=self.total_images, save_interval=self.total_images)
-            )
-            identity = {
-                "neon": __version__,
-                "base_sha256": group.on_main(lambda: sha256_file(path)),
-                "config": model.config,
-                "data": str(self.data),
-                **self.facts(model, group),
-            }
-            self.run(
-                model,
-                dataset,
-                plan,
-                self.recipe(model.recipe, plan),
-                identity,
-                group,
-                largest_micro_batch=LARGEST_MICRO_BATCH,
-                title="self-training",
-            )
+    def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, GenerativeModel]":
+        return self.load(group, for_training=True)
 
-    def recipe(self, usual: Recipe, plan: Plan) -> Recipe:
-        """The model's recipe, with what was given in its place."""
+    def plan(self, model: "GenerativeModel") -> BudgetPlan:
+        usual = BudgetPlan(
+            batch=model.recipe.batch_size, total_images=self.total_images, save_interval=self.total_images
+        )
+        return self.completed(usual)
+
+    def recipe(self, model: "GenerativeModel", plan: Plan, dataset: "TrainingImages") -> "Recipe":
+        usual = model.recipe
+        scaled = model.precision.name == "fp16"
         try:
-            return replace(usual, batch_size=plan.batch, lr=usual.lr if self.lr is None else self.lr)
+            return replace(
+                usual, batch_size=plan.batch, lr=usual.lr if self.lr is None else self.lr, scale_losses=scaled
+            )
         except ValueError as error:
             raise RequestError(f"--lr: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ImageFlags, ScoredImages):
+class Evaluate(AnyImageFlags, NumberedScoreProgram):
     """FID, Inception Score, precision and recall of a network, or of merges of two.
 
     Example: neon evaluate --network neon/demo/base.safetensors --ref neon/demo/test-statistics.npz
-    --features neon/demo/features.safetensors --num_images 2000 --set num_steps=5 solver=euler
+    --features neon/demo/features.safetensors --num_images 2000 --num_steps 5 --set solver=euler
     """
 
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(FeatureFlags):
+    """Write the mean and covariance of the features of images: the reference that scores are computed against.
+
+    Runs on several processes under `torchrun -m neon.cli stats ...`; the result is the same.
+
+    Example: neon stats real_images/ real.npz
+    """
+
+    images: tyro.conf.Positional[Path]
+    """folder or zip of images of one size"""
+    output: tyro.conf.Positional[Path]
+    """file to write; ends in .npz"""
+    batch_size: int = 64
+    """images per forward pass"""
+    device: Device = None
+    """by default a GPU where there is one"""
+    overwrite: bool = False
+    """replace an existing output"""
+
     def __call__(self) -> None:
+        from neon.data.images import ImageDataset
+        from neon.evaluate import tally_images
+        from neon.metrics import Statistics
+        from neon.metrics.reference import load_extractor
+        from neon.runtime.distributed import processes
+        from neon.runtime.files import check_writable
+
+        output, overwrite = self.output, self.overwrite
+        if output.suffix != ".npz":
+            raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
-            path, model, settings = self.start(group)
-            sampling = self.sampling(model, settings, self.facts(model, group))
-            score_network(path, model, sampling, self, group)
+            dataset = ImageDataset(self.images)
+            extractor = load_extractor(self.features, self.inception_weights, group.device)
+            group.on_main(lambda: check_writable(output, overwrite=overwrite))
+            tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
+
+            def write() -> None:
+                Statistics.from_moments(tally.moments, name=str(self.images)).save(output, overwrite=overwrite)
+                print(f"{self.images} -> {output} ({tally.done} images, {extractor.dim} features of {extractor.name})")
+
+            group.on_main(write)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fid(FeatureFlags):
+    """Score images A against images or statistics B: FID, the Inception Score of A, precision and recall.
+
+    Runs on several processes under `torchrun -m neon.cli fid ...`; the result is the same.
+
+    Example: neon fid samples.zip real.npz
+    """
+
+    a: tyro.conf.Positional[Path]
+    """generated images (folder or zip), or statistics (.npz)"""
+    b: tyro.conf.Positional[Path]
+    """real images (folder or zip), or statistics (.npz)"""
+    precision_recall: bool = False
+    """also precision, recall, density and coverage; both sides must be images"""
+    nearest_k: int = 5
+    """which nearest neighbour gives the radius in precision and recall"""
+    batch_size: int = 64
+    """images per forward pass"""
+    device: Device = None
+    """by default a GPU where there is one"""
+    json: File = None
+    """also write the scores to this file"""
+
+    def __call__(self) -> None:
+        from neon.cli.score import score_images
+        from neon.runtime.distributed import processes
+        from neon.runtime.files import check_writable
+
+        with processes(self.device) as group:
+            if self.json is not None:
+                output = self.json
+                group.on_main(lambda: check_writable(output, overwrite=True))
+            score_images(
+                self.a,
+                self.b,
+                features=self.features,
+                inception_weights=self.inception_weights,
+                nearest_k=self.nearest_k if self.precision_recall else None,
+                batch_size=self.batch_size,
+                processes=group,
+                output=self.json,
+            )

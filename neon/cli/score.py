@@ -12,14 +12,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 from neon import __version__
 from neon.checkpoint import load_state
-from neon.cli.command_line import Weights, number
+from neon.cli.flags import ScoringFlags
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
 from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
@@ -36,51 +35,6 @@ from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
 
-OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringFlags:
-    """Scores: what every calculate_fid.py takes."""
-
-    ref: Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
-    """statistics of real images: .npz with mu and sigma"""
-    self_trained: OptionalPath = None
-    """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
-    w: Weights = field(default_factory=list)
-    """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY")] = None
-    """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
-    precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
-    """real images: also scores precision, recall, density and coverage"""
-    nearest_k: int = 5
-    """which neighbour gives the radius in precision and recall"""
-    features: Annotated[str, tyro.conf.arg(metavar="inception|FILE")] = INCEPTION
-    """feature network; FILE: of `neon.demo.train features`"""
-    inception_weights: OptionalPath = None
-    """its weights; by default those in torch-fidelity's cache"""
-    json: OptionalPath = None
-    """also write scores and protocol to this file"""
-    compile: bool = False
-    """compile the network: slow at first, then faster; other roundings"""
-    run_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """where a killed evaluation goes on from; by default a folder below runs/"""
-    fresh: bool = False
-    """forget what a killed evaluation of the same kind has done"""
-    device: Literal["cpu", "cuda"] | None = None
-    """by default a GPU where there is one"""
-
-    def merge_weights(self) -> list[float]:
-        """The values of w; a RequestError if they and `self_trained` do not go together."""
-        if self.self_trained is None and self.w:
-            raise RequestError("--w: merging needs the second network; name it with --self_trained")
-        if self.self_trained is not None and not self.w:
-            raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
-        ws = [number("--w", text) + 0.0 for text in self.w]
-        if len(set(ws)) < len(ws):
-            raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
-        return ws
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -93,6 +47,10 @@ class Sampling:
     """of the sampler: a frozen dataclass of the architecture"""
     label: Label
     batch_size: int
+    key: str | None
+    """nesting of the state dict in checkpoints"""
+    compiled: bool
+    """whether the network is"""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """what else determines the images, as JSON"""
 
@@ -117,13 +75,11 @@ def score_network(
             f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
             "biased; compare it with scores of as many images only"
         )
-    if flags.compile:
-        model.compile_parts()
     live = None
     if flags.self_trained is not None:
-        check_same_network(path, flags.self_trained, flags.key)
+        check_same_network(path, flags.self_trained, sampling.key)
         base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        live = LiveMerge(model.network, base, load_state(flags.self_trained, flags.key))
+        live = LiveMerge(model.network, base, load_state(flags.self_trained, sampling.key))
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = None
     if flags.precision_recall is not None:
@@ -141,7 +97,12 @@ def score_network(
 
 
 def _protocol(
-    path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoringFlags, ref: Path, extractor: FeatureExtractor
+    path: Path,
+    model: GenerativeModel,
+    sampling: Sampling,
+    flags: ScoringFlags,
+    ref: Path,
+    extractor: FeatureExtractor,
 ) -> dict[str, Any]:
     """All that determines the scores, as JSON."""
     weights = flags.inception_weights if flags.features == INCEPTION else Path(flags.features)
@@ -159,7 +120,7 @@ def _protocol(
         "class": sampling.label if isinstance(sampling.label, int) else None,
         "batch_size": sampling.batch_size,
         "settings": asdict(sampling.settings),
-        "compile": flags.compile,
+        "compile": sampling.compiled,
         **model.protocol,
         **sampling.facts,
         "features": extractor.name,

@@ -18,11 +18,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
-from neon.data.images import TrainingImages
+from neon.data.images import ImageDataset, TrainingImages
 from neon.errors import RequestError
-from neon.runtime.distributed import Processes, blocks, rounds
+from neon.runtime.blocks import write_blocks
+from neon.runtime.distributed import Processes
 from neon.runtime.files import write_json
-from neon.runtime.progress import Progress
 from neon.runtime.run_folder import run_folder
 
 INDEX_FILE = "examples.json"
@@ -64,13 +64,15 @@ def write_examples(
 
     Shards that are on the disk already are not computed again, so a killed run goes on where it was.
     """
-    folder, every = Path(folder), blocks(num_examples, batch_size)
-    with Progress(title, num_examples, "img", processes) as progress:
-        for block in rounds(every, processes):
-            if block is not None and not (folder / shard_name(block.start)).exists():
-                write_shard(folder, block.start, *compute(block))
-            progress.advance(min(batch_size * processes.world_size, num_examples - progress.done))
-    processes.barrier()
+    folder = Path(folder)
+    every = write_blocks(
+        lambda block: write_shard(folder, block.start, *compute(block)),
+        num_examples,
+        batch_size=batch_size,
+        processes=processes,
+        title=title,
+        is_written=lambda block: (folder / shard_name(block.start)).exists(),
+    )
     processes.on_main(lambda: write_index(folder, every, image_shape, kind))
 
 
@@ -114,8 +116,6 @@ def encode_set(
             processes=processes,
             title="encoding",
         )
-    if processes.is_main:
-        print(f"{folder}: {len(dataset)} images")
 
 
 def is_example_set(path: str | os.PathLike[str]) -> bool:
@@ -178,3 +178,8 @@ class ExampleSet:
         except (ValueError, AssertionError, AttributeError) as error:
             raise RequestError(f"{file}: not the index of a set of encoded images ({error}); make it again") from None
         return index
+
+
+def images_or_examples(path: Path, kind: str) -> TrainingImages:
+    """The set at `path`: encoded examples of a `kind`, or images."""
+    return ExampleSet(path, kind) if is_example_set(path) else ImageDataset(path)

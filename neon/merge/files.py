@@ -175,10 +175,13 @@ def _pickle(base: Checkpoint, output: Path) -> PickleCheckpoint:
 
 
 def check_same_network(
-    base: str | os.PathLike[str], self_trained: str | os.PathLike[str], key: str | None = None
+    base: str | os.PathLike[str],
+    self_trained: str | os.PathLike[str],
+    key: str | None = None,
+    self_trained_key: str | None = None,
 ) -> None:
     """Raise a RequestError, naming both files, unless their weights are of one network and can be merged."""
-    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, None) as s:
+    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
         _check_pair(b, s)
 
 

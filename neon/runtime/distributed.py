@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -119,15 +119,3 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         raise
     finally:
         dist.destroy_process_group()
-
-
-def blocks(num_images: int, batch_size: int) -> list[range]:
-    """Indices 0 .. num_images - 1 in consecutive blocks; only the last may be shorter than `batch_size`."""
-    return [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
-
-
-def rounds(all_blocks: Sequence[range], processes: Processes) -> Iterator[range | None]:
-    """This process's block of each round; every process sees equally many rounds, the last may hold None."""
-    for first in range(0, len(all_blocks), processes.world_size):
-        mine = first + processes.rank
-        yield all_blocks[mine] if mine < len(all_blocks) else None

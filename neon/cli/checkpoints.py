@@ -1,0 +1,252 @@
+"""`neon merge`, `neon inspect` and `neon convert`: checkpoints in every published format."""
+
+import dataclasses
+import json as json_module
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from neon.cli.command_line import Weights, number
+from neon.cli.flags import File, Key
+from neon.errors import RequestError
+
+if TYPE_CHECKING:
+    from neon.checkpoint import Checkpoint
+
+CHUNK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge two checkpoints: theta_neon = (1 + w) theta_base - w theta_self_trained.
+
+    w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs. The same as
+    `python neon_merge.py`.
+
+    Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
+    """
+
+    base: Path
+    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl"""
+    self_trained: Path
+    """weights fine-tuned on the base's own samples"""
+    w: Weights
+    """merge weights"""
+    output: str
+    """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one); several w need {w} in it"""
+    key: Key = None
+    """nesting of the state dict, such as model_ema; chosen and printed if not given"""
+    self_trained_key: Key = None
+    """the same for the self-trained file"""
+    overwrite: bool = False
+    """replace an existing output"""
+    json: File = None
+    """also write the report to this file"""
+
+    def __call__(self) -> None:
+        from tqdm import tqdm
+
+        from neon.merge import merge_files
+        from neon.runtime.files import check_writable, write_json
+
+        if self.json is not None:
+            check_writable(self.json, overwrite=True)
+        with tqdm(unit="B", unit_scale=True, desc="merging", delay=2, leave=False, file=sys.stderr) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            reports = merge_files(
+                self.base,
+                self.self_trained,
+                [number("-w", text) for text in self.w],
+                self.output,
+                key=self.key,
+                self_trained_key=self.self_trained_key,
+                overwrite=self.overwrite,
+                progress=progress,
+            )
+        first = reports[0]
+        print(first.formula)
+        print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
+        print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
+        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied")
+        for report in reports:
+            kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
+            print(f"w = {report.w:<8g}  {report.output}  ({kept})")
+        for warning in dict.fromkeys(text for report in reports for text in report.warnings):
+            print(f"neon merge: warning: {warning}", file=sys.stderr)
+        if self.json is not None:
+            write_json(self.json, [dataclasses.asdict(report) for report in reports])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Show what a checkpoint holds; nothing stored in it is executed.
+
+    Example: neon inspect neon_w1.safetensors
+    """
+
+    file: tyro.conf.Positional[Path]
+    """checkpoint of any readable format"""
+    key: Key = None
+    """nesting of the state dict, such as model_ema; chosen and printed if not given"""
+    json: bool = False
+    """print JSON"""
+
+    def __call__(self) -> None:
+        facts = self._facts()
+        tensors = facts.pop("tensors")
+        if self.json:
+            print(json_module.dumps({**facts, "tensors": tensors}, indent=2))
+            return
+        metadata = facts.pop("metadata")
+        facts["key"] = facts["key"] or "(the file itself)"
+        facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
+        for name, value in facts.items():
+            if value is not None:
+                print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
+        for name, value in metadata.items():
+            if name not in facts:
+                print(f"{name:<13} {value}")
+        print(f"tensors       {len(tensors)}")
+        width = max(map(len, tensors))
+        for name, tensor in tensors.items():
+            print(f"  {name:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+
+    def _facts(self) -> dict[str, Any]:
+        return self._facts_of_header() or self._facts_of_checkpoint()
+
+    def _facts_of_header(self) -> dict[str, Any] | None:
+        """Those of a safetensors file that says of what architecture it is, without torch; None: another file."""
+        from neon.checkpoint.header import METADATA, dtype_name, entries_in_order, is_safetensors, read_header
+        from neon.runtime.files import sha256_file
+
+        if self.key or not self.file.is_file():
+            return None
+        with open(self.file, "rb") as file:
+            if not is_safetensors(file.read(16)):
+                return None
+        try:
+            header, _ = read_header(self.file)
+        except RequestError:  # or it begins like one
+            return None
+        metadata: dict[str, str] = header.get(METADATA, {})
+        if "architecture" not in metadata:
+            return None
+        tensors = {
+            name: {"shape": entry["shape"], "dtype": dtype_name(self.file, name, entry["dtype"])}
+            for name, entry in entries_in_order(header)
+        }
+        return {
+            "file": str(self.file),
+            "format": "safetensors",
+            "bytes": self.file.stat().st_size,
+            "sha256": sha256_file(self.file),
+            "architecture": metadata["architecture"],
+            "config": metadata.get("config"),
+            "key": "",
+            "candidates": [""],
+            "parameters": sum(math.prod(t["shape"]) for t in tensors.values() if "float" in t["dtype"]),
+            "metadata": metadata,
+            "tensors": tensors,
+        }
+
+    def _facts_of_checkpoint(self) -> dict[str, Any]:
+        from neon.checkpoint import open_checkpoint
+        from neon.model import described
+        from neon.runtime.files import sha256_file
+
+        with open_checkpoint(self.file, self.key) as checkpoint:
+            specs, metadata = checkpoint.specs, described(checkpoint)
+            return {
+                "file": str(self.file),
+                "format": checkpoint.format,
+                "bytes": self.file.stat().st_size,
+                "sha256": sha256_file(self.file),
+                "architecture": metadata.get("architecture"),
+                "config": metadata.get("config"),
+                "key": checkpoint.key,
+                "candidates": list(checkpoint.candidates),
+                "parameters": sum(spec.numel for spec in specs.values() if spec.dtype.is_floating_point),
+                "metadata": checkpoint.metadata,
+                "tensors": {
+                    name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+                    for name, spec in specs.items()
+                },
+            }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Write any readable checkpoint as flat safetensors.
+
+    Example: neon convert base.pth base.safetensors --key model_ema
+    """
+
+    file: tyro.conf.Positional[Path]
+    """checkpoint of any readable format"""
+    output: tyro.conf.Positional[Path]
+    """file to write; ends in .safetensors"""
+    key: Key = None
+    """nesting of the state dict, such as model_ema; chosen and printed if not given"""
+    overwrite: bool = False
+    """replace an existing output"""
+
+    def __call__(self) -> None:
+        source = convert_checkpoint(self.file, self.output, self.key, overwrite=self.overwrite)
+        used = _key_text(source.key, source.candidates)
+        print(f"{self.file}{used} -> {self.output} ({len(source.specs)} tensors)")
+
+
+def convert_checkpoint(path: Path, output: Path, key: str | None = None, *, overwrite: bool = False) -> "Checkpoint":
+    """Write the state dict of `path` to `output` as safetensors, tied tensors in full; returns the (closed) input.
+
+    Metadata is carried over; the architecture and config of a published pickle, and the source's name, key and
+    sha256 are added to it.
+
+    Raises:
+        RequestError: as `open_checkpoint`, or `output` is not a .safetensors name, is the input, or exists.
+        WorkError: the disk is full or fails while writing.
+    """
+    import torch
+
+    from neon.checkpoint import open_checkpoint, stream_safetensors
+    from neon.checkpoint.safetensors_format import aligned, check_storable
+    from neon.model import described
+    from neon.runtime.files import check_not_input, check_writable, sha256_file
+
+    if output.suffix != ".safetensors":
+        raise RequestError(f"{output}: convert writes safetensors; end the name in .safetensors")
+    with open_checkpoint(path, key) as source:
+        check_not_input(output, source.path)
+        check_storable(output, source.specs)
+        check_writable(output, overwrite=overwrite)
+        metadata = {
+            **described(source),
+            "source": source.path.name,
+            "source_key": source.key,
+            "source_sha256": sha256_file(source.path),
+        }
+        layout = aligned(source.specs)
+        with stream_safetensors(output, layout, metadata, overwrite=overwrite) as writer:
+            for name, spec in layout.items():
+                for start in range(0, spec.numel, CHUNK_ELEMENTS):
+                    chunk = torch.empty(min(CHUNK_ELEMENTS, spec.numel - start), dtype=spec.dtype)
+                    source.read(name, start, chunk)
+                    writer.write(chunk)
+    return source
+
+
+def _key_text(key: str, candidates: Sequence[str]) -> str:
+    """Which state dict of a file was used, where there is a choice to know about."""
+    if candidates == ("",):
+        return ""
+    others = ", ".join(other or "the file itself" for other in candidates if other != key)
+    return f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]"

@@ -1,0 +1,87 @@
+"""The one loop over blocks of images: each computed whole by one process, with progress, and not twice.
+
+Blocks are of consecutive indices, so batches, hence results, are the same for any number of processes and after any
+restart.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from neon.errors import RequestError, WorkError
+from neon.runtime.distributed import Processes
+from neon.runtime.progress import Progress
+
+
+def blocks(num_images: int, batch_size: int) -> list[range]:
+    """Indices 0 .. num_images - 1 in consecutive blocks; only the last may be shorter than `batch_size`."""
+    return [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
+
+
+def write_blocks(
+    write: Callable[[range], None],
+    num_images: int,
+    *,
+    batch_size: int,
+    processes: Processes,
+    title: str,
+    is_written: Callable[[range], bool],
+) -> list[range]:
+    """Call `write` for every block that is not written yet, each in one process; all blocks, when all are done.
+
+    A killed run goes on where it was.
+    """
+    every = blocks(num_images, batch_size)
+    with Progress(title, num_images, "img", processes) as progress:
+        for here in _rounds(every, processes):
+            if processes.rank < len(here) and not is_written(here[processes.rank]):
+                write(here[processes.rank])
+            progress.advance(sum(map(len, here)))
+    processes.barrier()
+    return every
+
+
+def rows_in_order(
+    compute: Callable[[range], Tensor],
+    num_images: int,
+    width: int,
+    *,
+    batch_size: int,
+    processes: Processes,
+    title: str,
+    done: int = 0,
+    one_row: bool = False,
+) -> Iterator[Tensor]:
+    """What `compute` makes of blocks of images `done` .. num_images - 1, in their order, in every process.
+
+    Args:
+        compute: float32 [B, width] of a block, or [1, width] with `one_row`; called by each process for its own blocks.
+        done: Images that are left out, a multiple of `batch_size`.
+        one_row: A block gives one row instead of one per image.
+
+    Raises:
+        RequestError or WorkError: `compute` raised it, in whichever process; the lowest rank's in all of them.
+    """
+    every = blocks(num_images, batch_size)[-(-done // batch_size) :]
+    height = 1 if one_row else batch_size
+    with Progress(title, num_images, "img", processes, done=done) as progress:
+        for here in _rounds(every, processes):
+            mine = torch.zeros(height, width, device=processes.device)
+            failure: RequestError | WorkError | None = None
+            try:
+                if processes.rank < len(here):
+                    rows = compute(here[processes.rank])
+                    mine[: len(rows)] = rows
+            except (RequestError, WorkError) as error:
+                failure = error
+            processes.raise_first(failure)
+            for block, rows in zip(here, processes.gather(mine), strict=False):
+                yield rows if one_row else rows[: len(block)]
+                progress.advance(len(block))
+
+
+def _rounds(every: list[range], processes: Processes) -> Iterator[list[range]]:
+    """The blocks of each round: one for each process, in the order of ranks; in the last round some go without."""
+    for first in range(0, len(every), processes.world_size):
+        yield every[first : first + processes.world_size]
