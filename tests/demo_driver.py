@@ -21,7 +21,12 @@ SMALL = DemoPlan(
     picture_w=(-1.0,),
 )
 
-if __name__ == "__main__":
+
+def main() -> None:
     torch.set_num_threads(1)
     with processes("cpu") as group:
         run_demo(SMALL, Path(sys.argv[1]), group)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""EDM's programs one after the other in one process group, for the tests that start it under torchrun."""
+"""EDM's programs one after the other in one process group, for the tests that start it in several processes."""
 
 import sys
 from pathlib import Path
@@ -52,7 +52,7 @@ def train_summed(folder: Path, group: Processes) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     with processes("cpu") as group:
         for program, flags in COMMANDS:
@@ -62,3 +62,7 @@ if __name__ == "__main__":
         train_summed(Path("summed"), group)
         if run_program(calculate_fid.ScoreEDM, [*WRONG.split(), "--device", "cpu"]) != 2:
             sys.exit("the corrupt image was not refused in every process")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""IMM's programs one after the other in one process group, for the tests that start it under torchrun."""
+"""IMM's programs one after the other in one process group, for the tests that start it in several processes."""
 
 from imm.calculate_fid import ScoreIMM
 from imm.encode import EncodeForIMM
@@ -25,5 +25,10 @@ COMMANDS = (
     ),
 )
 
-if __name__ == "__main__":
+
+def main() -> None:
     drive(COMMANDS, "--vae_path vae")
+
+
+if __name__ == "__main__":
+    main()

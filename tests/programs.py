@@ -20,6 +20,7 @@ from neon.metrics.features import SmallFeatures, features_of
 from neon.model import save_model
 from neon.runtime.distributed import processes
 from tests.tiny import tiny_edm, tiny_images
+from tests.workers import Workers
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,15 +151,13 @@ def drive(commands: Iterable[tuple[type, str]], usual: str) -> None:
                 sys.exit(status)
 
 
-def in_worlds(driver: str, files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def in_worlds(driver: str, files: Path, tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> dict[int, Path]:
     """What a driver leaves behind beside `files` with 1, 2 and 3 processes; `stderr` holds what it said."""
     outputs = {}
     for world_size in (1, 2, 3):
         out = outputs[world_size] = tmp_path_factory.mktemp(f"world{world_size}")
         link(files, out)
-        done = torchrun(world_size, f"-m tests.{driver}", out)
-        assert done.returncode == 0, done.stderr
-        (out / "stderr").write_text(done.stderr)
+        workers.run(f"tests.{driver}:main", folder=out, world_size=world_size)
     return outputs
 
 

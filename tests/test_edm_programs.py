@@ -43,6 +43,7 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import tiny_edm, tiny_images
+from tests.workers import Workers
 
 SAMPLER = "--num_steps 3"
 
@@ -448,9 +449,9 @@ def test_the_published_command_runs_as_typed_under_torchrun(here: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(files: Path, tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each, and what they say."""
-    return in_worlds("edm_driver", files, tmp_path_factory)
+    return in_worlds("edm_driver", files, tmp_path_factory, workers)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -39,6 +39,7 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import save_sd_vae, tiny_colour_images, tiny_imm
+from tests.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -295,9 +296,9 @@ def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
 
 
 @pytest.fixture(scope="module")
-def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(files: Path, tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    return in_worlds("imm_driver", files, tmp_path_factory)
+    return in_worlds("imm_driver", files, tmp_path_factory, workers)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

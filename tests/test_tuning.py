@@ -17,8 +17,9 @@ from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
-from tests.programs import ROOT, Killed, dies_after, torchrun, work_in, write_pair
+from tests.programs import ROOT, Killed, dies_after, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
+from tests.workers import Workers
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
@@ -123,11 +124,10 @@ def test_the_search_sees_the_statistics_of_its_points_and_makes_lost_ones_again(
     assert tune("--out grid --grid 0 1") == 0 and not Path("grid/statistics").exists(), "a grid needs none"
 
 
-def test_two_processes_choose_as_one_does(here: Path) -> None:
+def test_two_processes_choose_as_one_does(here: Path, workers: Workers) -> None:
     flags = f"tune {USUAL} --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
     assert cli.main([*flags.split(), "--out", "alone"]) == 0
-    done = torchrun(2, f"-m neon.cli {flags} --out two", here)
-    assert done.returncode == 0, done.stderr
+    workers.run("neon.cli.app:main", [*flags.split(), "--out", "two"], folder=here, world_size=2)
     alone, two = ({entry["name"]: entry["distance"] for entry in log(run)} for run in ("alone", "two"))
     assert alone.keys() == two.keys()
     assert two == pytest.approx(alone, rel=1e-9)

@@ -33,6 +33,7 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import tiny_colour_images, tiny_tokenizer, tiny_var
+from tests.workers import Workers
 from VAR.calculate_fid import ScoreVAR
 from VAR.encode import EncodeForVAR
 from VAR.finetune import PRESETS, TrainVAR
@@ -261,9 +262,9 @@ def test_a_missing_tokenizer_is_told_with_the_command_that_fetches_it(
 
 
 @pytest.fixture(scope="module")
-def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(files: Path, tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    return in_worlds("var_driver", files, tmp_path_factory)
+    return in_worlds("var_driver", files, tmp_path_factory, workers)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

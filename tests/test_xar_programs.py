@@ -27,6 +27,7 @@ from tests.programs import (
     write_real,
 )
 from tests.tiny import tiny_colour_images, tiny_vae, tiny_xar
+from tests.workers import Workers
 from xAR.calculate_fid import ScoreXAR
 from xAR.encode import EncodeForXAR
 from xAR.finetune import PRESETS, TrainXAR
@@ -201,9 +202,9 @@ def test_a_missing_autoencoder_is_told_with_the_command_that_fetches_it(
 
 
 @pytest.fixture(scope="module")
-def runs(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(files: Path, tmp_path_factory: pytest.TempPathFactory, workers: Workers) -> dict[int, Path]:
     """What the programs leave behind with 1, 2 and 3 processes of one thread each."""
-    return in_worlds("xar_driver", files, tmp_path_factory)
+    return in_worlds("xar_driver", files, tmp_path_factory, workers)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

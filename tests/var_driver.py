@@ -1,4 +1,4 @@
-"""VAR's programs one after the other in one process group, for the tests that start it under torchrun."""
+"""VAR's programs one after the other in one process group, for the tests that start it in several processes."""
 
 from tests.programs import drive
 from VAR.calculate_fid import ScoreVAR
@@ -21,5 +21,10 @@ COMMANDS = (
     ),
 )
 
-if __name__ == "__main__":
+
+def main() -> None:
     drive(COMMANDS, "--vae_ckpt vae.pth")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""xAR's programs one after the other in one process group, for the tests that start it under torchrun."""
+"""xAR's programs one after the other in one process group, for the tests that start it in several processes."""
 
 from tests.programs import drive
 from xAR.calculate_fid import ScoreXAR
@@ -20,5 +20,10 @@ COMMANDS = (
     ),
 )
 
-if __name__ == "__main__":
+
+def main() -> None:
     drive(COMMANDS, "--vae_path vae.ckpt")
+
+
+if __name__ == "__main__":
+    main()
