@@ -194,7 +194,9 @@ class UNetBlock(nn.Module):
         init = init or {}
         init_zero = {"init_weight": 0} if init_zero is None else init_zero
         self.in_channels = in_channels
-        self.num_heads = 0 if not attention else out_channels // channels_per_head if num_heads is None else num_heads
+        if num_heads is None:
+            num_heads = out_channels // channels_per_head
+        self.num_heads = num_heads if attention else 0
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale

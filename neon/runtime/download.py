@@ -323,9 +323,10 @@ def _disk_full(error: OSError, part: Path) -> WorkError:
 def _bar(done: int, total: int | None) -> Any:
     from tqdm import tqdm
 
+    from neon.runtime.progress import seconds_between_updates
+
     settings = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "file": sys.stderr}
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # in a log file every update is a line to read
-    return tqdm(initial=done, total=total, mininterval=interval, **settings)
+    return tqdm(initial=done, total=total, mininterval=seconds_between_updates(), **settings)
 
 
 def _one_line(text: object) -> str:
