@@ -17,7 +17,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel, load_weights
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
-from neon.runtime.download import usual_file
+from neon.runtime.published_files import usual_file
 from VAR.preprocess import enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.transformer import Generation, KeysAndValues, modulated, modulation_layer
+from neon.nn.transformer import Generation, KVCache, modulated, modulation_layer
 from neon.noise import Noise
 from VAR.quantizer import scale_slices
 
@@ -222,7 +222,7 @@ class Block(nn.Module):
         positions: slice,
         *,
         mask: Tensor | None = None,
-        memory: KeysAndValues | None = None,
+        memory: KVCache | None = None,
         path: Tensor | None = None,
     ) -> Tensor:
         """`mask` is added to the scores; `memory` holds the positions before x; `path` multiplies the branches."""
@@ -253,7 +253,7 @@ class SelfAttention(nn.Module):
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KeysAndValues | None) -> Tensor:
+    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KVCache | None) -> Tensor:
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, n, d]

@@ -25,7 +25,7 @@ class LatentSet(FileDataset):
     """
 
     encoded = True
-    contents = content = "latents"
+    contents = one_of_them = "latents"
     suffixes = frozenset({".npy"})
     folders_are_classes = False
 

@@ -16,7 +16,7 @@ from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings, generate
 from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
 from neon.checkpoint import Checkpoint
-from neon.data.augment import augmentation_for, labels_read_by
+from neon.data.augment import augment_dim, augmentation_for
 from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
 from neon.model import GenerativeModel
@@ -85,7 +85,7 @@ class IMM(GenerativeModel):
         side = self.network.img_resolution
         self.in_latents = self.network.img_channels == LATENT_CHANNELS  # pixels have 1 or 3
         if augment is None:
-            augment = AUGMENTATION if labels_read_by(self.network.model) and not self.in_latents else 0.0
+            augment = AUGMENTATION if augment_dim(self.network.model) and not self.in_latents else 0.0
         self.augment = augmentation_for(self.network.model, augment)
         self.image_shape = (self.network.img_channels, side, side)
         if self.in_latents:  # with the published autoencoder, until there is one

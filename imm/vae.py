@@ -19,7 +19,7 @@ from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import load_weights
 from neon.nn.autoencoder import as_bytes
-from neon.runtime.download import usual_file
+from neon.runtime.published_files import usual_file
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL

@@ -6,6 +6,7 @@ expected and what to do next. Programs print that line; nothing else is a user's
 
 import os
 import sys
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -27,4 +28,4 @@ class DegenerateError(WorkError):
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{os.path.basename(sys.argv[0])}: warning: {message}", file=sys.stderr)  # noqa: PTH119
+        print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)

@@ -4,7 +4,7 @@ Image i of a run is determined by its seed; the batch it is computed in and the 
 do not matter. Seeds are 32-bit (torch's CPU generator ignores higher bits).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -81,28 +81,23 @@ class ImageNoise:
         self._generators = [torch.Generator(self.device).manual_seed(seed) for seed in self.seeds]
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return out
+        return self._fill(Tensor.normal_, shape, dtype)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.uniform_(generator=generator)
-        return out
+        return self._fill(Tensor.uniform_, shape, dtype)
 
     def exponential(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return out
+        return self._fill(Tensor.exponential_, shape, dtype)
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        out = torch.empty(len(self.seeds), *shape, dtype=torch.int64, device=self.device)
-        for row, generator in zip(out, self._generators, strict=True):
-            row.random_(0, high, generator=generator)
-        return out
+        return self._fill(Tensor.random_, shape, torch.int64, 0, high)
 
     def restarted(self) -> "ImageNoise":
         return ImageNoise(self.seeds, self.device)
+
+    def _fill(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, *bounds: int) -> Tensor:
+        """[B, *shape] with each row from its own generator; `draw` fills a row in place."""
+        out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
+        for row, generator in zip(out, self._generators, strict=True):
+            draw(row, *bounds, generator=generator)
+        return out

@@ -71,9 +71,9 @@ class Recipe:
 
     def repair_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make every gradient finite, in place."""
+        limit = self.max_gradient
         for parameter in parameters:
             if parameter.grad is not None:
-                limit = self.max_gradient
                 torch.nan_to_num(parameter.grad, nan=0, posinf=limit, neginf=-limit, out=parameter.grad)
 
     def average_decay(self, images_seen: int) -> float:

@@ -19,7 +19,7 @@ from neon.model import GenerativeModel, load_weights
 from neon.nn.autoencoder import as_bytes
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
-from neon.runtime.download import usual_file
+from neon.runtime.published_files import usual_file
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe

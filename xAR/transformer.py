@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.transformer import Generation, KeysAndValues, modulation_layer
+from neon.nn.transformer import Generation, KVCache, modulation_layer
 from xAR.settings import SIZES
 
 CLEAN = 0
@@ -151,7 +151,7 @@ class XAR(nn.Module):
         condition: Tensor,
         positions: slice,
         mask: Tensor | None = None,
-        memory: Iterable[KeysAndValues] = (),
+        memory: Iterable[KVCache] = (),
     ) -> Tensor:
         """Of `cells` [B, m, P, c] at `positions`, with `mask` or else with `memory` of all blocks."""
         kept = iter(memory)
@@ -207,7 +207,7 @@ class CellBlock(nn.Module):
         positions: slice,
         *,
         mask: Tensor | None = None,
-        memory: KeysAndValues | None = None,
+        memory: KVCache | None = None,
     ) -> Tensor:
         """`mask` is added to the scores; `memory` holds the positions before x; `condition` is [B, m, C]."""
         gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(condition)[:, :, None].chunk(6, dim=-1)
@@ -226,7 +226,7 @@ class RotarySelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.rope = Rotation(width // heads, rows, columns)
 
-    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KeysAndValues | None) -> Tensor:
+    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KVCache | None) -> Tensor:
         qkv = self.qkv(x.flatten(1, 2)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = (self.rope(each, positions).to(v.dtype) for each in (q, k))

@@ -1,4 +1,4 @@
-"""Augmentation of training images that the network is told of, so that it does not leak into samples.
+"""Augmentation of training images on which the network is conditioned, so that it does not leak into samples.
 
 The transforms of EDM's appendix F.2 (arXiv 2206.00364): flips of pixels, then one affine map per image,
 applied with the sym6 wavelet as low-pass filter. Shapes: N images, C channels, H W pixels.
@@ -15,7 +15,7 @@ from neon.errors import RequestError
 from neon.noise import Noise
 
 AUGMENT_DIM = 9
-"""What the published networks are told of augmentation: the labels of `edm_augment`."""
+"""Augmentation labels that the published networks read: those of `edm_augment`."""
 LOW_PASS = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263748278646252,
@@ -119,8 +119,8 @@ def edm_augment(p: float) -> AugmentPipe | None:
     return AugmentPipe(p=p, xflip=1e8, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1)
 
 
-def labels_read_by(network: nn.Module) -> int:
-    """How many numbers a U-Net is told of the augmentation; 0: none."""
+def augment_dim(network: nn.Module) -> int:
+    """How many augmentation labels a U-Net reads; 0: none."""
     entry = getattr(network, "map_augment", None)
     return 0 if entry is None else entry.in_features
 
@@ -129,11 +129,11 @@ def augmentation_for(network: nn.Module, p: float) -> AugmentPipe | None:
     """`edm_augment` with probability `p` for the images of a U-Net.
 
     Raises:
-        RequestError: `p` is no probability, or the network cannot be told of the changes.
+        RequestError: `p` is no probability, or the network does not read these labels.
     """
     if not 0 <= p <= 1:
         raise RequestError(f"--augment {p}: expected a probability, 0 to 1")
-    known = labels_read_by(network)
+    known = augment_dim(network)
     if p and known != AUGMENT_DIM:
         raise RequestError(
             f"--augment {p}: the network reads {known} augmentation labels, not {AUGMENT_DIM}; "

@@ -172,10 +172,11 @@ class ExampleSet:
         file = self.path / INDEX_FILE
         try:
             index = json.loads(file.read_text())
-            assert {"kind", "image_shape", "shards"} <= index.keys()
+            if missing := {"kind", "image_shape", "shards"} - index.keys():
+                raise ValueError(f"it lacks {sorted(missing)}")
         except FileNotFoundError:
             raise RequestError(f"{file}: no such file; expected a set of encoded images that was finished") from None
-        except (ValueError, AssertionError, AttributeError) as error:
+        except (ValueError, AttributeError) as error:
             raise RequestError(f"{file}: not the index of a set of encoded images ({error}); make it again") from None
         return index
 

@@ -136,8 +136,8 @@ class FileDataset(ABC):
 
     contents: ClassVar[str]
     """what the files are, for messages"""
-    content: ClassVar[str]
-    """what one of them is"""
+    one_of_them: ClassVar[str]
+    """the singular, with its article"""
     suffixes: ClassVar[frozenset[str]]
     folders_are_classes: ClassVar[bool] = True
     """whether files without `dataset.json` belong to the class of their folder"""
@@ -178,7 +178,7 @@ class FileDataset(ABC):
             return self.decode(self._storage.read(name))
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise RequestError(
-                f"{self.path}: {name} cannot be read as {self.content} ({error}); make it again"
+                f"{self.path}: {name} cannot be read as {self.one_of_them} ({error}); make it again"
             ) from error
 
     @staticmethod
@@ -215,7 +215,7 @@ class ImageDataset(FileDataset):
     """The images of a folder or zip: uint8 [C, H, W], C 1 or 3."""
 
     encoded = False
-    contents, content = "images", "an image"
+    contents, one_of_them = "images", "an image"
     suffixes = IMAGE_SUFFIXES
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

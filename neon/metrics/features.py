@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.metrics.inception import InceptionFeatures
 
@@ -64,7 +65,7 @@ class SmallFeatures(nn.Module):
                 f"features {self.name!r} read images of shape {self.image_shape} (C, H, W), "
                 f"not {tuple(images.shape[1:])}; name another extractor"
             )
-        return self.body(images.to(torch.float32) / 127.5 - 1)
+        return self.body(from_uint8(images))
 
     def logits(self, features: Tensor) -> None:
         """None: an Inception Score is defined by Inception's classes."""

@@ -98,8 +98,8 @@ class MomentTarget:
             rows = slice(start, start + _AT_A_TIME)
             eigenvalues = np.linalg.eigvalsh(np.tensordot(weights[rows], moments.product, 1))
             roots[rows] = np.sqrt(eigenvalues.clip(min=0)).sum(axis=-1)
-        away = np.square(weights @ moments.mean - self._mean).sum(axis=-1)
-        return np.asarray(away + weights @ moments.trace + self._trace - 2 * roots)
+        shifts = np.square(weights @ moments.mean - self._mean).sum(axis=-1)
+        return np.asarray(shifts + weights @ moments.trace + self._trace - 2 * roots)
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:

@@ -8,13 +8,10 @@ import torch
 from neon.errors import RequestError, warn
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, load_features
-from neon.metrics.inception import load_inception
+from neon.metrics.inception import InceptionFeatures, load_inception
 from neon.model import GenerativeModel
 
-INCEPTION = "inception"
-
-
-INCEPTION_DIM = 2048
+INCEPTION, INCEPTION_DIM = InceptionFeatures.name, InceptionFeatures.dim
 
 
 def load_extractor(features: str, inception_weights: Path | None, device: torch.device) -> FeatureExtractor:

@@ -21,7 +21,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Ten
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
 
 
-class KeysAndValues:
+class KVCache:
     """Keys and values of one block for B images and all L positions, filled part by part in one allocation."""
 
     def __init__(self, batch: int, length: int) -> None:
@@ -53,6 +53,6 @@ class Generation(Generic[Given]):
     def __init__(self, given: Given, batch: int, depth: int, length: int) -> None:
         self.given = given
         """of the images, once for all positions: labels, or what was made of them"""
-        self.memory = [KeysAndValues(batch, length) for _ in range(depth)]
+        self.memory = [KVCache(batch, length) for _ in range(depth)]
         self.finished = 0
         """positions"""

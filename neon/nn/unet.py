@@ -40,7 +40,6 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features = in_features
-        self.out_features = out_features
         fans = (init_mode, in_features, out_features)
         self.weight = nn.Parameter(initial_values([out_features, in_features], *fans) * init_weight)
         self.bias = nn.Parameter(initial_values([out_features], *fans) * init_bias) if bias else None
@@ -75,10 +74,7 @@ class Conv2d(nn.Module):
         super().__init__()
         if up and down:
             raise ValueError("a convolution resamples up or down, not both")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
         self.up = up
-        self.down = down
         self.fused_resample = fused_resample
         fans = (init_mode, in_channels * kernel**2, out_channels * kernel**2)
         shape = [out_channels, in_channels, kernel, kernel]
@@ -198,9 +194,9 @@ class UNetBlock(nn.Module):
         init = init or {}
         init_zero = {"init_weight": 0} if init_zero is None else init_zero
         self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.emb_channels = emb_channels
-        self.num_heads = 0 if not attention else out_channels // channels_per_head if num_heads is None else num_heads
+        if num_heads is None:
+            num_heads = out_channels // channels_per_head
+        self.num_heads = num_heads if attention else 0
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale

@@ -34,10 +34,10 @@ def write_blocks(
     """
     every = blocks(num_images, batch_size)
     with Progress(title, num_images, "img", processes) as progress:
-        for here in _rounds(every, processes):
-            if processes.rank < len(here) and not is_written(here[processes.rank]):
-                write(here[processes.rank])
-            progress.advance(sum(map(len, here)))
+        for one_round in _rounds(every, processes):
+            if processes.rank < len(one_round) and not is_written(one_round[processes.rank]):
+                write(one_round[processes.rank])
+            progress.advance(sum(map(len, one_round)))
     processes.barrier()
     return every
 
@@ -66,17 +66,17 @@ def rows_in_order(
     every = blocks(num_images, batch_size)[-(-done // batch_size) :]
     height = 1 if one_row else batch_size
     with Progress(title, num_images, "img", processes, done=done) as progress:
-        for here in _rounds(every, processes):
+        for one_round in _rounds(every, processes):
             mine = torch.zeros(height, width, device=processes.device)
             failure: RequestError | WorkError | None = None
             try:
-                if processes.rank < len(here):
-                    rows = compute(here[processes.rank])
+                if processes.rank < len(one_round):
+                    rows = compute(one_round[processes.rank])
                     mine[: len(rows)] = rows
             except (RequestError, WorkError) as error:
                 failure = error
             processes.raise_first(failure)
-            for block, rows in zip(here, processes.gather(mine), strict=False):
+            for block, rows in zip(one_round, processes.gather(mine), strict=False):
                 yield rows if one_row else rows[: len(block)]
                 progress.advance(len(block))
 

@@ -66,9 +66,9 @@ class Processes:
         if self.world_size > 1:
             failures = [None] * self.world_size
             dist.all_gather_object(failures, failure)
-        for found in failures:
-            if found is not None:
-                raise found
+        for first in failures:
+            if first is not None:
+                raise first
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the `tensor` of every process, in place, in every process; rounding depends on their number."""
@@ -97,10 +97,10 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
     if local.type == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if local.index >= found:
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local.index >= num_gpus:
             raise RequestError(
-                f"process {local.index} of this machine needs a GPU of its own and there are {found}; "
+                f"process {local.index} of this machine needs a GPU of its own and there are {num_gpus}; "
                 "start fewer processes (--nproc_per_node), or compute with --device cpu"
             )
         torch.cuda.set_device(local)

@@ -1,4 +1,4 @@
-"""Files behind a URL or on the Hugging Face Hub, fetched whole or not at all, and where published files usually lie."""
+"""Files behind a URL or on the Hugging Face Hub, fetched whole or not at all."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,26 +91,6 @@ def shared_file(name: str, processes: "Processes") -> Path:
     return local_file(name)
 
 
-def usual_file(
-    name: str, folders: Sequence[str], what: str, fetch: str, flag: str, *, cached: Path | None = None
-) -> Path:
-    """The published file (or folder) `name` where it usually lies: in one of `folders`, or at `cached`.
-
-    Raises:
-        RequestError: it is nowhere there; the message says how to fetch it, and the `flag` that names another.
-    """
-    places = [Path(folder) / name for folder in folders]
-    if cached is not None:
-        places.append(cached)
-    for place in places:
-        if place.exists():
-            return place
-    raise RequestError(
-        f"{name}: {what} is missing; looked for {', '.join(map(str, places))}; fetch it with `{fetch}`, "
-        f"or name it with {flag}"
-    )
-
-
 def substitute(path: Path) -> str | None:
     """What lies at `path` instead of any file, if it is such a thing: nothing, a web page, a Git LFS pointer."""
     with open(path, "rb") as file:
@@ -141,11 +121,11 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
     before = _inode(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(part) as file:
+        with _open_locked(part) as file:
             try:
                 if _inode(path) != before:  # another process has brought it meanwhile
                     return
-                with _begun(url, file, origin, path) as answer:
+                with _resume_or_start(url, file, origin, path) as answer:
                     _receive(url, answer, file, part)
                 os.fsync(file.fileno())
                 wrong = flaw(part)
@@ -208,7 +188,7 @@ def _inode(path: Path) -> int | None:
     return path.stat().st_ino if path.exists() else None
 
 
-def _locked(part: Path) -> io.FileIO:
+def _open_locked(part: Path) -> io.FileIO:
     """`part`, open for appending, once no other process writes it."""
     while True:
         file = open(part, "ab", buffering=0)  # noqa: SIM115 - the caller closes it
@@ -219,21 +199,21 @@ def _locked(part: Path) -> io.FileIO:
         file.close()  # who held it has renamed or removed it
 
 
-def _begun(url: str, file: io.FileIO, origin: Path, path: Path) -> HTTPResponse:
+def _resume_or_start(url: str, file: io.FileIO, origin: Path, path: Path) -> HTTPResponse:
     """The answer that brings what `file` lacks; what is in it is dropped if the server cannot continue it."""
     start, address = file.seek(0, os.SEEK_END), f"{url}\n".encode()
     known = origin.read_bytes() if origin.exists() else b""
     answer = None
     if start and known.startswith(address):
         version = known.removeprefix(address).decode("latin-1")
-        answer = _asked(url, path, {"Range": f"bytes={start}-", "If-Range": version})
+        answer = _get(url, path, {"Range": f"bytes={start}-", "If-Range": version})
         follows = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
         if answer.status == 206 and follows and _version(answer) in ("", version) and not _encoding(answer):
             return answer
     file.truncate(0)
     origin.unlink(missing_ok=True)
     if answer is None or answer.status != 200:
-        answer = _asked(url, path, {})
+        answer = _get(url, path, {})
     if answer.status != 200:
         reason = _one_line(answer.reason)
         raise RequestError(f"{url}: the server answers {answer.status} ({reason}), no file; check the address")
@@ -246,7 +226,7 @@ def _begun(url: str, file: io.FileIO, origin: Path, path: Path) -> HTTPResponse:
     return answer
 
 
-def _asked(url: str, path: Path, headers: dict[str, str]) -> HTTPResponse:
+def _get(url: str, path: Path, headers: dict[str, str]) -> HTTPResponse:
     """The answer to a GET of `url`: one of success, or 416 (no such range)."""
     for pause in (*RETRY_PAUSES, None):
         try:
@@ -343,9 +323,10 @@ def _disk_full(error: OSError, part: Path) -> WorkError:
 def _bar(done: int, total: int | None) -> Any:
     from tqdm import tqdm
 
+    from neon.runtime.progress import seconds_between_updates
+
     settings = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "file": sys.stderr}
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # in a log file every update is a line to read
-    return tqdm(initial=done, total=total, mininterval=interval, **settings)
+    return tqdm(initial=done, total=total, mininterval=seconds_between_updates(), **settings)
 
 
 def _one_line(text: object) -> str:

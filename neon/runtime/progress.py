@@ -3,19 +3,26 @@
 import sys
 import threading
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from neon.runtime.distributed import Processes
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes  # imports torch, which `neon download` does without
 
 # tqdm's own lock works across processes; left behind by a killed process it makes Python complain at exit.
 _LOCK = threading.RLock()
 
 
+def seconds_between_updates() -> float:
+    """How often a bar may be drawn again: seldom in a log file, where each time is a line to read."""
+    return 0.1 if sys.stderr.isatty() else 10.0
+
+
 class Progress:
     """A bar over `total` units; silent in all processes but the main one."""
 
-    def __init__(self, title: str, total: int, unit: str, processes: Processes, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, unit: str, processes: "Processes", done: int = 0) -> None:
         self.done = done
         tqdm.set_lock(_LOCK)
         self._bar = tqdm(
@@ -26,7 +33,7 @@ class Progress:
             file=sys.stderr,
             disable=not processes.is_main,
             dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # in a log file every update is a line to read
+            mininterval=seconds_between_updates(),
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left {postfix}",
         )
 

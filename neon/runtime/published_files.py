@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from neon.errors import RequestError
 from neon.runtime.download import cached_path, is_url, substitute, user_cache
 from neon.runtime.files import sha256_file
 
@@ -63,6 +64,26 @@ class PublishedFile:
         if hashed is not None and not sha256_file(path).startswith(hashed[1]):
             return f"its SHA-256 does not begin with {hashed[1]}, as its name says"
         return None
+
+
+def usual_file(
+    name: str, folders: Sequence[str], what: str, fetch: str, flag: str, *, cached: Path | None = None
+) -> Path:
+    """The published file (or folder) `name` where it usually lies: in one of `folders`, or at `cached`.
+
+    Raises:
+        RequestError: it is nowhere there; the message says how to fetch it, and the `flag` that names another.
+    """
+    places = [Path(folder) / name for folder in folders]
+    if cached is not None:
+        places.append(cached)
+    for place in places:
+        if place.exists():
+            return place
+    raise RequestError(
+        f"{name}: {what} is missing; looked for {', '.join(map(str, places))}; fetch it with `{fetch}`, "
+        f"or name it with {flag}"
+    )
 
 
 def published_files() -> list[PublishedFile]:
