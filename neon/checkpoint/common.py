@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,10 @@ class TensorSpec:
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "TensorSpec":
         return cls(tuple(tensor.shape), tensor.dtype)
+
+
+def specs_of(state: Mapping[str, torch.Tensor]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec.of(tensor) for name, tensor in state.items()}
 
 
 @dataclass(frozen=True)
@@ -148,23 +152,24 @@ def read_values(file: IO[bytes], offset: int, out: torch.Tensor, path: Path, nam
         raise WorkError(f"{path}: the file ended while {name} was being read; was it replaced meanwhile?")
 
 
-def listing(names: Mapping[str, object] | list[str] | tuple[str, ...], first: int = 4) -> str:
+def listing(names: Iterable[str], first: int = 4) -> str:
     """The first few names and how many follow: `a, b, c, d (+12 more)`."""
-    shown = list(names)
-    more = f" (+{len(shown) - first} more)" if len(shown) > first else ""
-    return (", ".join(shown[:first]) or "nothing") + more
+    names = list(names)
+    more = f" (+{len(names) - first} more)" if len(names) > first else ""
+    return (", ".join(names[:first]) or "nothing") + more
 
 
 def find_nestings(
     content: Any, holds_tensors: Callable[[Any], bool], prefix: str = "", depth: int = 0
 ) -> dict[str, Any]:
     """Every object in nested dictionaries that holds tensors by name, by dotted key; "" is `content` itself."""
-    found: dict[str, Any] = {prefix: content} if holds_tensors(content) else {}
+    nestings: dict[str, Any] = {prefix: content} if holds_tensors(content) else {}
     if isinstance(content, Mapping) and depth < _MAX_DEPTH:
         for name, value in content.items():
             if isinstance(name, str):
-                found.update(find_nestings(value, holds_tensors, f"{prefix}.{name}" if prefix else name, depth + 1))
-    return found
+                dotted = f"{prefix}.{name}" if prefix else name
+                nestings.update(find_nestings(value, holds_tensors, dotted, depth + 1))
+    return nestings
 
 
 def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import torch
 
-from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values
+from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values, specs_of
 from neon.checkpoint.header import DTYPE_NAMES, METADATA, dtype_name, entries_in_order, read_header
 from neon.errors import RequestError
 from neon.runtime.files import atomic_write
@@ -98,7 +98,7 @@ def save_safetensors(
     overwrite: bool = True,
 ) -> None:
     """Write tensors of any device and layout (tied ones in full) to `path`, atomically. Errors as `atomic_write`."""
-    layout = aligned({name: TensorSpec.of(tensor) for name, tensor in tensors.items()})
+    layout = aligned(specs_of(tensors))
     with stream_safetensors(path, layout, metadata, overwrite=overwrite) as writer:
         for name in layout:
             writer.write(tensors[name].detach().cpu().reshape(-1).contiguous())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from neon.checkpoint.common import Checkpoint, TensorSpec, choose_key, find_nestings
+from neon.checkpoint.common import Checkpoint, choose_key, find_nestings, specs_of
 from neon.errors import RequestError, WorkError
 from neon.runtime.files import atomic_write
 
@@ -36,8 +36,7 @@ class TorchCheckpoint(Checkpoint):
         for name, tensor in self._tensors.items():
             if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
                 raise RequestError(f"{path}: {name} is a sparse, quantized or meta tensor; expected plain tensors")
-        specs = {name: TensorSpec.of(tensor) for name, tensor in self._tensors.items()}
-        super().__init__(path, specs, key=key, candidates=tuple(nestings))
+        super().__init__(path, specs_of(self._tensors), key=key, candidates=tuple(nestings))
         self._flat: tuple[str, torch.Tensor] | None = None
 
     @classmethod
@@ -54,23 +53,21 @@ class TorchCheckpoint(Checkpoint):
             self._flat = (name, self._tensors[name].detach().reshape(-1))
         out.copy_(self._flat[1][start : start + out.numel()])
 
-    def save_with(
-        self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], *, overwrite: bool = True
-    ) -> None:
+    def save_with(self, path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor]) -> None:
         """Write the whole object this file holds with `tensors` as the state dict's. Errors as `save_torch`."""
         try:
             for name, tensor in tensors.items():
                 old = self._tensors[name]
                 is_parameter = isinstance(old, torch.nn.Parameter)
                 self._state[name] = torch.nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
-            save_torch(path, self._content, overwrite=overwrite)
+            save_torch(path, self._content)
         finally:
             self._state.update(self._tensors)
 
 
-def save_torch(path: str | os.PathLike[str], content: Any, *, overwrite: bool = True) -> None:
+def save_torch(path: str | os.PathLike[str], content: Any) -> None:
     """`torch.save`, atomically. Errors as `atomic_write`."""
-    with atomic_write(path, overwrite=overwrite) as file:
+    with atomic_write(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -86,8 +83,8 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # published checkpoints keep their arguments
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(?:class|function) '?([\w.]+)'?", str(error))
-        needs = f"it needs {found[1]}" if found else _first_line(error)
+        named = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"(?:class|function) '?([\w.]+)'?", str(error))
+        needs = f"it needs {named[1]}" if named else _first_line(error)
         raise RequestError(
             f"{path}: refused, {needs}, and only tensors, plain containers and argparse.Namespace are read from a "
             "pickle; ask for a plain state dict or safetensors"

@@ -291,10 +291,10 @@ class Machine:
         self._stack.pop()
 
     def _find_global(self, module: Any, name: Any) -> Global:
-        found = self._globals(module, name) if isinstance(module, str) and isinstance(name, str) else None
-        if found is None:
+        stand_in = self._globals(module, name) if isinstance(module, str) and isinstance(name, str) else None
+        if stand_in is None:
             raise Refused(f"it names {_shown(f'{module}.{name}')}, and {_ALLOWED}")
-        return found
+        return stand_in
 
     def _global(self) -> None:
         module = self._line()
@@ -597,9 +597,9 @@ def network_global(module: str, name: str) -> Global | None:
     Objects of the inert classes are records of what they hold. Layers and configuration values depend on the
     versions of the libraries that wrote the file, so that any class of these libraries is taken.
     """
-    found = _NETWORKS.get((module, name))
-    if found or not (_INERT.fullmatch(module) and name.isidentifier() and len(module) + len(name) < _SHOWN):
-        return found
+    listed = _NETWORKS.get((module, name))
+    if listed or not (_INERT.fullmatch(module) and name.isidentifier() and len(module) + len(name) < _SHOWN):
+        return listed
     is_setting = module.startswith("omegaconf.") and name.endswith(("Config", "Node"))
     return Global(f"{module}.{name}", new=lambda machine: Setting() if is_setting else Record(name, {}))
 

@@ -73,7 +73,7 @@ class _Job:
 
     w: float
     output: Path
-    stats: UpdateStats
+    stats: UpdateStats = field(default_factory=UpdateStats)
     warnings: list[str] = field(default_factory=list)  # of what its format implies
 
 
@@ -107,9 +107,9 @@ def merge_files(
             asked for.
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
-    jobs = [_Job(w, path, UpdateStats()) for w, path in _outputs(ws, output)]
+    jobs = _jobs(ws, output)
     with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
-        _check_pair(b, s)
+        _check_same_network(b, s)
         _check_outputs(jobs, b, s, overwrite=overwrite)
         pair = _Pair(b, s, progress)
         with ThreadPoolExecutor(2) as pool:
@@ -120,8 +120,8 @@ def merge_files(
         return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
 
 
-def _outputs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[tuple[float, Path]]:
-    """Every w with the path of its output."""
+def _jobs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[_Job]:
+    """One job for every w; a RequestError if a w or a name will not do."""
     name = os.fspath(output)
     if not ws:
         raise RequestError("no w given; name at least one merge weight")
@@ -132,13 +132,13 @@ def _outputs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[tuple[
     if len(ws) > 1 and "{w}" not in name:
         raise RequestError(f"{name}: one name for {len(ws)} values of w; put {{w}} into it, as in neon_{{w}}.pth")
     ws = [w + 0.0 for w in ws]  # -0.0 becomes 0.0
-    paths = [Path(name.replace("{w}", _text(w))) for w in ws]
+    paths = [Path(name.replace("{w}", _w_text(w))) for w in ws]
     if len(set(paths)) < len(paths):
-        raise RequestError(f"w = {' '.join(map(_text, ws))}: a value is given twice, both would be one output")
-    return list(zip(ws, paths, strict=True))
+        raise RequestError(f"w = {' '.join(map(_w_text, ws))}: a value is given twice, both would be one output")
+    return [_Job(w, path) for w, path in zip(ws, paths, strict=True)]
 
 
-def _text(w: float) -> str:
+def _w_text(w: float) -> str:
     """The shortest text that reads back as `w`, without a trailing `.0`."""
     short = f"{w:g}"
     return short if float(short) == w else repr(w)
@@ -182,10 +182,10 @@ def check_same_network(
 ) -> None:
     """Raise a RequestError, naming both files, unless their weights are of one network and can be merged."""
     with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
-        _check_pair(b, s)
+        _check_same_network(b, s)
 
 
-def _check_pair(base: Checkpoint, self_trained: Checkpoint) -> None:
+def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
     """Refuse weights that do not fit each other, and those of two networks that happen to have the same shapes."""
     try:
         check_pair(base.specs, self_trained.specs)
@@ -193,8 +193,8 @@ def _check_pair(base: Checkpoint, self_trained: Checkpoint) -> None:
         raise RequestError(f"{base.path} and {self_trained.path}: {error}") from None
     ours, theirs = described(base), described(self_trained)
     # A config that was guessed from shapes says no more than these, which were compared.
-    told = all("config" in file.metadata or file.constructor is not None for file in (base, self_trained))
-    for entry in ("architecture", "config") if told else ("architecture",):
+    both_say = all("config" in file.metadata or file.constructor is not None for file in (base, self_trained))
+    for entry in ("architecture", "config") if both_say else ("architecture",):
         a, b = _parsed(ours.get(entry)), _parsed(theirs.get(entry))
         if a is not None and b is not None and a != b:
             raise RequestError(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 
 from neon.checkpoint import TensorSpec
-from neon.checkpoint.common import listing
+from neon.checkpoint.common import listing, specs_of
 from neon.errors import RequestError
 from neon.merge.extrapolate import (
     EQUAL_WARNING,
@@ -35,7 +35,7 @@ def merge_state(
 
     Raises:
         RequestError: names or shapes differ, or as `merge_tensor`.
-        WorkError: as `merge_tensor`.
+        DegenerateError: as `merge_tensor`.
     """
     check_weight(w)
     check_pair(specs_of(base), specs_of(self_trained))
@@ -127,10 +127,6 @@ def _keep(tensor: torch.Tensor, target: torch.Tensor, own: set[int]) -> torch.Te
     if tensor.untyped_storage().data_ptr() in own:
         tensor = tensor.clone()
     return tensor.to(target.device).contiguous()
-
-
-def specs_of(state: State) -> dict[str, TensorSpec]:
-    return {name: TensorSpec.of(tensor) for name, tensor in state.items()}
 
 
 def check_pair(
