@@ -265,7 +265,8 @@ def features(member: int, *, noise: float = 0.0) -> Callable[[Point], Statistics
         mean = short * (1 - along / best) + guided * sideways + 0.15 * along**2 * curves + 0.1 * guided**2 * bends
         mean = mean + along * own[point.snapshot] + 0.3
         spread = 0.75 + 0.2 * along / best - 0.1 * guided + 0.05 * along**2
-        jitter = np.random.default_rng(hash(point) % 2**32).normal(size=dim) * noise
+        seed = hash((point.w, point.guidance or 0.0, point.snapshot)) % 2**32  # hash(None) differs between processes
+        jitter = np.random.default_rng(seed).normal(size=dim) * noise
         return Statistics(mu=mean + jitter, sigma=np.eye(dim) * spread**2)
 
     return evaluate
