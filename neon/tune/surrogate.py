@@ -101,12 +101,12 @@ class Quadratic:
         least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
         scale = max(excess.max(), least)
         snapshots = rows.shape[1] - 2
-        spread = np.array([_COEFFICIENT] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
-        believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
+        prior_deviation = np.array([_COEFFICIENT] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
+        prior_mean = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
         error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
         design = self._terms(rows) / error[:, None]
-        self.covariance = np.linalg.inv(design.T @ design + np.diag(spread**-2))
-        self.coefficients = believed + self.covariance @ design.T @ (excess / error - design @ believed)
+        self.covariance = np.linalg.inv(design.T @ design + np.diag(prior_deviation**-2))
+        self.coefficients = prior_mean + self.covariance @ design.T @ (excess / error - design @ prior_mean)
 
     def _terms(self, rows: Array) -> Array:
         """The monomials that the coefficients belong to, [n, 6 + 2 S]."""
