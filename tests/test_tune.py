@@ -113,7 +113,7 @@ def test_the_base_is_recommended_where_nothing_beats_it() -> None:
     for flat in (lambda point: 5.0, lambda point: 5 + abs(point.w)):
         found = search(flat, w=(-0.5, 2))
         assert found.best is found.base and found.best.point == Point(0.0)
-        assert found.gain == 0 and not found.helps()
+        assert found.gain == 0
         assert len(found.evaluations) <= 6
 
 
@@ -122,8 +122,8 @@ def test_a_gain_within_the_noise_is_no_gain() -> None:
         return 20 + 0.2 * math.sin(100 * point.w)
 
     quiet, aware = search(noisy, w=(0, 2)), search(noisy, w=(0, 2), noise=0.3)
-    assert quiet.gain > 0 and quiet.helps() and not quiet.helps(noise=0.3)
-    assert aware.best is aware.base and not aware.helps(noise=0.3)
+    assert 0 < quiet.gain <= 2 * 0.3
+    assert aware.best is aware.base and aware.gain == 0
 
 
 def test_noise_costs_little_more_than_itself() -> None:
@@ -265,7 +265,8 @@ def features(member: int, *, noise: float = 0.0) -> Callable[[Point], Statistics
         mean = short * (1 - along / best) + guided * sideways + 0.15 * along**2 * curves + 0.1 * guided**2 * bends
         mean = mean + along * own[point.snapshot] + 0.3
         spread = 0.75 + 0.2 * along / best - 0.1 * guided + 0.05 * along**2
-        jitter = np.random.default_rng(hash(point) % 2**32).normal(size=dim) * noise
+        seed = hash((point.w, point.guidance or 0.0, point.snapshot)) % 2**32  # hash(None) differs between processes
+        jitter = np.random.default_rng(seed).normal(size=dim) * noise
         return Statistics(mu=mean + jitter, sigma=np.eye(dim) * spread**2)
 
     return evaluate

@@ -13,7 +13,6 @@ from neon.data.images import ArrayDataset
 from neon.errors import RequestError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
 def load_fashion(folder: Path, split: str) -> ArrayDataset:

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -79,7 +77,6 @@ def png(wanted: Sequence[Plot], report: Report) -> bytes:
     """PNG: the plots side by side on white."""
     with matplotlib.rc_context({**STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(SIZE[0] * len(wanted), SIZE[1]), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
         for axes, plot in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
             plot.draw(axes, report)
         return _saved(figure, "png", {"Software": None})
@@ -89,7 +86,6 @@ def svg(plot: Plot, report: Report) -> str:
     """An `svg` element for a page: text as text, colours as `var(--name)`, no name shared with other plots."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
         figure = Figure(figsize=SIZE, layout="constrained")
-        FigureCanvasSVG(figure)
         plot.draw(figure.subplots(), report)
         text = _saved(figure, "svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])
@@ -104,7 +100,6 @@ def samples_png(grids: Sequence[tuple[str, Tensor]]) -> bytes:
     pictures = [image_grid(images) for _, images in grids]
     aspect = max(picture.height / picture.width for picture in pictures)
     figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, (title, _), picture in zip(
         figure.subplots(1, len(grids), squeeze=False)[0], grids, pictures, strict=True
     ):

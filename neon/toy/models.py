@@ -111,8 +111,8 @@ class Autoregressive(ToyModel):
     def loss(self, points: Tensor, generator: Generator) -> Tensor:
         """The negative log-likelihood per point in nats, less log(2 pi); it draws nothing."""
         x1, x2 = points.unbind(1)
-        left = torch.stack([x1, x2 - self.slope * x1], 1) - self.mean
-        return (self.log_deviation + (left / self.log_deviation.exp()).square() / 2).sum(1).mean()
+        residual = torch.stack([x1, x2 - self.slope * x1], 1) - self.mean
+        return (self.log_deviation + (residual / self.log_deviation.exp()).square() / 2).sum(1).mean()
 
     @torch.no_grad()
     def sample(self, num: int, knob: float, generator: Generator) -> Tensor:

@@ -67,11 +67,11 @@ def curves(studies: Sequence[Study], *, same: bool = False) -> Picture:
     figure = Picture(9.5, 6.6)
     for row, study in zip(figure.subplots(len(studies), 2, sharex=True), studies, strict=True):
         for axes, name in zip(row, SAMPLERS, strict=True):
-            distances = (study.same if same else study.plain)[name]
+            by_budget = (study.same if same else study.plain)[name]
             for budget, (steps, line) in enumerate(zip(study.toy.budgets, ("--", "-"), strict=True)):
-                found = distances[:, budget]
-                mean, w = found.mean(0), study.best_w(name, budget, same=same)
-                axes.fill_between(study.ws, found.min(0), found.max(0), color=SAMPLERS[name], alpha=0.15, lw=0)
+                distances = by_budget[:, budget]
+                mean, w = distances.mean(0), study.best_w(name, budget, same=same)
+                axes.fill_between(study.ws, distances.min(0), distances.max(0), color=SAMPLERS[name], alpha=0.15, lw=0)
                 axes.plot(study.ws, mean, line, color=SAMPLERS[name], label=f"{steps} steps, best w {w:+.2f}")
                 axes.plot(w, mean.min(), "o", color=SAMPLERS[name])
             axes.axvline(0, color=GREY, lw=0.8)

@@ -235,9 +235,9 @@ def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measur
         )
         best_w[name] = float(setting.ws[plain[name][-1].argmin()])
         live = LiveMerge(model, base, states[-1])
-        for found, w in ((self_trained, -1.0), (neon, best_w[name])):
+        for moments, w in ((self_trained, -1.0), (neon, best_w[name])):
             live.set(w)
-            found[name] = model.moments()
+            moments[name] = model.moments()
         live.set(0.0)
     return _Measured(
         plain=plain,
@@ -280,23 +280,23 @@ def self_train(toy: Toy, model: ToyModel, base: State, knob: float, generator: G
     """
     model.load_state_dict(base)
     synthetic = model.sample(toy.num_synthetic, knob, generator)
-    found = []
+    states = []
     for steps in toy.budgets:
         model.load_state_dict(base)
         fit(model, synthetic, steps, toy.batch_size, SELF_LEARNING_RATE, generator)
-        found.append(state_of(model))
+        states.append(state_of(model))
     model.load_state_dict(base)
-    return found
+    return states
 
 
 def distances_at(model: ToyModel, base: State, self_trained: State, ws: Array, knob: float) -> list[float]:
     """The distance of samples to the data at each w; `model` is left as the base."""
-    live, reference, found = LiveMerge(model, base, self_trained), FrechetReference(DATA), []
+    live, reference, distances = LiveMerge(model, base, self_trained), FrechetReference(DATA), []
     for w in ws:
         live.set(float(w))
-        found.append(reference.distance(model.moments(knob)))
+        distances.append(reference.distance(model.moments(knob)))
     live.set(0.0)
-    return found
+    return distances
 
 
 def cosine(model: ToyModel, knob: float, batch_size: int, num_points: int, generator: Generator) -> float:

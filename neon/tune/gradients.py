@@ -124,18 +124,18 @@ def alignment(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Alignment:
 
     The noise of a mean gradient adds to its length, which would pull the cosine of the means towards 0; so lengths
     come from products of different batches only. A mean of the n m products <g_i, h_j> varies with its rows, its
-    columns and what is left of each product; counting rows and columns alone would count what is left twice.
+    columns and the residual of each product; counting rows and columns alone would count the residual twice.
     """
     n, m = len(real), len(synthetic)
     products = _products([*real, *synthetic])
     among_real, among_synthetic, across = products[:n, :n], products[n:, n:], products[:n, n:]
     rows, columns, inner = across.mean(1), across.mean(0), across.mean()
-    left = (across - rows[:, None] - columns + inner).square().sum() / ((n - 1) * (m - 1) * n * m)
+    residual = (across - rows[:, None] - columns + inner).square().sum() / ((n - 1) * (m - 1) * n * m)
 
     def error(of_real: Tensor, of_synthetic: Tensor, scale: float) -> float:
-        """Standard error of a mean to which each batch contributes these values; never less than what is left."""
+        """Standard error of a mean to which each batch contributes these values; never less than the residual's."""
         own = of_real.var() / n + of_synthetic.var() / m
-        return math.sqrt(max(own - left / scale**2, left / scale**2))
+        return math.sqrt(max(own - residual / scale**2, residual / scale**2))
 
     g, h = (_products_with_others(among) for among in (among_real, among_synthetic))
     squares = float(g.mean()), float(h.mean())

@@ -27,7 +27,7 @@ _CLOSEST = 0.03
 # Where the base is tried first, in parts of the range of guidance (its best is low, since w raises it), and by how
 # much of its range guidance rises for the second step in w.
 _BASE_GUIDANCE = (0.25, 0.6)
-_LEAN = 0.25
+_GUIDANCE_SHIFT = 0.25
 # Features that the search follows one by one; what others add to the distance is interpolated as a number.
 _MOST_FEATURES = 64
 
@@ -77,10 +77,6 @@ class Search:
     def gain(self) -> float:
         """How much lower the best value is than the base's."""
         return _value(self.base) - _value(self.best)
-
-    def helps(self, noise: float = 0.0) -> bool:
-        """Whether the gain exceeds twice `noise`, the standard deviation of the difference of two values."""
-        return self.gain > 2 * noise
 
     def fitted(self, w: float, guidance: float | None = None, snapshot: int | None = None) -> float | None:
         """The value expected by the model, along the best point's guidance and snapshot unless others are given.
@@ -147,7 +143,7 @@ def search(
         if len(record.evaluations) == limit:
             return record.result(f"the limit of {limit} evaluations was reached")
         record.add(point)
-    return record.result(f"no other point is expected to gain more than {steps.enough:.3g}")
+    return record.result(f"no other point is expected to gain more than {steps.least_gain:.3g}")
 
 
 def grid(
@@ -215,34 +211,35 @@ class _Space:
         )
 
     @property
-    def reference(self) -> int:
-        """The snapshot searched first: the middle one, so that w carries over to shorter and longer ones."""
+    def middle(self) -> int:
+        """The snapshot searched first, so that w carries over to shorter and longer ones."""
         return len(self.lengths) // 2
 
-    def ratio(self, snapshot: int) -> float:
-        """How much longer the snapshot's update is than the reference's."""
-        return self.lengths[snapshot] / self.lengths[self.reference]
+    def length_ratio(self, snapshot: int) -> float:
+        """How much longer the snapshot's update is than the middle one's."""
+        return self.lengths[snapshot] / self.lengths[self.middle]
 
     def coordinates(self, points: Sequence[Point]) -> Array:
-        """One row per point: displacement w |update| / |reference update|, guidance in parts of its range, and for
-        each snapshot whether the point is of it (never so for the base and the reference)."""
+        """One row per point: displacement w |update| / |middle update|, guidance in parts of its range, and for
+        each snapshot whether the point is of it (never so for the base and the middle)."""
         low, high = self.guidance or (0.0, 1.0)
         rows = np.zeros((len(points), 2 + len(self.lengths)))
         for row, (w, guidance, snapshot) in zip(rows, points, strict=True):
-            row[0] = w * self.ratio(snapshot)
+            row[0] = w * self.length_ratio(snapshot)
             row[1] = 0.0 if guidance is None or self.guidance is None else (guidance - low) / (high - low)
-            row[2 + snapshot] = w != 0 and snapshot != self.reference
+            row[2 + snapshot] = w != 0 and snapshot != self.middle
         return rows
 
-    def scales(self) -> list[float | None]:
+    def guidances(self) -> list[float | None]:
         """Every guidance considered."""
         if self.guidance is None:
             return [None]
         return [*sorted({*self.guidance, *_round_numbers(*self.guidance, 20)})]
 
-    def weights(self, snapshot: int, low: float, high: float) -> list[float]:
+    def merge_weights(self, snapshot: int, low: float, high: float) -> list[float]:
         """Every w but 0 considered for displacements between `low` and `high`."""
-        low, high = max(self.w[0], low / self.ratio(snapshot)), min(self.w[1], high / self.ratio(snapshot))
+        ratio = self.length_ratio(snapshot)
+        low, high = max(self.w[0], low / ratio), min(self.w[1], high / ratio)
         ends = {end for end in self.w if low <= end <= high}
         return sorted({*ends, *_round_numbers(low, high, 60)} - {0.0})
 
@@ -299,7 +296,7 @@ class _Record:
         """The lowest value so far."""
         return _lowest(self.evaluations)
 
-    def model(self) -> Surrogate:
+    def surrogate(self) -> Surrogate:
         """The fit to all evaluations, of which the base's has a value."""
         if self.target is None:
             rows = self.space.coordinates([evaluation.point for evaluation in self.evaluations])
@@ -314,7 +311,7 @@ class _Record:
     def result(self, reason: str) -> Search:
         """The search as it stands; the base wins unless it is beaten by more than twice the noise."""
         base, best = self.base, self.lowest
-        model = self.model() if len(self.evaluations) > 1 else None
+        model = self.surrogate() if len(self.evaluations) > 1 else None
         if _value(base) - _value(best) <= 2 * (self.noise if model is None else model.noise):
             best = base
         edges = [
@@ -340,23 +337,23 @@ class _Steps:
 
     def __init__(self, record: _Record, tolerance: float) -> None:
         self.record, self.space, self.tolerance = record, record.space, tolerance
-        self.enough = 0.0
-        """the gain that was worth an evaluation at the last step"""
+        self.least_gain = 0.0
+        """that was worth an evaluation at the last step"""
 
     def walk(self) -> Iterator[Point]:
         """Every point worth evaluating, the most telling first."""
         yield from self.base()
         yield from self.bracket(self.record.base.point.guidance)
-        reference = self.space.reference
-        yield from self.descend([reference])
-        others = [snapshot for snapshot in range(len(self.space.lengths)) if snapshot != reference]
+        middle = self.space.middle
+        yield from self.descend([middle])
+        others = [snapshot for snapshot in range(len(self.space.lengths)) if snapshot != middle]
         for snapshot in others:
             w, guidance, best = self.record.lowest.point
             if w != 0:
                 w *= self.space.lengths[best] / self.space.lengths[snapshot]
                 yield Point(round(min(max(w, self.space.w[0]), self.space.w[1]), 3), guidance, snapshot)
         if others:
-            yield from self.descend([reference, *others])
+            yield from self.descend([middle, *others])
 
     def base(self) -> Iterator[Point]:
         """w = 0, where guidance is best: two scales, a third beyond the better one, and the vertex."""
@@ -364,13 +361,13 @@ class _Steps:
             yield Point(0.0)
             return
         low, high = self.space.guidance
-        left, right = (self.scale(low + part * (high - low)) for part in _BASE_GUIDANCE)
+        left, right = (self.nearest_guidance(low + part * (high - low)) for part in _BASE_GUIDANCE)
         yield Point(0.0, left)
         yield Point(0.0, right)
         if self.record.target is None:
             first, second = map(_value, self.record.evaluations)
             yield Point(0.0, low if first <= second else high)
-        vertex = self.most_promising([Point(0.0, scale) for scale in self.space.scales()])
+        vertex = self.most_promising([Point(0.0, scale) for scale in self.space.guidances()])
         if vertex:
             yield vertex
 
@@ -378,34 +375,34 @@ class _Steps:
         """A step in w. With values alone a second one, too: onwards if the first one gains; else with more guidance,
         or to the other side, or back."""
         low, high = self.space.w
-        reference = self.space.reference
+        middle = self.space.middle
         first = min(_STEP, high) or max(-_STEP, low)
         if first == 0:
             return
-        yield Point(first, guidance, reference)
+        yield Point(first, guidance, middle)
         if self.record.target is not None:
             return
         further = min(max(2 * first, low), high)
         other_side = max(-_STEP, low) if first > 0 else 0.0
         if self.record.lowest.point.w == first and further != first:
-            yield Point(further, self.leaning(guidance, further), reference)
+            yield Point(further, self.shifted_guidance(guidance, further), middle)
         elif self.record.lowest.point.w == first:
-            yield Point(first / 2, guidance, reference)
+            yield Point(first / 2, guidance, middle)
         elif guidance is not None:
-            yield Point(first, self.leaning(guidance, first), reference)
+            yield Point(first, self.shifted_guidance(guidance, first), middle)
         else:
-            yield Point(other_side or first / 2, guidance, reference)
+            yield Point(other_side or first / 2, guidance, middle)
 
     def descend(self, snapshots: Sequence[int]) -> Iterator[Point]:
         """The most promising point of these snapshots, as long as there is one."""
         while True:
-            low, high = self.reach()
+            low, high = self.displacements()
             point = self.most_promising(
                 [
                     Point(w, scale, snapshot)
                     for snapshot in snapshots
-                    for w in self.space.weights(snapshot, low, high)
-                    for scale in self.space.scales()
+                    for w in self.space.merge_weights(snapshot, low, high)
+                    for scale in self.space.guidances()
                 ]
             )
             if point is None:
@@ -413,22 +410,22 @@ class _Steps:
             yield point
 
     def most_promising(self, candidates: Sequence[Point]) -> Point | None:
-        """The candidate that may gain most; None if that is too little, or too close to what is known."""
-        known = self.space.coordinates([evaluation.point for evaluation in self.record.evaluations])
+        """The candidate that may gain most; None if that is too little, or too close to what was evaluated."""
+        evaluated = self.space.coordinates([evaluation.point for evaluation in self.record.evaluations])
         rows = self.space.coordinates(candidates)
         fresh = np.ones(len(rows), bool)
-        for row in known:
+        for row in evaluated:
             away = np.hypot((rows[:, 0] - row[0]) / (1 + abs(row[0])), rows[:, 1] - row[1])
             fresh &= (away > _CLOSEST) | ((rows[:, 2:] != row[2:]).any(axis=1) & (row[0] != 0))
         if not fresh.any():
             return None
-        model = self.record.model()
+        model = self.record.surrogate()
         promise = model.promise(rows[fresh])
-        self.enough = max(self.tolerance * abs(_value(self.record.lowest)), 2 * self.record.noise, model.noise)
-        return candidates[np.flatnonzero(fresh)[promise.argmax()]] if promise.max() > self.enough else None
+        self.least_gain = max(self.tolerance * abs(_value(self.record.lowest)), 2 * self.record.noise, model.noise)
+        return candidates[np.flatnonzero(fresh)[promise.argmax()]] if promise.max() > self.least_gain else None
 
-    def reach(self) -> tuple[float, float]:
-        """The displacements within reach of those that have values, and short of those that failed."""
+    def displacements(self) -> tuple[float, float]:
+        """Lowest and highest one within reach of those that have values, and short of those that failed."""
         evaluations = self.record.evaluations
         at = self.space.coordinates([evaluation.point for evaluation in evaluations])[:, 0]
         failed = np.array([evaluation.value is None for evaluation in evaluations])
@@ -440,13 +437,13 @@ class _Steps:
             float(min([high, *(at[failed & (at > 0)] - hair)])),
         )
 
-    def scale(self, guidance: float) -> float | None:
+    def nearest_guidance(self, guidance: float) -> float | None:
         """The considered guidance nearest to a given one."""
-        return min(self.space.scales(), key=lambda scale: abs((scale or 0.0) - guidance))
+        return min(self.space.guidances(), key=lambda scale: abs((scale or 0.0) - guidance))
 
-    def leaning(self, guidance: float | None, w: float) -> float | None:
+    def shifted_guidance(self, guidance: float | None, w: float) -> float | None:
         """Guidance moved the way its best moves with w: up for w > 0."""
         if guidance is None or self.space.guidance is None:
             return None
         low, high = self.space.guidance
-        return self.scale(guidance + math.copysign(_LEAN * (high - low), w))
+        return self.nearest_guidance(guidance + math.copysign(_GUIDANCE_SHIFT * (high - low), w))

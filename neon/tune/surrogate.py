@@ -1,8 +1,8 @@
 """What values are expected where nothing has been evaluated: the models behind `neon.tune.search.search`.
 
-Both are fitted to points given as rows [n, 2 + S]: the displacement along the update (in units of the reference
+Both are fitted to points given as rows [n, 2 + S]: the displacement along the update (in units of the middle
 snapshot's), guidance in parts of its range, and for each of S snapshots whether the point is of it (never so for the
-base and the reference).
+base and the middle one).
 
 `Quadratic` knows values only. `MomentProcess` knows what a Frechet distance is made of, too: where each point's
 features lie. It interpolates those and computes the distance of the interpolation, as Gauss and Newton did with a sum
@@ -75,7 +75,7 @@ class Surrogate(Protocol):
 class Quadratic:
     """The quadratic in (displacement, guidance) that fits the values, with the uncertainty of its coefficients.
 
-    Each snapshot but the reference adds its own slope and curvature along the displacement, nothing at w = 0,
+    Each snapshot but the middle one adds its own slope and curvature along the displacement, nothing at w = 0,
     where all are the base. Bayesian linear regression with a normal prior (Rasmussen and Williams 2006, eq. 2.8)
     on the excess over the best value. An excess beyond the range that matters (three times the gain, or the best
     value itself) enters by its logarithm, and a failed point as the worst one seen, so that a wall says
@@ -101,12 +101,12 @@ class Quadratic:
         least = max(noise, 0.01 * abs(self.best), 1e-6 * self.range)
         scale = max(excess.max(), least)
         snapshots = rows.shape[1] - 2
-        spread = np.array([_COEFFICIENT] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
-        believed = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
+        prior_deviation = np.array([_COEFFICIENT] * 5 + [_TILT_SPREAD] + [_SNAPSHOT] * 2 * snapshots) * scale
+        prior_mean = np.array([0.0] * 5 + [_TILT] + [0.0] * 2 * snapshots) * scale
         error = least + _MISFIT * excess * np.maximum(excess / self.range, 1.0)
         design = self._terms(rows) / error[:, None]
-        self.covariance = np.linalg.inv(design.T @ design + np.diag(spread**-2))
-        self.coefficients = believed + self.covariance @ design.T @ (excess / error - design @ believed)
+        self.covariance = np.linalg.inv(design.T @ design + np.diag(prior_deviation**-2))
+        self.coefficients = prior_mean + self.covariance @ design.T @ (excess / error - design @ prior_mean)
 
     def _terms(self, rows: Array) -> Array:
         """The monomials that the coefficients belong to, [n, 6 + 2 S]."""
