@@ -1,12 +1,15 @@
 """The ways a command can end badly, told apart by exit code.
 
-Both carry one line that says what was being done, to which file or flag, what was found, what was
-expected and what to do next. Programs print that line; nothing else is a user's business.
+Both carry a text that says what was being done, to which file or flag, what was found, what was
+expected and what to do next. Programs print it as `one_line`; nothing else is a user's business.
 """
 
 import os
 import sys
 from pathlib import Path
+
+LONGEST_LINE = 500
+"""of an error or a warning, in characters"""
 
 
 class RequestError(ValueError):
@@ -25,7 +28,22 @@ class DegenerateError(WorkError):
     """Weights or images that cannot be scored: not finite, overflowing, or all alike. A search goes on past it."""
 
 
+def one_line(text: object) -> str:
+    """`text` (an exception, a name, anything with a `str`) as one line that any terminal can show.
+
+    White space becomes one blank, control characters and lone surrogates become escapes such as `\\x1b` (names of
+    tensors and files are foreign text). Of more than 500 characters the middle is left out: the beginning names the
+    file, the end says what to do.
+    """
+    line = " ".join(str(text).split())
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    if len(line) > LONGEST_LINE:
+        tail = LONGEST_LINE // 3
+        line = f"{line[: LONGEST_LINE - tail - 5]} ... {line[-tail:]}"
+    return line or (type(text).__name__ if isinstance(text, BaseException) else "")
+
+
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: warning: {message}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)

@@ -202,7 +202,7 @@ def test_two_downloads_of_one_file_are_one(server: str, tmp_path: Path) -> None:
         ("part.pkl", RequestError, "the server answers 206 .*, no file"),
         ("packed.pkl", WorkError, "in the encoding gzip, unasked"),
         ("length.pkl", WorkError, "says a length of 'many'"),
-        ("garbage.pkl", WorkError, r"the server's answer is not HTTP \(220 \[31m ready\)"),
+        ("garbage.pkl", WorkError, r"the server's answer is not HTTP \(220 \\x1b\[31m ready\)"),
         ("moved.pkl", RequestError, "not a valid address"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, one_line
 
 Command = Callable[[], int | None]
 
@@ -75,13 +75,13 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
     except (RequestError, WorkError) as error:
         # Under torchrun a wrong request is wrong in every process: one of them says so.
         if isinstance(error, WorkError) or _is_first_process():
-            print(f"{command}: {_one_line(error)}", file=sys.stderr)
+            print(f"{command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"{command}: {_one_line(error)}", file=sys.stderr)
+        print(f"{command}: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -212,7 +212,3 @@ def _silent_unless_first() -> Iterator[None]:
 
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

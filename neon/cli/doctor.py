@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import neon
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.files import check_writable, write_json
 from neon.runtime.published_files import PublishedFile, published_files
 
@@ -102,7 +102,7 @@ def examine() -> Diagnosis:
             if name in OPTIONAL and isinstance(error, ModuleNotFoundError) and error.name == name:
                 found.gaps.append(f"{OPTIONAL[name]}  ({name} is not installed)")
             else:
-                found.faults.append(f"import {name}: {_one_line(error)}; install it again")
+                found.faults.append(f"import {name}: {type(error).__name__}: {one_line(error)}; install it again")
     if found.versions["torch"] is None:  # without which nothing else can be told
         return found
     from importlib.metadata import entry_points
@@ -119,7 +119,10 @@ def examine() -> Diagnosis:
         try:
             entry.load()
         except Exception as error:  # as above
-            found.faults.append(f"import {entry.value}: {_one_line(error)}; run `pip install -e .` in the checkout")
+            found.faults.append(
+                f"import {entry.value}: {type(error).__name__}: {one_line(error)}; "
+                "run `pip install -e .` in the checkout"
+            )
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     found.devices.append(f"{available_cpus()} CPUs")
     found.devices += [f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for index, gpu in enumerate(gpus)]
@@ -260,10 +263,6 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         if lines:
             print(heading, *lines, sep="\n  ")
     print("the installation works" if not diagnosis.faults else "the installation does not work")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 if __name__ == "__main__":  # one of the processes of `launch`

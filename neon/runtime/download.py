@@ -18,7 +18,7 @@ from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.files import write_failure
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def download_from_hub(repository: str, name: str, path: Path, flaw: Callable[[Pa
     try:
         found = Path(hf_hub_download(repository, name, local_dir=folder))
     except errors.LocalEntryNotFoundError as error:
-        reason = _one_line(error.__cause__ or error)
+        reason = one_line(error.__cause__ or error)
         if isinstance(error.__cause__, errors.HfHubHTTPError):
             raise WorkError(f"{repository}: Hugging Face refuses ({reason}); try again later") from error
         raise NoConnectionError(
@@ -175,7 +175,7 @@ def download_from_hub(repository: str, name: str, path: Path, flaw: Callable[[Pa
     except Exception as error:  # what its HTTP client raises is not of one kind, and changes between versions
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(error, folder) from error
-        raise WorkError(f"{repository}: huggingface_hub failed ({_one_line(error)}); run again") from error
+        raise WorkError(f"{repository}: huggingface_hub failed ({one_line(error)}); run again") from error
     else:
         if (wrong := flaw(found)) is not None:
             raise WorkError(f"{repository}: {wrong}")
@@ -215,7 +215,7 @@ def _resume_or_start(url: str, file: io.FileIO, origin: Path, path: Path) -> HTT
     if answer is None or answer.status != 200:
         answer = _get(url, path, {})
     if answer.status != 200:
-        reason = _one_line(answer.reason)
+        reason = one_line(answer.reason)
         raise RequestError(f"{url}: the server answers {answer.status} ({reason}), no file; check the address")
     if answer.headers.get_content_type() == "text/html":
         raise RequestError(f"{url}: the server answered with a web page, not a file; check the address")
@@ -237,34 +237,32 @@ def _get(url: str, path: Path, headers: dict[str, str]) -> HTTPResponse:
                 return error  # type: ignore[return-value]  # it is an answer as well
             error.close()
             if error.code not in TRANSIENT:
-                reason = _one_line(error.reason)
+                reason = one_line(error.reason)
                 raise RequestError(f"{url}: the server answers {error.code} ({reason}); check the address") from error
             if pause is None:
                 raise WorkError(f"{url}: the server answers {error.code}; try again later") from error
             time.sleep(pause)
         except (InvalidURL, ValueError) as error:
-            raise RequestError(f"{url}: not a valid address ({_one_line(error)}); check it") from error
+            raise RequestError(f"{url}: not a valid address ({one_line(error)}); check it") from error
         except OSError as error:
-            reason = _one_line(getattr(error, "reason", error))
+            reason = one_line(getattr(error, "reason", error))
             raise NoConnectionError(
                 f"{url}: no connection ({reason}); check the network and run again, or save the file as {path}"
             ) from error
         except HTTPException as error:
-            raise WorkError(
-                f"{url}: the server's answer is not HTTP ({_one_line(error)}); check the address"
-            ) from error
+            raise WorkError(f"{url}: the server's answer is not HTTP ({one_line(error)}); check the address") from error
     raise AssertionError("the last pause is None")
 
 
 def _version(answer: HTTPResponse) -> str:
     """What tells this version of a file from others: its strong ETag, else when it was modified; empty: nothing."""
     etag = answer.headers.get("ETag", "")
-    return _one_line(etag if etag.startswith('"') else answer.headers.get("Last-Modified", ""))
+    return one_line(etag if etag.startswith('"') else answer.headers.get("Last-Modified", ""))
 
 
 def _encoding(answer: HTTPResponse) -> str:
     """The Content-Encoding, such as gzip; empty: the bytes are those of the file."""
-    return _one_line(answer.headers.get("Content-Encoding", "")).lower().removeprefix("identity")
+    return one_line(answer.headers.get("Content-Encoding", "")).lower().removeprefix("identity")
 
 
 def _receive(url: str, answer: HTTPResponse, file: io.FileIO, part: Path) -> None:
@@ -287,7 +285,7 @@ def _receive(url: str, answer: HTTPResponse, file: io.FileIO, part: Path) -> Non
             if total in (None, size):
                 return
         except (OSError, HTTPException) as error:
-            reason = _one_line(error)
+            reason = one_line(error)
     expected = "" if total is None else f" of {total}"
     raise WorkError(f"{url}: broken off after {size}{expected} bytes ({reason}); run again to go on")
 
@@ -301,7 +299,7 @@ def _total(url: str, answer: HTTPResponse, start: int) -> int | None:
     if length is None or answer.chunked:
         return None
     if not re.fullmatch(r"[0-9]{1,18}", length.strip()):
-        raise WorkError(f"{url}: the server says a length of {_one_line(length)!r}; take it from another address")
+        raise WorkError(f"{url}: the server says a length of {one_line(length)!r}; take it from another address")
     return start + int(length)
 
 
@@ -327,8 +325,3 @@ def _bar(done: int, total: int | None) -> Any:
 
     settings = {"unit": "B", "unit_scale": True, "delay": 2, "leave": False, "file": sys.stderr}
     return tqdm(initial=done, total=total, mininterval=seconds_between_updates(), **settings)
-
-
-def _one_line(text: object) -> str:
-    """What a server says, as it can be printed."""
-    return "".join(char for char in " ".join(str(text).split()) if char.isprintable())[:300]

@@ -1,0 +1,29 @@
+"""What a command prints when it ends badly: one line, whatever foreign text stands in it."""
+
+import pytest
+
+from neon.errors import LONGEST_LINE, one_line
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("a.pth: no such file", "a.pth: no such file"),
+        ("two\n  lines\tand more ", "two lines and more"),
+        ("a\x1b[2Jname\x00", "a\\x1b[2Jname\\x00"),
+        ("half a pair \ud800", "half a pair \\ud800"),
+        ("right to left \u202e", "right to left \\u202e"),
+        ("Bäume, 木", "Bäume, 木"),
+        (ValueError(), "ValueError"),
+        ("", ""),
+    ],
+)
+def test_any_text_becomes_a_line_that_can_be_shown(text: object, line: str) -> None:
+    assert one_line(text) == line
+
+
+def test_a_long_line_keeps_its_beginning_and_its_end() -> None:
+    line = one_line("base.pth: " + "x" * 5000 + "; choose another file")
+    assert len(line) <= LONGEST_LINE
+    assert line.startswith("base.pth: x")
+    assert line.endswith("; choose another file")
