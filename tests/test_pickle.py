@@ -614,8 +614,8 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "state of a dtype": (lambda c: program(named("torch", "float16"), b"}b"), "sets the state of a Global"),
     "similar module": (lambda c: program(named("torch.nnx", "Linear")), "it names torch.nnx.Linear"),
     "similar library": (
-        lambda c: program(named("torchx.nn", "Linear"), text(c), b"\x85R"),
-        "it holds a torchx.nn.Linear",
+        lambda c: program(named("torchx.nn", "load"), text(c), b"\x85R"),
+        "it holds a torchx.nn.load",
     ),
     "inside a layer": (
         lambda c: program(named("torch.nn.modules.module", "torch.os.system")),

@@ -15,7 +15,7 @@ def inert_pickler(data: mmap.mmap) -> type[Any]:
     """A class of picklers, for torch to derive its own from; `data` is the file that was read, mapped writable."""
     tensors = _LiveTensors(data)
 
-    class InertPickler(_Pickler):  # type: ignore[misc]  # it has no type
+    class InertPickler(_Pickler):
         def save(self, obj: Any, save_persistent_id: bool = True) -> None:
             if isinstance(obj, Tensor):
                 obj = tensors.of(obj)
