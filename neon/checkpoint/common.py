@@ -11,6 +11,7 @@ from typing import IO, Any, ClassVar
 import torch
 
 from neon.errors import RequestError, WorkError
+from neon.runtime.files import sha256_file
 
 # Where published checkpoints keep the weights that are to be used, the averaged ones first.
 STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
@@ -52,8 +53,8 @@ class Checkpoint(ABC):
     """An open checkpoint: names, shapes and dtypes are known, values are read when asked for.
 
     Attributes:
-        path: the file.
-        format: "safetensors", "torch" or "pickle".
+        path: the file, or the index or folder of its shards.
+        format: "safetensors", "torch", "pickle" or "shards".
         key: dotted name of the nesting the state dict was found in; "" is the file itself.
         candidates: every nesting of the file that holds tensors, `key` included.
         metadata: the file's own text entries (safetensors `__metadata__`), else empty.
@@ -85,6 +86,15 @@ class Checkpoint(ABC):
             RequestError: it says something that no keywords can express.
         """
         return None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it is read from."""
+        return (self.path,)
+
+    def sha256(self) -> str:
+        """The hash of what it is read from."""
+        return sha256_file(self.path)
 
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""

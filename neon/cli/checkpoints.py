@@ -13,7 +13,7 @@ import tyro
 
 from neon.cli.command_line import Weights, number
 from neon.cli.flags import File, Key
-from neon.errors import RequestError
+from neon.errors import RequestError, shown
 
 if TYPE_CHECKING:
     from neon.checkpoint import Checkpoint
@@ -111,14 +111,15 @@ class Inspect:
         facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
         for name, value in facts.items():
             if value is not None:
-                print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
+                print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
         for name, value in metadata.items():
             if name not in facts:
-                print(f"{name:<13} {value}")
+                print(shown(f"{name:<13} {value}"))
         print(f"tensors       {len(tensors)}")
-        width = max(map(len, tensors))
+        names = {name: shown(name) for name in tensors}
+        width = max(map(len, names.values()))
         for name, tensor in tensors.items():
-            print(f"  {name:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+            print(f"  {names[name]:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
 
     def _facts(self) -> dict[str, Any]:
         return self._facts_of_header() or self._facts_of_checkpoint()
@@ -161,15 +162,14 @@ class Inspect:
     def _facts_of_checkpoint(self) -> dict[str, Any]:
         from neon.checkpoint import open_checkpoint
         from neon.model import described
-        from neon.runtime.files import sha256_file
 
         with open_checkpoint(self.file, self.key) as checkpoint:
             specs, metadata = checkpoint.specs, described(checkpoint)
             return {
                 "file": str(self.file),
                 "format": checkpoint.format,
-                "bytes": self.file.stat().st_size,
-                "sha256": sha256_file(self.file),
+                "bytes": sum(file.stat().st_size for file in checkpoint.files),
+                "sha256": checkpoint.sha256(),
                 "architecture": metadata.get("architecture"),
                 "config": metadata.get("config"),
                 "key": checkpoint.key,
@@ -220,19 +220,20 @@ def convert_checkpoint(path: Path, output: Path, key: str | None = None, *, over
     from neon.checkpoint import open_checkpoint, stream_safetensors
     from neon.checkpoint.safetensors_format import aligned, check_storable
     from neon.model import described
-    from neon.runtime.files import check_not_input, check_writable, sha256_file
+    from neon.runtime.files import check_not_input, check_writable
 
     if output.suffix != ".safetensors":
         raise RequestError(f"{output}: convert writes safetensors; end the name in .safetensors")
     with open_checkpoint(path, key) as source:
-        check_not_input(output, source.path)
+        for file in source.files:
+            check_not_input(output, file)
         check_storable(output, source.specs)
         check_writable(output, overwrite=overwrite)
         metadata = {
             **described(source),
             "source": source.path.name,
             "source_key": source.key,
-            "source_sha256": sha256_file(source.path),
+            "source_sha256": source.sha256(),
         }
         layout = aligned(source.specs)
         with stream_safetensors(output, layout, metadata, overwrite=overwrite) as writer:
@@ -249,4 +250,4 @@ def _key_text(key: str, candidates: Sequence[str]) -> str:
     if candidates == ("",):
         return ""
     others = ", ".join(other or "the file itself" for other in candidates if other != key)
-    return f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]"
+    return shown(f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]")

@@ -32,7 +32,7 @@ from neon.errors import RequestError
 from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
 from neon.merge.states import check_pair
 from neon.model import described
-from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
+from neon.runtime.files import check_not_input, check_writable, write_json
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
 
@@ -114,8 +114,8 @@ def merge_files(
         pair = _Pair(b, s, progress)
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
-            base_hash = pool.submit(sha256_file, b.path)
-            self_trained_hash = base_hash if s.path.samefile(b.path) else pool.submit(sha256_file, s.path)
+            base_hash = pool.submit(b.sha256)
+            self_trained_hash = base_hash if s.path.samefile(b.path) else pool.submit(s.sha256)
             _WRITERS[jobs[0].output.suffix](pair, jobs, lambda: (base_hash.result(), self_trained_hash.result()))
         return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
 
@@ -154,7 +154,8 @@ def _open_self_trained(path: str | os.PathLike[str], base_key: str | None, key: 
 def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:
     for job in jobs:
         for source in (base, self_trained):
-            check_not_input(job.output, source.path)
+            for file in source.files:
+                check_not_input(job.output, file)
         if job.output.suffix == _PICKLE_SUFFIX:
             _pickle(base, job.output).check_copyable()
         if job.output.suffix == ".safetensors":
