@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
-from neon.errors import RequestError
+from neon.errors import RequestError, WorkError
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
@@ -225,10 +225,20 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     if "architecture" in metadata:
         return metadata
     for entry in entry_points(group=GROUP):
-        config = _loaded(entry).config_of(checkpoint)
+        config = _config_of(_loaded(entry), checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
+
+
+def _config_of(kind: type[GenerativeModel], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config of a published network; None also where names are those of one, and shapes of another."""
+    try:
+        return kind.config_of(checkpoint)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RequestError | WorkError):
+            raise
+        return None
 
 
 def load_model(
@@ -359,7 +369,7 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
         raise RequestError(
             f"{path}: a checkpoint of {found!r}, but --model names {kind.__name__} of {kind.architecture!r}"
         )
-    config = kind.config_of(checkpoint)
+    config = _config_of(kind, checkpoint)
     if "config" in checkpoint.metadata:
         config = _parsed_config(path, checkpoint.metadata["config"])
     if config is None:

@@ -51,7 +51,8 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
         if isinstance(found, list):
             return open_shards(path, found, lambda file: _open_file(file, key))
         path = found
-    if is_index(_read_head(path)):
+    head = _read_head(path)
+    if is_index(head) and not is_safetensors(head):
         return open_index(path, lambda file: _open_file(file, key))
     return _open_file(path, key)
 
