@@ -91,15 +91,15 @@ class SampleEDM(AblationFlags, EDMImageFlags, SampleProgram):
         return AblationSettings(**common, **chosen)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
+        from neon.checkpoint import sha256_weights
         from neon.runtime.download import shared_file
-        from neon.runtime.files import sha256_file
 
         second = None if self.gnet is None else shared_file(self.gnet, group)
         return {
             **super().facts(model, group),
             "sampler": type(self.sampler()).__name__,
             "compile": self.compile,
-            "gnet": group.on_main(lambda: None if second is None else sha256_file(second)),
+            "gnet": group.on_main(lambda: None if second is None else sha256_weights(second)),
             "gnet_scale": self.gnet_scale,
         }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,13 +40,28 @@ class ShardedCheckpoint(Checkpoint):
         self._holder[name].read(name, start, out)
 
     def sha256(self) -> str:
-        """Of the names and hashes of the shards."""
-        lines = (f"{sha256_file(path)}  {path.name}\n" for path in self.files)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return _sha256_shards(self.files)
 
     def close(self) -> None:
         for shard in self._shards:
             shard.close()
+
+
+def sha256_weights(path: str | os.PathLike[str]) -> str:
+    """The hash of a checkpoint: of its file, or of the names and hashes of its shards.
+
+    Raises:
+        RequestError: as `open_checkpoint`, of a folder or an index.
+    """
+    found = file_in(Path(path)) if Path(path).is_dir() else Path(path)
+    if isinstance(found, Path) and found.suffix == ".json":
+        found = _shards_of(found, _weight_map(found))
+    return sha256_file(found) if isinstance(found, Path) else _sha256_shards(found)
+
+
+def _sha256_shards(files: Sequence[Path]) -> str:
+    lines = (f"{sha256_file(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def is_index(head: bytes) -> bool:
@@ -88,11 +104,15 @@ def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> Checkpoin
         RequestError: it is no index, a shard is missing, or does not hold what the index says.
     """
     where = _weight_map(path)
-    files = {name: path.parent / name for name in dict.fromkeys(where.values())}
-    for file in files.values():
+    return _opened(path, _shards_of(path, where), open_file, where)
+
+
+def _shards_of(path: Path, where: Mapping[str, str]) -> list[Path]:
+    files = [path.parent / name for name in sorted(set(where.values()))]
+    for file in files:
         if not file.is_file():
             raise RequestError(f"{path}: its shard {file.name} is not beside it; download all of them")
-    return _opened(path, list(files.values()), open_file, {name: files[file] for name, file in where.items()})
+    return files
 
 
 def open_shards(path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint]) -> Checkpoint:
@@ -118,7 +138,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _opened(
-    path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint], where: Mapping[str, Path] | None
+    path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint], where: Mapping[str, str] | None
 ) -> Checkpoint:
     shards: list[Checkpoint] = []
     try:
@@ -127,7 +147,7 @@ def _opened(
         holder: dict[str, Checkpoint] = {}
         for shard in shards:
             for name in shard.specs:
-                if where is not None and where.get(name) != shard.path:
+                if where is not None and where.get(name) != shard.path.name:
                     continue
                 if name in holder:
                     raise RequestError(f"{path}: {holder[name].path.name} and {shard.path.name} both hold {name}")

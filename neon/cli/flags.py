@@ -321,11 +321,11 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
 
 def recorded(path: Path, flags: ImageFlags, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
     """What determines a set of images, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
-    from neon.runtime.files import sha256_file
+    from neon.checkpoint import sha256_weights
 
     return {
         "neon": __version__,
-        "network_sha256": sha256_file(path),
+        "network_sha256": sha256_weights(path),
         **flags.described_seeds(),
         "class": flags.class_,
         "batch_size": flags.batch_size,

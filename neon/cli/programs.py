@@ -133,8 +133,8 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     """whether raw weights are written beside averaged ones, as published"""
 
     def __call__(self) -> None:
+        from neon.checkpoint import sha256_weights
         from neon.runtime.distributed import processes
-        from neon.runtime.files import sha256_file
         from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
 
         self.check()
@@ -149,7 +149,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
             identity = {
                 "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
+                "base_sha256": None if base is None else group.on_main(lambda: sha256_weights(base)),
                 "config": model.config,
                 "data": str(self.data),
                 **self.facts(model, group),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from neon import __version__
-from neon.checkpoint import load_state
+from neon.checkpoint import load_state, sha256_weights
 from neon.cli.flags import ScoringFlags
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
@@ -112,9 +112,9 @@ def _protocol(
         "machine": platform.machine(),
         "architecture": model.architecture,
         "network": str(path),
-        "network_sha256": sha256_file(path),
+        "network_sha256": sha256_weights(path),
         "self_trained": None if flags.self_trained is None else str(flags.self_trained),
-        "self_trained_sha256": None if flags.self_trained is None else sha256_file(flags.self_trained),
+        "self_trained_sha256": None if flags.self_trained is None else sha256_weights(flags.self_trained),
         "conditional": model.num_classes > 0,
         "seeds": sampling.seeds_text,
         "class": sampling.label if isinstance(sampling.label, int) else None,

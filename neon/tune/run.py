@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neon import __version__
-from neon.checkpoint import load_state
+from neon.checkpoint import load_state, sha256_weights
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
 from neon.merge import LiveMerge, check_same_network
@@ -27,7 +27,7 @@ from neon.noise import Purpose, image_seeds
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
-from neon.runtime.files import sha256_file, write_json
+from neon.runtime.files import write_json
 from neon.runtime.run_folder import run_folder
 from neon.sampling import sample_block
 from neon.tune.plan import Metric, TunePlan
@@ -325,8 +325,8 @@ def _identity(plan: TunePlan, model: GenerativeModel, settings: Any, facts: dict
         "guidance_grid": None,
         "base": str(plan.base),
         "self_trained": [str(path) for path in plan.self_trained],
-        "base_sha256": sha256_file(plan.base),
-        "self_trained_sha256": [sha256_file(path) for path in plan.self_trained],
+        "base_sha256": sha256_weights(plan.base),
+        "self_trained_sha256": [sha256_weights(path) for path in plan.self_trained],
         "settings": asdict(settings),
         **model.protocol,
         **dealt,
