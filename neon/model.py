@@ -224,6 +224,10 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
+    try:
+        _ = checkpoint.constructor
+    except RequestError:  # a network that no keywords build is none of ours
+        return metadata
     for entry in entry_points(group=GROUP):
         config = _config_of(_loaded(entry), checkpoint)
         if config is not None:
@@ -328,6 +332,7 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
     """The installed architecture of a checkpoint, and its config."""
     metadata = described(checkpoint)
     if "architecture" not in metadata or "config" not in metadata:
+        _ = checkpoint.constructor  # says so, if that is what cannot be read
         raise RequestError(
             f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "

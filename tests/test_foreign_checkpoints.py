@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import enum
 import json
 import pathlib
 import pickle
@@ -33,7 +34,7 @@ from neon.cli.app import main
 from neon.errors import RequestError, WorkError
 from neon.merge import merge_files
 from neon.model import described, load_model, save_model
-from tests.pickles import NUMPY_MODULES, Persistent, dumps, named, program, text
+from tests.pickles import NUMPY_MODULES, Persistent, configured, dumps, named, program, published_modules, text
 from tests.test_checkpoint import STATE, assert_same, refusal, safetensors_bytes
 from tests.test_pickle import linear, nothing_runs
 from tests.tiny import CONFIG, tiny_edm, tiny_imm, tiny_var
@@ -49,6 +50,12 @@ class Options:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and vars(self) == vars(other)
+
+
+class Mode(enum.Enum):
+    """A choice among its options."""
+
+    FAST = "fast"
 
 
 class Settings(dict[str, Any]):
@@ -80,6 +87,7 @@ BESIDE: dict[str, Any] = {
     "dtype": torch.bfloat16,
     "cells": {(0, 1): 2, torch.float32: 1},
     "large": 10**30,
+    "mode": Mode.FAST,
     "options": Options(4),
     "settings": Settings(lr=0.1, inner=Settings(a=1)),
 }
@@ -172,6 +180,27 @@ def reframed(content: bytes) -> bytes:
     """`content`, which was cut, without the lengths of its frames."""
     assert content[2:3] == pickle.FRAME
     return content[:2] + content[11:]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickled_state_dict_is_read_with_what_lies_beside_it(tmp_path: Path, protocol: int) -> None:
+    content = dumps(
+        {"ema": linear(), "beside": {n: v for n, v in BESIDE.items() if n != "best_fid"}}, protocol=protocol
+    )
+    (tmp_path / "a.pkl").write_bytes(content)
+    with nothing_runs():
+        assert list(load_state(tmp_path / "a.pkl")) == ["weight", "bias"]
+
+
+def test_settings_of_a_training_configuration_are_kept_in_copies(tmp_path: Path) -> None:
+    configuration = configured({"lr": 0.1, "sizes": [1, 2], "net": {"width": 4}})
+    content = {"model": {"x": torch.ones(2)}, "hyper_parameters": configuration}
+    module = types.SimpleNamespace(__name__="published", Pickler=pickle.Pickler)
+    with published_modules():
+        torch.save(content, tmp_path / "a.pth", pickle_module=module)
+        merge_files(tmp_path / "a.pth", tmp_path / "a.pth", [1], tmp_path / "b.pth")
+        copies = [torch.load(tmp_path / name, weights_only=False)["hyper_parameters"] for name in ("a.pth", "b.pth")]
+        assert dumps(copies[0]) == dumps(copies[1])
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")

@@ -88,6 +88,11 @@ class Checkpoint(ABC):
         return None
 
     @property
+    def has_constructor(self) -> bool:
+        """Whether the file says how its network is built, in keywords or otherwise."""
+        return False
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file that it is read from."""
         return (self.path,)
