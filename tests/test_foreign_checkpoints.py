@@ -182,12 +182,18 @@ def reframed(content: bytes) -> bytes:
     return content[:2] + content[11:]
 
 
+def test_a_network_that_no_keywords_build_is_merged_and_shown(tmp_path: Path) -> None:
+    for name in ("a.pkl", "b.pkl"):
+        (tmp_path / name).write_bytes(dumps({"ema": linear({"table": np.zeros(2)}, (2, 3))}))
+    merge_files(tmp_path / "a.pkl", tmp_path / "b.pkl", [1], tmp_path / "c.pkl")
+    assert main(["inspect", str(tmp_path / "c.pkl")]) == 0
+    with pytest.raises(RequestError, match="positional arguments"):
+        load_model(tmp_path / "c.pkl")
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickled_state_dict_is_read_with_what_lies_beside_it(tmp_path: Path, protocol: int) -> None:
-    content = dumps(
-        {"ema": linear(), "beside": {n: v for n, v in BESIDE.items() if n != "best_fid"}}, protocol=protocol
-    )
-    (tmp_path / "a.pkl").write_bytes(content)
+    (tmp_path / "a.pkl").write_bytes(dumps({"ema": linear(), "beside": BESIDE}, protocol=protocol))
     with nothing_runs():
         assert list(load_state(tmp_path / "a.pkl")) == ["weight", "bias"]
 
