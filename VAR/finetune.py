@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import BudgetFlags, BudgetPlan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
 from neon.errors import RequestError
@@ -52,7 +52,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class VARScratchFlags:
     """From scratch (without --var_ckpt)."""
 
     depth: int = 16
@@ -70,7 +70,7 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
     """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch.
 
     Example: python VAR/finetune.py --preset d16 --var_ckpt var_d16.pth --data synthetic --outdir runs/self-training
@@ -91,8 +91,6 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         "same_seed_for_all_ranks": "noise belongs to images, not to processes; leave it out",
     }
 
-    var_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given"""
     target_lr: float | None = None

@@ -1,6 +1,6 @@
 """Flags that VAR's programs share, spelled as in the published ones, and the model they name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class VARFlags(SizeFlags, NetworkFlags):
     """Transformer and tokenizer."""
 
-    var_ckpt: FileOrURL
-    """the transformer: published .pth, or safetensors by neon"""
+    var_ckpt: OptionalFileOrURL = None
+    """transformer to start from; without: random weights"""
     vae_ckpt: OptionalFileOrURL = None
     """tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or pretrained/"""
     model_depth: int | None = None
@@ -56,6 +56,8 @@ class VARFlags(SizeFlags, NetworkFlags):
 class VARImageFlags(VARFlags, NumberedImages):
     """Sampler."""
 
+    var_ckpt: FileOrURL = field()
+    """the transformer: published .pth, or safetensors by neon"""
     cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest: the usual scale runs
     from 1 to 1 + cfg; by default the published 2.9 (256 pixels) or 4.0 (512)"""

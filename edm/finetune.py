@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from edm.flags import EDMFlags
-from neon.cli.command_line import run_program
+from neon.cli.command_line import at_least_one, run_program
 from neon.cli.flags import Plan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
@@ -75,7 +75,7 @@ def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class EDMScratchFlags:
     """From scratch (without --transfer)."""
 
     arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
@@ -99,7 +99,7 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
+class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
     """Train an EDM network: briefly on its own samples (--transfer), or from scratch.
 
     Example: python edm/finetune.py --preset cifar10-cond --transfer base.pkl --data synthetic.zip --outdir runs/self
@@ -115,10 +115,6 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         "dry_run": "what is wrong with a request is said before any work; leave it out",
     }
 
-    network_pkl: Annotated[
-        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
-    ] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
     preset: Literal["cifar10-cond", "cifar10-uncond", "ffhq"] | None = None
     """values of a published self-training"""
     duration: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
@@ -145,8 +141,7 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     def check(self) -> None:
         if self.preset and self.network_pkl is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
-        if self.max_size is not None and self.max_size < 1:
-            raise RequestError(f"--max_size {self.max_size}: expected at least 1")
+        at_least_one(max_size=self.max_size)
         self.plan()
 
     def plan(self, model: Any = None) -> EDMPlan:

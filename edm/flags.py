@@ -1,6 +1,6 @@
 """Flags that EDM's programs share, and how users of the published programs spell them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class EDMFlags(NetworkFlags):
     """The network."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--network"])]
-    """the network: published .pkl, or safetensors by neon"""
+    network_pkl: Annotated[
+        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
+    ] = None
+    """network to start from; without: random weights"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, EDM]":
         from edm.model import EDM
@@ -39,6 +41,8 @@ class EDMFlags(NetworkFlags):
 class EDMImageFlags(EDMFlags, ImageFlags):
     """Images, and the network that makes them."""
 
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--network"])] = field()
+    """the network: published .pkl, or safetensors by neon"""
     seeds: str
     """one image per seed, such as 0-49999 or 1,2,5-10"""
     batch_size: Annotated[int, tyro.conf.arg(name="max_batch_size", aliases=["--batch", "--batch_size"])] = 64

@@ -20,7 +20,7 @@ import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
@@ -44,7 +44,7 @@ class IMMPlan(BudgetPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class IMMScratchFlags:
     """From scratch (without --network_pkl)."""
 
     model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "DiT"
@@ -72,7 +72,7 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgram):
     """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch.
 
     Example: python imm/finetune.py --network_pkl imagenet256_ts_a2.pkl --data latents --outdir runs/self-training
@@ -86,12 +86,8 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         **dict.fromkeys(("ngpus", "nodes", "port", "partition", "comment"), LAUNCHED),
     }
 
-    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
     weight_decay: float = 0.0
     """of all weights"""
     augment: float | None = None
@@ -108,10 +104,6 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """a step is 2^-k of the range of noise ratios; ImageNet: 12, CIFAR-10: 15"""
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
-
-    def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
-            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
 
     def dataset(self) -> "TrainingImages":
         """Images, a set of latents of ours, or a published one."""

@@ -1,13 +1,14 @@
 """Flags that IMM's programs share, spelled as in the published ones, and the model they name."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from imm.settings import PRESETS, IMMSettings
+from neon.cli.command_line import at_least_one
 from neon.cli.flags import NetworkFlags, NumberedImages, SizeFlags
 from neon.errors import RequestError, warn
 
@@ -27,8 +28,8 @@ EVALUATED = 50_000
 class IMMFlags(SizeFlags, NetworkFlags):
     """Network and, if it makes latents, autoencoder."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])]
-    """the network: published .pkl or .pth, or safetensors by neon"""
+    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None
+    """network to start from; without: random weights"""
     vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """autoencoder; by default sd-vae-ft-ema in imm/pretrained/, pretrained/, checkpoints/ or the cache of Hugging
     Face, as diffusers keeps it"""
@@ -90,6 +91,8 @@ SomeIMMImages = TypeVar("SomeIMMImages", bound="IMMImageFlags")
 class IMMImageFlags(IMMFlags, NumberedImages):
     """Sampler."""
 
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = field()
+    """the network: published .pkl or .pth, or safetensors by neon"""
     num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])] = EVALUATED
     """how many; every class equally often"""
     per_class_count: int | None = None
@@ -109,12 +112,9 @@ class IMMImageFlags(IMMFlags, NumberedImages):
 
     def check(self) -> None:
         super().check()
-        if self.per_class_count is None:
-            return
-        if self.num_images != EVALUATED:
+        if self.per_class_count is not None and self.num_images != EVALUATED:
             raise RequestError("--per_class_count and --num_images both say how many images; leave one of them out")
-        if self.per_class_count < 1:
-            raise RequestError(f"--per_class_count {self.per_class_count}: expected at least 1")
+        at_least_one(per_class_count=self.per_class_count)
 
     def counted(self: SomeIMMImages, model: Any) -> SomeIMMImages:
         """These flags with `num_images` for `per_class_count`."""

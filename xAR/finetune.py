@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
 from neon.errors import RequestError
@@ -47,7 +47,7 @@ PRESETS = {"xar_base": XARPlan(warmup_epochs=250), "xar_large": XARPlan(warmup_e
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class XARScratchFlags:
     """From scratch (without --model_ckpt); --model gives width, heads and depth."""
 
     pixel_patch: int | None = None
@@ -65,7 +65,7 @@ class ScratchFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgram):
     """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch.
 
     Example: python xAR/finetune.py --preset xar_base --model_ckpt xAR-B.pth --data synthetic.zip --outdir runs/self
@@ -91,16 +91,12 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         **TORCHRUN,
     }  # fmt: skip
 
-    model_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without: random weights"""
     preset: Literal["xar_base", "xar_large"] = "xar_base"
     """values of a published self-training"""
     lr: float | None = None
     """learning rate at the end of the warm-up"""
     warmup_epochs: float | None = None
     """epochs over which the learning rate rises from 0; 0: constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
     weight_decay: float = 0.02
     """of matrices"""
     grad_clip: float = 1.0
@@ -111,10 +107,6 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """of what follows attention, while training"""
     no_mirror: bool = False
     """mirror no training images; published: half of them"""
-
-    def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
-            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
 
     def dataset(self) -> "TrainingImages":
         """Images, or moments of their latents."""

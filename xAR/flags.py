@@ -1,6 +1,6 @@
 """Flags that xAR's programs share, spelled as in the published ones, and the model they name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,8 @@ NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth"
 class XARFlags(SizeFlags, NetworkFlags):
     """Transformer and autoencoder."""
 
-    model_ckpt: FileOrURL
-    """the transformer: published .pth, or safetensors by neon"""
+    model_ckpt: OptionalFileOrURL = None
+    """transformer to start from; without: random weights"""
     model: str | None = None
     """xar_base, xar_large, xar_huge or xar_small; checked against the file"""
     vae_path: OptionalFileOrURL = None
@@ -69,6 +69,8 @@ class XARFlags(SizeFlags, NetworkFlags):
 class XARImageFlags(XARFlags, NumberedImages):
     """Sampler."""
 
+    model_ckpt: FileOrURL = field()
+    """the transformer: published .pth, or safetensors by neon"""
     cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance of the last cell, from 1 at the first; by default the published"""
     flow_steps: Annotated[int | None, tyro.conf.arg(aliases=["--num_steps"])] = None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from neon.errors import RequestError, WorkError, one_line
+from neon.errors import RequestError, WorkError, is_first_process, one_line
 
 Command = Callable[[], int | None]
 
@@ -74,7 +74,7 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except (RequestError, WorkError) as error:
         # Under torchrun a wrong request is wrong in every process: one of them says so.
-        if isinstance(error, WorkError) or _is_first_process():
+        if isinstance(error, WorkError) or is_first_process():
             print(f"{command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
@@ -93,6 +93,13 @@ def number(flag: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise RequestError(f"{flag} {text}: not a number; give merge weights such as 0.5 1 1.5") from None
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """A RequestError for a flag, named as its keyword, whose number is below 1; None: it was not given."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise RequestError(f"--{name} {value}: expected at least 1")
 
 
 def seed_list(text: str) -> list[int]:
@@ -203,12 +210,8 @@ def _comparable(flag: str) -> str:
 @contextlib.contextmanager
 def _silent_unless_first() -> Iterator[None]:
     """Nothing is printed by the other processes of a run: what is wrong is wrong in all of them."""
-    if _is_first_process():
+    if is_first_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

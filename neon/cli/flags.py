@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from neon import __version__
-from neon.cli.command_line import Weights, number
+from neon.cli.command_line import Weights, at_least_one, number
 from neon.errors import RequestError
 
 if TYPE_CHECKING:
+    import torch
+
+    from neon.metrics.features import FeatureExtractor
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.runtime.distributed import Processes
@@ -32,6 +35,9 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
 Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
+INCEPTION = "inception"
+"""what `--features` calls the network of FID; any other name is a file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +61,13 @@ class NetworkFlags(ABC):
         """What, besides network and settings, determines images and training, as JSON."""
 
     def open(
-        self, name: str, kind: "type[SomeModel]", group: "Processes", **arguments: Any
+        self, name: str | None, kind: "type[SomeModel]", group: "Processes", **arguments: Any
     ) -> "tuple[Path, SomeModel]":
         """The path and the model of the checkpoint at a file or URL; a RequestError if it is not of class `kind`."""
         from neon.model import load_model
         from neon.runtime.download import shared_file
 
+        assert name is not None, "training from scratch opens no checkpoint"
         path = shared_file(name, group)
         model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
         assert isinstance(model, kind)
@@ -126,8 +133,7 @@ class ImageFlags(NetworkFlags):
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense."""
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
 
     def start(self, group: "Processes") -> "tuple[Path, GenerativeModel, Any]":
         """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
@@ -153,8 +159,7 @@ class NumberedImages(ImageFlags):
 
     def check(self) -> None:
         super().check()
-        if self.num_images < 1:
-            raise RequestError(f"--num_images {self.num_images}: expected at least 1")
+        at_least_one(num_images=self.num_images)
 
     def seeds_of(self, purpose: "Purpose") -> list[int]:
         from neon.noise import image_seeds
@@ -182,10 +187,20 @@ class OutputFlags:
 class FeatureFlags:
     """What images are compared by."""
 
-    features: Features = "inception"
+    features: Features = INCEPTION
     """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+
+    def extractor(self, device: "torch.device") -> "FeatureExtractor":
+        """The feature network."""
+        from neon.metrics.reference import load_extractor
+
+        return load_extractor(self.features, self.inception_weights, device)
+
+    def feature_weights(self) -> Path | None:
+        """Its file; None: Inception's, where it usually lies."""
+        return self.inception_weights if self.features == INCEPTION else Path(self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +278,19 @@ class BudgetFlags(TrainingFlags):
     """budget"""
     save_interval: Annotated[int | None, tyro.conf.arg(aliases=["--save_img_interval"])] = None
     """images between snapshots"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageFlags:
+    """Averaging of weights."""
+
+    ema_rate: float = 0.9999
+    """decay per step of the averaged weights; 0: no averaging"""
+
+    def check(self) -> None:
+        """A RequestError for a rate that makes no sense."""
+        if not 0 <= self.ema_rate < 1:
+            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon import __version__
+from neon.cli.command_line import at_least_one
 from neon.cli.flags import (
     BudgetFlags,
     BudgetPlan,
@@ -21,6 +22,7 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImageFlags,
+    ModelName,
     NetworkFlags,
     NumberedImages,
     OutputFlags,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from neon.noise import Purpose
     from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
+    from neon.sampling import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class SampleProgram(OutputFlags, ImageFlags):
     def __call__(self) -> None:
         from neon.noise import Purpose
         from neon.runtime.distributed import processes
-        from neon.sampling import check_enough, sample_set
+        from neon.sampling import check_enough
 
         self.check()
         with processes(self.device) as group:
@@ -57,19 +60,34 @@ class SampleProgram(OutputFlags, ImageFlags):
             images, facts = self.counted(model), self.facts(model, group)
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
-            sample_set(
-                model,
-                seeds,
-                settings,
-                self.outdir,
-                batch_size=self.batch_size,
-                processes=group,
-                identity=group.on_main(lambda: recorded(path, images, settings, facts)),
-                label=images.labels(model),
-                fresh=self.fresh,
-            )
+            identity = group.on_main(lambda: recorded(path, images, settings, facts))
+            self.write(model, seeds, images.labels(model), settings, identity, group)
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images")
+
+    def write(
+        self,
+        model: Any,
+        seeds: list[int],
+        labels: "Label",
+        settings: Any,
+        identity: dict[str, Any],
+        group: "Processes",
+    ) -> None:
+        """Sample the images that are not in the output yet; `identity` is what determines them."""
+        from neon.sampling import sample_set
+
+        sample_set(
+            model,
+            seeds,
+            settings,
+            self.outdir,
+            batch_size=self.batch_size,
+            processes=group,
+            identity=identity,
+            label=labels,
+            fresh=self.fresh,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +104,8 @@ class ScoreProgram(ScoringFlags, ImageFlags):
             images = self.counted(model)
             sampling = Sampling(
                 seeds=images.seeds_of(self.purpose()),
-                seeds_text=self.seeds_text(),
                 settings=settings,
                 label=images.labels(model),
-                batch_size=self.batch_size,
-                key=self.key,
-                compiled=self.compile,
                 facts=self.facts(model, group),
             )
             score_network(path, model, sampling, self, group)
@@ -224,8 +238,7 @@ class EncodeProgram:
         from neon.data.images import ImageDataset
         from neon.runtime.distributed import processes
 
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
             encoder, dataset = self.encoder(group), ImageDataset(self.data)
             encode_set(
@@ -267,7 +280,7 @@ class AnyModelFlags(NetworkFlags):
 
     network: FileOrURL
     """the network: a checkpoint"""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
+    model: ModelName = None
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
@@ -283,13 +296,10 @@ class AnyModelFlags(NetworkFlags):
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
         from neon.model import code_file
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         files = {"model_sha256": code_file(self.model), "autoencoder_sha256": model.autoencoder_file(self.vae)}
-        hashes = group.on_main(
-            lambda: {name: None if path is None else sha256_file(path) for name, path in files.items()}
-        )
-        return {**hashes, **self.recorded_precision(model)}
+        return {**group.on_main(lambda: hashes(files)), **self.recorded_precision(model)}
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
         """Nothing for float32, as runs before there was a choice."""
@@ -402,16 +412,16 @@ class Stats(FeatureFlags):
         from neon.data.images import ImageDataset
         from neon.evaluate import tally_images
         from neon.metrics import Statistics
-        from neon.metrics.reference import load_extractor
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
 
         output, overwrite = self.output, self.overwrite
+        at_least_one(batch_size=self.batch_size)
         if output.suffix != ".npz":
             raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
             dataset = ImageDataset(self.images)
-            extractor = load_extractor(self.features, self.inception_weights, group.device)
+            extractor = self.extractor(group.device)
             group.on_main(lambda: check_writable(output, overwrite=overwrite))
             tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
 
@@ -449,19 +459,7 @@ class Fid(FeatureFlags):
     def __call__(self) -> None:
         from neon.cli.score import score_images
         from neon.runtime.distributed import processes
-        from neon.runtime.files import check_writable
 
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
-            if self.json is not None:
-                output = self.json
-                group.on_main(lambda: check_writable(output, overwrite=True))
-            score_images(
-                self.a,
-                self.b,
-                features=self.features,
-                inception_weights=self.inception_weights,
-                nearest_k=self.nearest_k if self.precision_recall else None,
-                batch_size=self.batch_size,
-                processes=group,
-                output=self.json,
-            )
+            score_images(self, group)
