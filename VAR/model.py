@@ -87,8 +87,7 @@ class VARModel(GenerativeModel):
     def set_tokenizer(self, tokenizer: VQVAE) -> None:
         """Use `tokenizer`, frozen."""
         self.image_shape = (3, tokenizer.image_side, tokenizer.image_side)
-        device = next(self.network.parameters()).device
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer.to(self.network_device).eval().requires_grad_(False)
 
     def _tokenizer(self) -> VQVAE:
         if self.tokenizer is None:
@@ -145,10 +144,10 @@ class VARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "VAR is class-conditional"
-        return labels.to(next(self.network.parameters()).device, non_blocking=True)
+        return labels.to(self.network_device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast_on(next(self.network.parameters()).device)
+        return self.precision.autocast_on(self.network_device)
 
 
 def tokenizer_file(named: Path | None) -> Path:
@@ -156,7 +155,7 @@ def tokenizer_file(named: Path | None) -> Path:
     if named is not None:
         return named
     fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
-    return usual_file(TOKENIZER_FILE, ("", "checkpoints", "pretrained"), "the tokenizer", fetch, "--vae_ckpt")
+    return usual_file(TOKENIZER_FILE, "the tokenizer", fetch, "--vae_ckpt")
 
 
 def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:

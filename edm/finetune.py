@@ -157,14 +157,18 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
         return dataset if self.max_size is None else Subset(dataset, self.max_size, self.seed)
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":
+        from neon.data.augment import augmentation_for
+
         plan = self.plan()
         if self.network_pkl is None:
             return None, self.from_scratch(dataset, group, plan)
-        # Looked at before it is built for training, of which a preset for another network would say something else.
-        if plan.conditional is not None and plan.conditional != (self.load(group)[1].num_classes > 0):
+        path, model = self.load(group, for_training=True, dropout=self.dropout)
+        if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
             kind = "conditional" if plan.conditional else "unconditional"
             raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.network_pkl} is not one")
-        return self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+        # Not before: of a preset for another network it would say something else.
+        model.augment = augmentation_for(model.network.model, plan.augment)
+        return path, model
 
     def recipe(self, model: Any, plan: EDMPlan, dataset: "TrainingImages") -> "Recipe":
         return replace(

@@ -57,10 +57,10 @@ class IMMFlags(SizeFlags, NetworkFlags):
         """A RequestError if the name of the file says that `temb_type` must be another."""
         from imm.model import ASSUMED
 
-        used, said = model.network.temb_type, model.told_time_embedding
-        if self.temb_type is not None and said not in (None, self.temb_type):
-            warn(f"--temb_type {self.temb_type}: {path} says {said}; the flag wins")
-        elif self.temb_type is None and said is None:
+        used, stored = model.network.temb_type, model.stored_temb_type
+        if self.temb_type is not None and stored not in (None, self.temb_type):
+            warn(f"--temb_type {self.temb_type}: {path} says {stored}; the flag wins")
+        elif self.temb_type is None and stored is None:
             warn(
                 f"{path}: a bare state dict, taken as ts_a2 (--temb_type {ASSUMED['temb_type']}); "
                 "weights made from s_a1 need --temb_type identity"
