@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from neon.cli.command_line import values_refused
 from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError
 from VAR.settings import VARSettings
@@ -71,7 +72,7 @@ class VARImageFlags(VARFlags, NumberedImages):
     """above 1 more diverse, below 1 less; the published sampler knows 1 only"""
 
     def settings_for(self, model: Any) -> VARSettings:
-        try:
+        with values_refused():
             return VARSettings(
                 guidance=model.default_settings.guidance if self.cfg is None else self.cfg,
                 top_k=self.top_k,
@@ -79,5 +80,3 @@ class VARImageFlags(VARFlags, NumberedImages):
                 smooth=self.more_smooth,
                 temperature=self.temperature,
             )
-        except ValueError as error:
-            raise RequestError(f"{error}; see --help") from error

@@ -87,7 +87,7 @@ class VARModel(GenerativeModel):
     def set_tokenizer(self, tokenizer: VQVAE) -> None:
         """Use `tokenizer`, frozen."""
         self.image_shape = (3, tokenizer.image_side, tokenizer.image_side)
-        self.tokenizer = tokenizer.to(self.network_device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer.to(self._network_device).eval().requires_grad_(False)
 
     def _tokenizer(self) -> VQVAE:
         if self.tokenizer is None:
@@ -144,10 +144,10 @@ class VARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "VAR is class-conditional"
-        return labels.to(self.network_device, non_blocking=True)
+        return labels.to(self._network_device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast_on(self.network_device)
+        return self.precision.autocast_on(self._network_device)
 
 
 def tokenizer_file(named: Path | None) -> Path:

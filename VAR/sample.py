@@ -50,18 +50,23 @@ class SampleVAR(VARImageFlags, SampleProgram):
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         return {**super().facts(model, group), "tokens": self.tokens}
 
-    def write(
+    def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
+        if self.tokens:
+            self.write_tokens(model, seeds, settings, **arguments)
+        else:
+            super().write(model, seeds, settings, **arguments)
+
+    def write_tokens(
         self,
         model: Any,
         seeds: list[int],
-        labels: "Label",
         settings: Any,
+        *,
+        processes: "Processes",
         identity: dict[str, Any],
-        group: "Processes",
+        label: "Label",
     ) -> None:
-        if not self.tokens:
-            super().write(model, seeds, labels, settings, identity, group)
-            return
+        """`write` for tokens of images in place of pixels."""
         from neon.data.encoded import write_examples
         from neon.noise import ImageNoise
         from neon.runtime.run_folder import run_folder
@@ -71,13 +76,13 @@ class SampleVAR(VARImageFlags, SampleProgram):
         dtype = token_dtype(model.tokenizer)
 
         def compute(block: range) -> "tuple[torch.Tensor, torch.Tensor | None]":
-            noise = ImageNoise([seeds[i] for i in block], group.device)
-            of_block = block_labels(model, block, noise, labels)
-            with model.precision.allowed_on(group.device):
+            noise = ImageNoise([seeds[i] for i in block], processes.device)
+            of_block = block_labels(model, block, noise, label)
+            with model.precision.allowed_on(processes.device):
                 return model.sample_tokens(noise, of_block, settings).to(dtype), of_block
 
         with contextlib.ExitStack() as stack:
-            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
+            processes.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
             write_examples(
                 compute,
                 len(seeds),
@@ -85,7 +90,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
                 kind=TOKENS,
                 image_shape=model.image_shape,
                 batch_size=self.batch_size,
-                processes=group,
+                processes=processes,
                 title="sampling tokens",
             )
 

@@ -193,7 +193,7 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
     def from_scratch(self, dataset: "TrainingImages", group: "Processes", plan: EDMPlan) -> "EDM":
         """A network with random weights for the images of `dataset`."""
         from edm.model import EDM
-        from edm.published import architecture_keywords
+        from edm.published import ARCHITECTURES
         from neon.data.augment import AUGMENT_DIM
         from neon.model import initialised
 
@@ -215,7 +215,7 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
             "img_resolution": height,
             "img_channels": channels,
             "label_dim": classes,
-            **architecture_keywords(self.arch),
+            **ARCHITECTURES[self.arch],
             **{name: value if isinstance(value, int) else list(value) for name, value in given.items() if value},
             "dropout": 0.13 if self.dropout is None else self.dropout,
             "augment_dim": AUGMENT_DIM if plan.augment else 0,

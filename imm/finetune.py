@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
-from neon.cli.command_line import run_program
+from neon.cli.command_line import run_program, values_refused
 from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
@@ -113,17 +113,13 @@ class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgra
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, IMM]":
         path: Path | None = None
-        try:
+        with values_refused():  # of the loss
             if self.network_pkl is None:
                 model = self.from_scratch(dataset, group)
             else:
                 path, model = self.load(
                     group, needs_vae=not dataset.encoded, for_training=True, augment=self.augment, loss=self.loss()
                 )
-        except RequestError:
-            raise
-        except ValueError as error:  # of the loss
-            raise RequestError(f"{error}; see --help") from error
         if dataset.encoded and not model.in_latents:
             raise RequestError(f"{self.data}: a set of latents, but the network makes pixels; train it on images")
         return path, model

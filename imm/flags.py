@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from imm.settings import PRESETS, IMMSettings
-from neon.cli.command_line import at_least_one
+from neon.cli.command_line import at_least_one, values_refused
 from neon.cli.flags import NetworkFlags, NumberedImages, SizeFlags
 from neon.errors import RequestError, warn
 
@@ -168,20 +168,14 @@ class IMMImageFlags(IMMFlags, NumberedImages):
 
     def _stepped(self, default: IMMSettings) -> IMMSettings:
         """`default` with the steps that the flags ask for."""
-        try:
-            if self.mid_nt is not None:
-                if self.discretization is not None:
-                    raise ValueError("--mid_nt and --discretization both say where steps end; leave one of them out")
-                steps = len(self.mid_nt) + 1 if self.num_steps is None else self.num_steps
-                return replace(default, num_steps=steps, mid_nt=self.mid_nt, restart=self.restart)
-            if self.discretization is None and self.num_steps in (None, default.num_steps):
-                return replace(default, restart=self.restart)
-            return replace(
-                default,
-                num_steps=default.num_steps if self.num_steps is None else self.num_steps,
-                mid_nt=(),
-                discretization=self.discretization or default.discretization,
-                restart=self.restart,
-            )
-        except ValueError as error:
-            raise RequestError(f"{error}; see --help") from error
+        if self.mid_nt is not None and self.discretization is not None:
+            raise RequestError("--mid_nt and --discretization both say where steps end; leave one of them out")
+        chosen: dict[str, Any] = {"restart": self.restart}
+        if self.mid_nt is not None:
+            chosen |= {"mid_nt": self.mid_nt, "num_steps": len(self.mid_nt) + 1}
+        elif self.discretization is not None or self.num_steps not in (None, default.num_steps):
+            chosen |= {"mid_nt": (), "discretization": self.discretization or default.discretization}
+        if self.num_steps is not None:
+            chosen["num_steps"] = self.num_steps
+        with values_refused():
+            return replace(default, **chosen)

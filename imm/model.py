@@ -111,7 +111,7 @@ class IMM(GenerativeModel):
 
     def use_autoencoder(self, path: Path) -> None:
         """Load the autoencoder of which `path` holds the weights, frozen, onto the network's device."""
-        self.set_codec(load_codec(path.parent, self.network_device), path)
+        self.set_codec(load_codec(path.parent, self._network_device), path)
 
     def set_codec(self, codec: Codec, source: str | os.PathLike[str] | None = None) -> None:
         """Use `codec`, frozen; `source` is named in errors."""
@@ -139,7 +139,7 @@ class IMM(GenerativeModel):
         images = generate(
             self.network,
             noise.normal(*shape) * self.network.sigma_data,
-            one_hot(labels, self.num_classes, self.network_device),
+            one_hot(labels, self.num_classes, self._network_device),
             settings,
             draw_noise=lambda: noise.normal(*shape),
         )
@@ -166,7 +166,7 @@ class IMM(GenerativeModel):
             examples = IMAGENET.latents(examples, draw)
         elif self.augment is not None:
             examples, augment_labels = self.augment(examples, noise)
-        classes = one_hot(labels, self.num_classes, self.network_device)
+        classes = one_hot(labels, self.num_classes, self._network_device)
         return self.loss(self.network, examples, classes, noise, augment_labels)
 
     def _codec(self) -> Codec:

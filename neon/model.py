@@ -112,7 +112,7 @@ class GenerativeModel(nn.Module, ABC):
         raise NotImplementedError(f"{self.architecture} works on pixels")
 
     @property
-    def network_device(self) -> torch.device:
+    def _network_device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
 

@@ -42,7 +42,7 @@ class XARPlan(BudgetPlan):
     save_interval: int = 250_000
 
 
-# As published (`xAR.published`); the two differ in the length of the rise of the learning rate.
+# As in the published scripts; the paper tells of a warm-up over 7 million images for both.
 PRESETS = {"xar_base": XARPlan(warmup_epochs=250), "xar_large": XARPlan(warmup_epochs=10_000)}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from neon.cli.command_line import values_refused
 from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError, warn
 from xAR.settings import SIZES, XARSettings
@@ -83,11 +84,9 @@ class XARImageFlags(XARFlags, NumberedImages):
         guidance = default.guidance if self.cfg is None else self.cfg
         if guidance < 1:
             warn(f"--cfg {guidance:g} is below 1, where there is no guidance: the same as 1")
-        try:
+        with values_refused("--flow_steps or --cfg: "):
             return XARSettings(
                 num_steps=default.num_steps if self.flow_steps is None else self.flow_steps,
                 guidance=guidance,
                 stochastic=not self.deterministic,
             )
-        except ValueError as error:
-            raise RequestError(f"--flow_steps or --cfg: {error}; see --help") from error

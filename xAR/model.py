@@ -100,7 +100,7 @@ class XARModel(GenerativeModel):
         """Use `vae`, frozen."""
         side = 2 ** (len(vae.encoder.down) - 1) * self.network.grid
         self.image_shape = (3, side, side)
-        self.vae = vae.to(self.network_device).eval().requires_grad_(False)
+        self.vae = vae.to(self._network_device).eval().requires_grad_(False)
 
     def _autoencoder(self) -> AutoencoderKL:
         if self.vae is None:
@@ -163,10 +163,10 @@ class XARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "xAR is class-conditional"
-        return labels.to(self.network_device, non_blocking=True)
+        return labels.to(self._network_device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast_on(self.network_device)
+        return self.precision.autocast_on(self._network_device)
 
 
 def vae_file(named: Path | None) -> Path:

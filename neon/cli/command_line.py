@@ -34,12 +34,8 @@ def run_program(program: type[Command], argv: Sequence[str] | None = None, *, na
     words = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int | None:
-        try:
+        with values_refused():
             command = parse(program, words, called)
-        except ValueError as error:  # settings refuse values that make no sense
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(f"{error}; see --help") from error
         return command()
 
     return exit_code(called, run)
@@ -87,6 +83,17 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return 130
 
 
+@contextlib.contextmanager
+def values_refused(flags: str = "") -> Iterator[None]:
+    """Within, what settings say of values that make no sense becomes a RequestError, which begins with `flags`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"{flags}{error}; see --help") from error
+
+
 def number(flag: str, text: str) -> float:
     """`text` as a number, or a RequestError that names the flag."""
     try:
@@ -125,7 +132,7 @@ def seed_list(text: str) -> list[int]:
 
 def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
     """`words` without published values of switches: `--cond=1` and `--cond 1` are `--cond`, `--cond=0` is nothing."""
-    switches = _switches(program)
+    switches = _flags_of(program, lambda hint: hint is bool)
     plain: list[str] = []
     left = list(words)
     while left:
@@ -174,11 +181,6 @@ def _split_lists(program: type, words: Sequence[str]) -> list[str]:
     return split
 
 
-def _switches(program: type) -> set[str]:
-    """The flags of a command that are true or false, as `_comparable`."""
-    return _flags_of(program, lambda hint: hint is bool)
-
-
 def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
     """The flags of a command, as `_comparable`, whose type `is_one`; of optional ones the type without None."""
     found: set[str] = set()
@@ -186,7 +188,9 @@ def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
         names = [f"--{name}"]
         if hasattr(hint, "__metadata__"):
             settings = hint.__metadata__[0]
-            names += [*(getattr(settings, "aliases", None) or ()), *_named(settings)]
+            names += getattr(settings, "aliases", None) or ()
+            if called := getattr(settings, "name", None):  # not as its field
+                names.append(f"--{called}")
             hint = hint.__origin__
         if dataclasses.is_dataclass(hint):  # settings of a sampler: their fields are flags
             found |= _flags_of(hint, is_one)  # type: ignore[arg-type]
@@ -195,12 +199,6 @@ def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
         if is_one(hint) or (isinstance(hint, UnionType) and len(inner) == 1 and is_one(inner[0])):
             found |= {_comparable(each) for each in names}
     return found
-
-
-def _named(settings: object) -> list[str]:
-    """The flag of a field that is not called as the field."""
-    name = getattr(settings, "name", None)
-    return [f"--{name}"] if name else []
 
 
 def _comparable(flag: str) -> str:

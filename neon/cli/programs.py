@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from neon.noise import Purpose
     from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
-    from neon.sampling import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +60,15 @@ class SampleProgram(OutputFlags, ImageFlags):
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
             identity = group.on_main(lambda: recorded(path, images, settings, facts))
-            self.write(model, seeds, images.labels(model), settings, identity, group)
+            self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images")
 
-    def write(
-        self,
-        model: Any,
-        seeds: list[int],
-        labels: "Label",
-        settings: Any,
-        identity: dict[str, Any],
-        group: "Processes",
-    ) -> None:
-        """Sample the images that are not in the output yet; `identity` is what determines them."""
+    def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
+        """Write what is not in the output yet; `arguments` as of `sample_set`."""
         from neon.sampling import sample_set
 
-        sample_set(
-            model,
-            seeds,
-            settings,
-            self.outdir,
-            batch_size=self.batch_size,
-            processes=group,
-            identity=identity,
-            label=labels,
-            fresh=self.fresh,
-        )
+        sample_set(model, seeds, settings, self.outdir, batch_size=self.batch_size, fresh=self.fresh, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
