@@ -59,7 +59,7 @@ class EDMImageFlags(EDMFlags, ImageFlags):
         """The seeds that the user names, whatever the images are for."""
         return seed_list(self.seeds)
 
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         return {"seeds": self.seeds}
 
     def labels(self, model: Any) -> "Label":

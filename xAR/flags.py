@@ -50,13 +50,10 @@ class XARFlags(SizeFlags, NetworkFlags):
         self.check_side(path, model)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         vae = None if model.pixel_patch else self.autoencoder(group)
-        return {
-            "vae_sha256": None if vae is None else group.on_main(lambda: sha256_file(vae)),
-            **self.recorded_precision(model),
-        }
+        return {**group.on_main(lambda: hashes({"vae_sha256": vae})), **self.recorded_precision(model)}
 
     def autoencoder(self, group: "Processes") -> Path:
         """Where the autoencoder lies."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from neon import __version__
 from neon.cli.command_line import Weights, at_least_one, number
 from neon.errors import RequestError
 
@@ -73,13 +72,13 @@ class NetworkFlags(ABC):
         assert isinstance(model, kind)
         return path, model
 
-    def tell_precision(self, model: "GenerativeModel", group: "Processes") -> None:
+    def print_precision(self, model: "GenerativeModel", group: "Processes") -> None:
         """Say what is computed in and why, unless it is plain float32."""
         if group.is_main and model.precision.name != "fp32":
             print(f"computing in {model.precision.reason}", file=sys.stderr)
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
-        """The precision of `model` as `facts` tell it."""
+        """The precision of `model` among its `facts`."""
         return {"precision": model.precision.name}
 
 
@@ -124,7 +123,7 @@ class ImageFlags(NetworkFlags):
         return self
 
     @abstractmethod
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         """Which images these are, as JSON, in what determines a set."""
 
     @abstractmethod
@@ -140,7 +139,7 @@ class ImageFlags(NetworkFlags):
         from neon.sampling import check_label
 
         path, model = self.load(group)
-        self.tell_precision(model, group)
+        self.print_precision(model, group)
         check_label(model, self.class_)
         settings = self.settings_for(model)
         if self.compile:
@@ -166,7 +165,7 @@ class NumberedImages(ImageFlags):
 
         return image_seeds(purpose, self.seed, self.num_images)
 
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         return {"num_images": self.num_images, "seed": self.seed}
 
     def labels(self, model: "GenerativeModel") -> "Label":
@@ -345,19 +344,3 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
-
-
-def recorded(path: Path, flags: ImageFlags, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
-    """What determines a set of images, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
-    from neon.runtime.files import sha256_file
-
-    return {
-        "neon": __version__,
-        "network_sha256": sha256_file(path),
-        **flags.described_seeds(),
-        "class": flags.class_,
-        "batch_size": flags.batch_size,
-        "settings": asdict(settings),
-        **({"compile": True} if flags.compile else {}),  # left out as by runs before there was a choice
-        **facts,
-    }

@@ -29,7 +29,6 @@ from neon.cli.flags import (
     Plan,
     ScoringFlags,
     TrainingFlags,
-    recorded,
     settings_with,
 )
 from neon.errors import RequestError
@@ -59,10 +58,25 @@ class SampleProgram(OutputFlags, ImageFlags):
             images, facts = self.counted(model), self.facts(model, group)
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
-            identity = group.on_main(lambda: recorded(path, images, settings, facts))
+            identity = group.on_main(lambda: images.identity(path, settings, facts))
             self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images")
+
+    def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
+        from neon.runtime.files import sha256_file
+
+        return {
+            "neon": __version__,
+            "network_sha256": sha256_file(path),
+            **self.recorded_seeds(),
+            "class": self.class_,
+            "batch_size": self.batch_size,
+            "settings": asdict(settings),
+            **({"compile": True} if self.compile else {}),  # left out as by runs before there was a choice
+            **facts,
+        }
 
     def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
         """Write what is not in the output yet; `arguments` as of `sample_set`."""
@@ -136,7 +150,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
-            self.tell_precision(model, group)
+            self.print_precision(model, group)
             plan = self.plan(model)
             recipe = self.recipe(model, plan, dataset)
             steps = self.snapshot_steps(plan)
