@@ -21,8 +21,8 @@ from neon.runtime.published_files import usual_file
 from VAR.preprocess import enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe
-from VAR.sampler import VARSettings, generate, generate_tokens
-from VAR.settings import ENLARGEMENT
+from VAR.sampler import generate, generate_tokens
+from VAR.settings import ENLARGEMENT, VARSettings
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE, fit_usage_buffer
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
-from edm.sampler import Denoiser, EDMSettings, SamplerSettings, guided, integrate
+from edm.sampler import Denoiser, guided, integrate
+from edm.settings import EDMSettings, SamplerSettings
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augmentation_for
 from neon.data.images import from_uint8, to_uint8

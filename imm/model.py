@@ -13,7 +13,8 @@ from imm.loss import IMMLoss
 from imm.precond import IMMPrecond
 from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
-from imm.sampler import IMMSettings, generate
+from imm.sampler import generate
+from imm.settings import IMMSettings
 from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augment_dim, augmentation_for

@@ -14,8 +14,8 @@ from torch import Tensor
 from edm.loss import EDMLoss, VELoss, VPLoss
 from edm.model import EDM
 from edm.precond import PRECONDS, Precond
-from edm.sampler import EDMSettings, SamplerSettings, guided, integrate, noise_levels
-from edm.settings import AblationSettings
+from edm.sampler import guided, integrate, noise_levels
+from edm.settings import AblationSettings, EDMSettings, SamplerSettings
 from neon import selftrain
 from neon.data.augment import AugmentPipe
 from neon.data.images import ArrayDataset, subset_indices, to_uint8, visit_order

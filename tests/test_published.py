@@ -10,8 +10,8 @@ from torch import Tensor
 from edm.loss import EDMLoss, VELoss, VPLoss, loss_of
 from edm.precond import PRECONDS, EDMPrecond, Precond
 from edm.published import ARCHITECTURES, PUBLISHED, recognised, warn_if_unusual
-from edm.sampler import EDMSettings, integrate, solver_steps
-from edm.settings import AblationSettings
+from edm.sampler import integrate, solver_steps
+from edm.settings import AblationSettings, EDMSettings
 from neon.data.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
 from neon.errors import RequestError
 from neon.noise import ImageNoise

@@ -23,7 +23,8 @@ from neon.runtime.published_files import usual_file
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe
-from xAR.sampler import XARSettings, generate_latents
+from xAR.sampler import generate_latents
+from xAR.settings import XARSettings
 from xAR.transformer import XAR
 from xAR.vae import AutoencoderKL, center_crop
 
