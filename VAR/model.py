@@ -152,10 +152,8 @@ class VARModel(GenerativeModel):
 
 def tokenizer_file(named: Path | None) -> Path:
     """Where the tokenizer lies: `named`, or its usual place; a RequestError if it is not there."""
-    if named is not None:
-        return named
     fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
-    return usual_file(TOKENIZER_FILE, "the tokenizer", fetch, "--vae_ckpt")
+    return named or usual_file(TOKENIZER_FILE, "the tokenizer", fetch, "--vae_ckpt")
 
 
 def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:

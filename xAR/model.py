@@ -172,10 +172,8 @@ class XARModel(GenerativeModel):
 
 def vae_file(named: Path | None) -> Path:
     """Where the autoencoder lies: `named`, or its usual place; a RequestError if it is not there."""
-    if named is not None:
-        return named
     fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
-    return usual_file(VAE_FILE, "the autoencoder", fetch, "--vae_path")
+    return named or usual_file(VAE_FILE, "the autoencoder", fetch, "--vae_path")
 
 
 def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
