@@ -28,7 +28,7 @@ class XARFlags(SizeFlags, NetworkFlags):
     model: str | None = None
     """xar_base, xar_large, xar_huge or xar_small; checked against the file"""
     vae_path: OptionalFileOrURL = None
-    """by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
+    """by default kl16.ckpt in xAR/pretrained/, here, in checkpoints/ or pretrained/"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, XARModel]":
         """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
