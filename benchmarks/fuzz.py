@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for what the tests writ
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.data.encoded import images_or_examples, write_index, write_shard
 from neon.data.images import ImageDataset, write_images, write_labels
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, one_line
 from neon.evaluate import ScoreLog, Tally
 from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, load_features
@@ -172,6 +172,7 @@ def _train(folder: Path, num_steps: int) -> object:
 
 def _write_training(folder: Path) -> None:
     with (
+        contextlib.redirect_stderr(io.StringIO()),
         run_folder(folder / "run", {"what": "training"}),
         dies_after(2, TrainingRun, "one_step"),
         contextlib.suppress(Killed),
@@ -298,7 +299,7 @@ def _read(reader: Reader, path: Path, title: str, outcome: Outcome) -> None:
     if fault is None and grown > MEMORY_MB:
         fault = f"{grown:.0f} MB of memory"
     if fault is not None:
-        outcome.faults.append(f"{title}: {fault}")
+        outcome.faults.append(one_line(f"{title}: {fault}"))
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
