@@ -51,6 +51,20 @@ PICKLES = (
     b".",
     b"",
 )
+HTTP_HEADERS = (
+    b"Content-Length: -1",
+    b"Content-Length: 99999999999999999999",
+    b"Content-Length: 1e9",
+    b"Content-Encoding: gzip",
+    b"Content-Type: text/html",
+    b"Content-Range: bytes 5-1/x",
+    b"Transfer-Encoding: chunked",
+    b"Location: http://[bad",
+    b"Location: file:///etc/passwd",
+    b"ETag: \x1b[31m\xff",
+    b"X: " + b"y" * 70_000,
+    b"no colon",
+)
 OPCODES = [op.code.encode("latin-1") for op in pickletools.opcodes]
 
 
@@ -68,6 +82,8 @@ def mutated(data: bytes, random: Random) -> bytes:
         return _safetensors(data, random)
     if data[:1] == b"\x80":
         return _pickle(data, random)
+    if data[:5] == b"HTTP/":
+        return _http(data, random)
     if data[:1] in (b"{", b"["):
         return _json_lines(data, random)
     return _bytes(data, random)
@@ -106,7 +122,7 @@ def _zip(data: bytes, random: Random) -> bytes:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     except (zipfile.BadZipFile, ValueError, OSError):
         return _bytes(data, random)
-    kind = random.choice(("member",) * 6 + ("directory", "names", "lost", "twice", "swollen", "compressed"))
+    kind = random.choice(("member",) * 14 + ("directory", "names", "lost", "twice", "swollen", "compressed"))
     chosen = random.randrange(len(members))
     name, content = members[chosen]
     method = zipfile.ZIP_STORED
@@ -222,6 +238,24 @@ def _pickle(data: bytes, random: Random) -> bytes:
     if argument:
         argument[random.randrange(len(argument))] = random.choice((0, 1, 0x7F, 0x80, 0xFF))
     return data[: start + 1] + bytes(argument) + data[end:]
+
+
+def _http(data: bytes, random: Random) -> bytes:
+    """Another status, a header lost or added, or other content."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *headers = head.split(b"\r\n")
+    kind = random.randrange(5)
+    if kind == 0:
+        status = b"HTTP/1.1 " + random.choice(
+            (b"204 X", b"206 X", b"301 X", b"416 X", b"500 X", b"999 X", b"-1 X", b"X")
+        )
+    elif kind == 1 and headers:
+        del headers[random.randrange(len(headers))]
+    elif kind == 2:
+        body = random.choice((b"", b"<html>log in</html>", mutated(body, random)))
+    else:
+        headers.insert(random.randrange(len(headers) + 1), random.choice(HTTP_HEADERS))
+    return b"\r\n".join([status, *headers]) + b"\r\n\r\n" + body
 
 
 def _json_lines(data: bytes, random: Random) -> bytes:

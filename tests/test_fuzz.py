@@ -15,7 +15,7 @@ from tests.programs import ROOT
 
 EACH = 150
 READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "model", "features", "training",
-           "scores", "report"]  # fmt: skip
+           "scores", "download", "report"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
