@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
-from neon.errors import RequestError
+from neon.checkpoint.naming import fitted, unwrapped
+from neon.errors import RequestError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
@@ -221,11 +222,44 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
+    checkpoint = unwrapped(checkpoint)
     for entry in entry_points(group=GROUP):
         config = _loaded(entry).config_of(checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
+
+
+def buffers_of(checkpoint: Checkpoint, kind: type[GenerativeModel] | None = None) -> frozenset[str] | None:
+    """Which tensors of a checkpoint are buffers of its network, not parameters; None: its architecture is not known.
+
+    Args:
+        kind: The class of the model; by default the installed one that the file names, or that recognises it.
+
+    Raises:
+        RequestError: no network of class `kind` can be built as the file describes it.
+    """
+    path, plain = checkpoint.path, unwrapped(checkpoint)
+    if kind is not None:
+        network = _outline(path, kind, _config_for(path, plain, kind))
+    else:
+        try:
+            network = _outline(path, *_recognised(path, plain))
+        except Exception:  # whatever a config does to a constructor: who loads the model is told
+            return None
+    names = fitted(network.state_dict(), checkpoint.specs) or {}
+    buffers = {names.get(name) for name, _ in network.named_buffers(remove_duplicate=False)}
+    return frozenset(name for name in buffers if name is not None) if names else None
+
+
+def _outline(path: Path, kind: type[GenerativeModel], config: dict[str, Any]) -> nn.Module:
+    """The network of a model without memory for its weights, or with it where its constructor looks at values."""
+    try:
+        with torch.device("meta"):
+            return _built(path, kind, config, {}).network
+    except (NotImplementedError, RuntimeError):
+        with torch.random.fork_rng():
+            return _built(path, kind, config, {}).network
 
 
 def load_model(
@@ -258,7 +292,8 @@ def load_model(
     """
     if isinstance(kind, str):
         kind = architecture(kind)
-    with open_checkpoint(path, key) as checkpoint:
+    with open_checkpoint(path, key) as file:
+        checkpoint = unwrapped(file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -270,7 +305,10 @@ def load_model(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
         model = _built(path, kind, config, arguments)
-        load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
+        names = fitted(model.network.state_dict(), file.specs) or {name: name for name in file.names()}
+        if odd := [name for name in names if names[name] != name]:
+            warn(f"{path}: {names[odd[0]]} there is {odd[0]} in the network, and so on: read under these names")
+        load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
     return model.to(device).eval().requires_grad_(False)
 
 
