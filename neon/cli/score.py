@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from neon import __version__
-from neon.checkpoint import load_state
 from neon.cli.flags import ScoringFlags
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
 from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
-from neon.merge import LiveMerge, check_same_network
+from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
@@ -77,9 +76,9 @@ def score_network(
         )
     live = None
     if flags.self_trained is not None:
-        check_same_network(path, flags.self_trained, sampling.key)
+        trained = load_self_trained(model.network, path, flags.self_trained, sampling.key, flags.self_trained_key)
         base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        live = LiveMerge(model.network, base, load_state(flags.self_trained, sampling.key))
+        live = LiveMerge(model.network, base, trained)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = None
     if flags.precision_recall is not None:
@@ -105,6 +104,7 @@ def _protocol(
     extractor: FeatureExtractor,
 ) -> dict[str, Any]:
     """All that determines the scores, as JSON."""
+    keys = {"key": sampling.key, "self_trained_key": flags.self_trained_key}  # named in records where they were given
     weights = flags.inception_weights if flags.features == INCEPTION else Path(flags.features)
     return {
         "neon": __version__,
@@ -115,6 +115,7 @@ def _protocol(
         "network_sha256": sha256_file(path),
         "self_trained": None if flags.self_trained is None else str(flags.self_trained),
         "self_trained_sha256": None if flags.self_trained is None else sha256_file(flags.self_trained),
+        **{name: key for name, key in keys.items() if key is not None},
         "conditional": model.num_classes > 0,
         "seeds": sampling.seeds_text,
         "class": sampling.label if isinstance(sampling.label, int) else None,
