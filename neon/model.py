@@ -23,13 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
-from neon.checkpoint.naming import fitted, unwrapped
+from neon.checkpoint.naming import fitted, names_differ, unwrapped
 from neon.errors import RequestError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 
 GROUP = "neon.architectures"
+BUFFERS = "buffers"
+"""in a file's metadata, the names of the network's float buffers as a JSON list"""
 ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
 """what `__init__` of a GenerativeModel sets"""
 
@@ -230,36 +232,13 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     return metadata
 
 
-def buffers_of(checkpoint: Checkpoint, kind: type[GenerativeModel] | None = None) -> frozenset[str] | None:
-    """Which tensors of a checkpoint are buffers of its network, not parameters; None: its architecture is not known.
-
-    Args:
-        kind: The class of the model; by default the installed one that the file names, or that recognises it.
-
-    Raises:
-        RequestError: no network of class `kind` can be built as the file describes it.
-    """
-    path, plain = checkpoint.path, unwrapped(checkpoint)
-    if kind is not None:
-        network = _outline(path, kind, _config_for(path, plain, kind))
-    else:
-        try:
-            network = _outline(path, *_recognised(path, plain))
-        except Exception:  # whatever a config does to a constructor: who loads the model is told
-            return None
-    names = fitted(network.state_dict(), checkpoint.specs) or {}
-    buffers = {names.get(name) for name, _ in network.named_buffers(remove_duplicate=False)}
-    return frozenset(name for name in buffers if name is not None) if names else None
-
-
-def _outline(path: Path, kind: type[GenerativeModel], config: dict[str, Any]) -> nn.Module:
-    """The network of a model without memory for its weights, or with it where its constructor looks at values."""
+def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
+    """The tensors of a checkpoint that are buffers of its network, not weights; None: the file does not say."""
     try:
-        with torch.device("meta"):
-            return _built(path, kind, config, {}).network
-    except (NotImplementedError, RuntimeError):
-        with torch.random.fork_rng():
-            return _built(path, kind, config, {}).network
+        names = json.loads(checkpoint.metadata[BUFFERS])
+        return frozenset(names) if all(name in checkpoint.specs for name in names) else None
+    except (KeyError, ValueError, TypeError, RecursionError):  # no such entry, or not ours
+        return None
 
 
 def load_model(
@@ -306,8 +285,8 @@ def load_model(
             )
         model = _built(path, kind, config, arguments)
         names = fitted(model.network.state_dict(), file.specs) or {name: name for name in file.names()}
-        if odd := [name for name in names if names[name] != name]:
-            warn(f"{path}: {names[odd[0]]} there is {odd[0]} in the network, and so on: read under these names")
+        if any(name != held for name, held in names.items()):
+            warn(f"{path}: {names_differ(names)}")
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
     return model.to(device).eval().requires_grad_(False)
 
@@ -425,8 +404,14 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
 
 
 def model_metadata(model: GenerativeModel) -> dict[str, str]:
-    """The metadata from which `load_model` rebuilds the model."""
-    return {"architecture": model.architecture, "config": json.dumps(model.config)}
+    """The metadata from which `load_model` rebuilds the model, and merges tell its weights from its buffers."""
+    state, buffers = model.network.state_dict(), model.network.named_buffers(remove_duplicate=False)
+    floats = [name for name, buffer in buffers if name in state and buffer.is_floating_point()]
+    return {
+        "architecture": model.architecture,
+        "config": json.dumps(model.config),
+        BUFFERS: json.dumps(floats),
+    }
 
 
 def save_model(

@@ -63,6 +63,12 @@ def fitted(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str] | None:
     return {name: plain_other[word] for word, name in plain.items()}
 
 
+def names_differ(names: Mapping[str, str]) -> str:
+    """What to tell a user whose file calls tensors otherwise than by the names they are read under."""
+    name, held = next((name, held) for name, held in names.items() if name != held)
+    return f"its names differ by the words of a wrapper: {held} is read as {name}, and so on"
+
+
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
     """The names by what they are without the words of wrappers; as they are where two would become one."""
     names = list(names)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from neon.cli.command_line import Weights, number
-from neon.cli.flags import File, Key, ModelName
+from neon.cli.flags import File, Key
 from neon.errors import RequestError
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ class Merge:
     """nesting of the state dict, such as model_ema; chosen and printed if not given"""
     self_trained_key: Key = None
     """the same for the self-trained file"""
-    model: ModelName = None
-    """the class of a model of your own, which tells buffers from weights; by default as the base says, else by names"""
     overwrite: bool = False
     """replace an existing output"""
     json: File = None
@@ -55,7 +53,6 @@ class Merge:
 
         from neon.checkpoint.common import listing
         from neon.merge import merge_files
-        from neon.model import architecture
         from neon.runtime.files import check_writable, write_json
 
         if self.json is not None:
@@ -74,14 +71,13 @@ class Merge:
                 key=self.key,
                 self_trained_key=self.self_trained_key,
                 overwrite=self.overwrite,
-                kind=None if self.model is None else architecture(self.model),
                 progress=progress,
             )
         first = reports[0]
         print(first.formula)
         print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
         print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        buffers = f", {len(first.buffers)} of them as buffers: {listing(first.buffers, 2)}" if first.buffers else ""
+        buffers = f" ({len(first.buffers)} buffers: {listing(first.buffers, 1)})" if first.buffers else ""
         print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
         for report in reports:
             kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
@@ -119,7 +115,7 @@ class Inspect:
             if value is not None:
                 print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
         for name, value in metadata.items():
-            if name not in facts:
+            if name not in (*facts, "buffers"):  # as many names as a network has layers
                 print(f"{name:<13} {value}")
         print(f"tensors       {len(tensors)}")
         width = max(map(len, tensors))

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.flags import Device, Features, File, Key, ModelName, settings_with
+from neon.cli.flags import Device, Features, File, Key, settings_with
 from neon.errors import RequestError
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
     from neon.runtime.distributed import Processes
+
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"] | None
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"] | None
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
-ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]

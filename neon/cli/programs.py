@@ -21,7 +21,6 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImageFlags,
-    ModelName,
     NetworkFlags,
     NumberedImages,
     OutputFlags,
@@ -268,7 +267,7 @@ class AnyModelFlags(NetworkFlags):
 
     network: FileOrURL
     """the network: a checkpoint"""
-    model: ModelName = None
+    model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""

@@ -35,6 +35,8 @@ _BUFFERS_BESIDE = {
     "decay": "num_updates",
     "betas": "alphas_cumprod",
     "embed": "embed_avg",
+    "freqs": "phases",
+    "phases": "freqs",
     "sigmas": "log_sigmas",
     "log_sigmas": "sigmas",
 }

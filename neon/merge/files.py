@@ -29,7 +29,7 @@ from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat
 from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, view_as
-from neon.model import GenerativeModel, described
+from neon.model import described
 from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
@@ -84,7 +84,6 @@ def merge_files(
     key: str | None = None,
     self_trained_key: str | None = None,
     overwrite: bool = False,
-    kind: type[GenerativeModel] | None = None,
     progress: Progress | None = None,
 ) -> list[MergeReport]:
     """Write (1 + w) base - w self_trained for every w; formats and nestings of the two inputs may differ.
@@ -98,7 +97,6 @@ def merge_files(
         output: file name; `{w}` in it stands for the weight and is needed when there are several.
         key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
         self_trained_key: nesting of the self-trained state dict.
-        kind: class of the networks, which knows their buffers; by default as the base says.
         progress: called with (bytes merged so far, bytes in all).
 
     Raises:
@@ -108,7 +106,7 @@ def merge_files(
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
     jobs = _jobs(ws, output)
-    with open_pair(base, self_trained, key, self_trained_key, kind=kind) as opened:
+    with open_pair(base, self_trained, key, self_trained_key) as opened:
         b, s = opened.base, opened.self_trained
         _check_outputs(jobs, b, s, overwrite=overwrite)
         pair = _Reader(opened, progress)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
-from neon.checkpoint.naming import Renamed, fitted
+from neon.checkpoint.naming import Renamed, fitted, names_differ
 from neon.errors import RequestError, warn
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import differ
-from neon.model import GenerativeModel, buffers_of, described
+from neon.model import buffers_of, described
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
 
@@ -41,31 +41,26 @@ def open_pair(
     self_trained: PathLike,
     key: str | None = None,
     self_trained_key: str | None = None,
-    *,
-    kind: type[GenerativeModel] | None = None,
 ) -> Iterator[Pair]:
     """Open both files and refuse what cannot be merged.
 
     Args:
         key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
         self_trained_key: nesting of the self-trained state dict.
-        kind: class of the networks, which knows their buffers; by default as the base says.
 
     Raises:
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
     with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as original:
-        s, notes = original, []
-        names = fitted(b.specs, original.specs)
-        if names is not None:
-            s = Renamed(original, names)
-            if odd := [name for name in names if names[name] != name]:
-                notes.append(
-                    f"{s.path}: {names[odd[0]]} there is {odd[0]} in {b.path}, and so on: merged under these names"
-                )
+        names = fitted(b.specs, original.specs) or {name: name for name in original.specs}
+        s = Renamed(original, names)
+        notes = [] if all(name == held for name, held in names.items()) else [f"{s.path}: {names_differ(names)}"]
         _check_same_network(b, s)
+        buffers = buffers_of(b)
+        if buffers is None and (said := buffers_of(original)) is not None:
+            buffers = frozenset(name for name, held in names.items() if held in said)
         try:
-            roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers_of(b, kind))
+            roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
         yield Pair(b, s, roles, (*notes, *roles.notes))
@@ -93,9 +88,8 @@ def load_self_trained(
     with open_pair(base, self_trained, key, self_trained_key) as pair:
         for note in pair.notes:
             warn(note)
-        names = fitted(network.state_dict(), pair.self_trained.specs)
-        if names is None:  # the base's are not the network's either
-            names = {name: name for name in pair.self_trained.specs}
+        # Where nothing fits, the base's are not the network's either, and the names are left to say so.
+        names = fitted(network.state_dict(), pair.self_trained.specs) or {name: name for name in pair.base.specs}
         return {name: pair.self_trained.tensor(held) for name, held in names.items()}
 
 
