@@ -97,7 +97,10 @@ def _open_self_trained(path: PathLike, base_key: str | None, key: str | None) ->
     if key is None and base_key is not None:
         with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
             return open_checkpoint(path, base_key)
-    return open_checkpoint(path, key)
+    try:
+        return open_checkpoint(path, key)
+    except RequestError as error:
+        raise RequestError(str(error).replace("--key", "--self_trained_key")) from None
 
 
 def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
