@@ -51,6 +51,7 @@ class Merge:
     def __call__(self) -> None:
         from tqdm import tqdm
 
+        from neon.checkpoint.common import listing
         from neon.merge import merge_files
         from neon.runtime.files import check_writable, write_json
 
@@ -76,7 +77,8 @@ class Merge:
         print(first.formula)
         print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
         print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied")
+        buffers = f" ({len(first.buffers)} buffers: {listing(first.buffers, 1)})" if first.buffers else ""
+        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
         for report in reports:
             kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
             print(f"w = {report.w:<8g}  {report.output}  ({kept})")
@@ -113,7 +115,7 @@ class Inspect:
             if value is not None:
                 print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
         for name, value in metadata.items():
-            if name not in facts:
+            if name not in (*facts, "buffers"):  # as many names as a network has layers
                 print(f"{name:<13} {value}")
         print(f"tensors       {len(tensors)}")
         width = max(map(len, tensors))

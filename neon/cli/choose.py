@@ -184,9 +184,8 @@ class Align(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         import torch
 
-        from neon.checkpoint import load_state
         from neon.data.images import ImageDataset
-        from neon.merge import LiveMerge, check_same_network
+        from neon.merge import LiveMerge, check_same_network, load_self_trained
         from neon.metrics.features import score_name
         from neon.metrics.reference import load_statistics
         from neon.model import open_autoencoder
@@ -211,7 +210,7 @@ class Align(ResidentFlags):
         sets = None
         if self.real is not None and self.synthetic is not None:
             sets = ImageDataset(self.real), ImageDataset(self.synthetic)
-        trained = load_state(self.self_trained, self.self_trained_key or self.key)
+        trained = load_self_trained(model.network, self.base, self.self_trained, self.key, self.self_trained_key)
         own = next(model.network.parameters()).dtype
         left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
         compared = sets and gradient_alignment(model, *sets, seed=self.seed, processes=processes)

@@ -210,6 +210,8 @@ class ScoringFlags(FeatureFlags):
     """statistics of real images: .npz with mu and sigma"""
     self_trained: File = None
     """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
+    self_trained_key: Key = None
+    """nesting of the state dict in their file; by default that of --key if it is there, else chosen"""
     w: Weights = field(default_factory=list)
     """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
     precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
@@ -229,6 +231,8 @@ class ScoringFlags(FeatureFlags):
             raise RequestError("--w: merging needs the second network; name it with --self_trained")
         if self.self_trained is not None and not self.w:
             raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
+        if self.self_trained is None and self.self_trained_key is not None:
+            raise RequestError("--self_trained_key: goes with --self_trained, the file it is a part of")
         ws = [number("--w", text) + 0.0 for text in self.w]
         if len(set(ws)) < len(ws):
             raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")

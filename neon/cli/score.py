@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neon import __version__
-from neon.checkpoint import load_state
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
 from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
-from neon.merge import LiveMerge, check_same_network
+from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.metrics.reference import INCEPTION_DIM, load_statistics
@@ -116,9 +115,9 @@ def _live_merge(path: Path, model: GenerativeModel, flags: "ScoreProgram") -> Li
     """What sets the network of `path` to a merge with `--self_trained`, if that is given."""
     if flags.self_trained is None:
         return None
-    check_same_network(path, flags.self_trained, flags.key)
+    trained = load_self_trained(model.network, path, flags.self_trained, flags.key, flags.self_trained_key)
     base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    return LiveMerge(model.network, base, load_state(flags.self_trained, flags.key))
+    return LiveMerge(model.network, base, trained)
 
 
 def _protocol(
@@ -131,6 +130,7 @@ def _protocol(
 ) -> dict[str, Any]:
     """All that determines the scores, as JSON."""
     real = flags.precision_recall
+    keys = {"key": flags.key, "self_trained_key": flags.self_trained_key}  # named in records where they were given
     return {
         "neon": __version__,
         "torch": torch.__version__,
@@ -140,6 +140,7 @@ def _protocol(
         "network_sha256": sha256_file(path),
         "self_trained": None if flags.self_trained is None else str(flags.self_trained),
         **hashes({"self_trained_sha256": flags.self_trained}),
+        **{name: key for name, key in keys.items() if key is not None},
         "conditional": model.num_classes > 0,
         "seeds": flags.seeds_text(),
         "class": sampling.label if isinstance(sampling.label, int) else None,

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from neon import __version__
-from neon.checkpoint import load_state
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.merge import LiveMerge, check_same_network
+from neon.merge import LiveMerge, check_same_network, load_self_trained
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel
@@ -111,7 +110,10 @@ class Tuner:
         self.plan, self.model, self.settings, self.extractor = plan, model, settings, extractor
         self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
         self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        self.states = [load_state(path, plan.self_trained_key or plan.key) for path in plan.self_trained]
+        self.states = [
+            load_self_trained(model.network, plan.base, path, plan.key, plan.self_trained_key)
+            for path in plan.self_trained
+        ]
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
 
