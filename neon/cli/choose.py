@@ -69,9 +69,10 @@ class Tune:
             self._run(group)
 
     def _run(self, processes: "Processes") -> None:
+        from neon.data.fingerprint import fingerprint
         from neon.evaluate import Reference, load_manifold
         from neon.metrics import FrechetReference
-        from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
+        from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_file, load_extractor, load_statistics
         from neon.model import code_file, load_model, open_autoencoder
         from neon.runtime.files import sha256_file
         from neon.tune.run import tune
@@ -94,9 +95,9 @@ class Tune:
         report_stats = self.report_stats or self.select_stats
         statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
         manifold = None
-        if self.real_images is not None:
+        if (real := self.real_images) is not None:
             manifold = load_manifold(
-                self.real_images,
+                real,
                 extractor,
                 nearest_k=self.nearest_k,
                 batch_size=plan.batch_size,
@@ -112,9 +113,15 @@ class Tune:
         facts: dict[str, Any] = processes.on_main(
             lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
         )
+        inputs = {"features": features_file(self.features, self.inception_weights), "real_images": real}
+        facts |= processes.on_main(
+            lambda: {
+                f"{name}_fingerprint": None if path is None else fingerprint(path) for name, path in inputs.items()
+            }
+        )
         facts |= {
             "features": extractor.name,
-            "real_images": None if self.real_images is None else str(self.real_images),
+            "real_images": None if real is None else str(real),
             "nearest_k": None if self.real_images is None else self.nearest_k,
         }
         selection, reporting = (

@@ -19,18 +19,19 @@ import torch
 from neon import __version__
 from neon.checkpoint import load_state
 from neon.cli.flags import ScoringFlags
+from neon.data.fingerprint import fingerprint
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
-from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
+from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images, unfinished
 from neon.merge import LiveMerge, check_same_network
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
+from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_file, load_extractor, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import check_writable, sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import RUN_FILE, difference, read_record, run_folder
 from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
@@ -125,9 +126,11 @@ def _protocol(
         **sampling.facts,
         "features": extractor.name,
         "feature_weights_sha256": None if weights is None else sha256_file(weights),
+        "features_fingerprint": fingerprint(features_file(flags.features, flags.inception_weights)),
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
         "real_images": None if flags.precision_recall is None else str(flags.precision_recall),
+        "real_images_fingerprint": None if flags.precision_recall is None else fingerprint(flags.precision_recall),
         "nearest_k": None if flags.precision_recall is None else flags.nearest_k,
     }
 
@@ -144,8 +147,7 @@ def _evaluate_all(
     protocol: dict[str, Any],
 ) -> dict[float | None, Scores]:
     """The scores for each w (None: the network as it is); what a killed evaluation finished is not computed again."""
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-    folder = flags.run_dir or Path("runs") / f"{model.architecture}-fid-{digest[:12]}"
+    folder = flags.run_dir or processes.on_main(lambda: _usual_folder(f"{model.architecture}-fid", protocol))
     with contextlib.ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
         log = ScoreLog(folder / LOG_FILE, processes)
@@ -167,12 +169,25 @@ def _evaluate_all(
                 identity=json.dumps(w),
             )
 
-        found: dict[float | None, Scores] = {}
-        for w in ws or (None,):
-            found[w] = log.get_or(f"w = {w!r}", lambda w=w: one(w))  # type: ignore[misc]
+        wanted: Sequence[float | None] = ws or (None,)
+        begun = processes.on_main(lambda: unfinished(folder / STATE_FILE))
+        scored: dict[float | None, Scores] = {}
+        for w in sorted(wanted, key=lambda w: json.dumps(w) != begun):  # first what a killed run has begun
+            scored[w] = log.get_or(f"w = {w!r}", lambda w=w: one(w))  # type: ignore[misc]
+        found = {w: scored[w] for w in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, found, keep=flags.run_dir is not None))
     return found
+
+
+def _usual_folder(name: str, protocol: dict[str, Any]) -> Path:
+    """The folder below runs/ where such an evaluation was killed, or that of a new one."""
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    for record in sorted(Path("runs").glob(f"{name}-*/{RUN_FILE}")):
+        with contextlib.suppress(RequestError):  # another's record, that need not be readable
+            if difference(read_record(record.parent), protocol) is None:
+                return record.parent
+    return Path("runs") / f"{name}-{digest[:12]}"
 
 
 def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> None:
