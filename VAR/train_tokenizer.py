@@ -56,6 +56,7 @@ class TrainTokenizer:
     def __call__(self) -> None:
         import torch
 
+        from neon.data.fingerprint import fingerprint
         from neon.data.images import ImageDataset
         from neon.recipe import Recipe
         from neon.runtime.distributed import processes
@@ -78,7 +79,13 @@ class TrainTokenizer:
                 model.to(group.device),
                 ImageDataset(self.data),
                 self.outdir,
-                record={"neon": __version__, "config": config, "recipe": asdict(recipe), "seed": self.seed},
+                record={
+                    "neon": __version__,
+                    "config": config,
+                    "recipe": asdict(recipe),
+                    "seed": self.seed,
+                    "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
+                },
                 fresh=self.fresh,
                 num_steps=-(-self.total_images // self.batch),
                 snapshot_steps=[],

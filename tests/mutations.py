@@ -215,7 +215,7 @@ def _pickle(data: bytes, random: Random) -> bytes:
         program = random.choice(PICKLES)
         return (data[:2] if random.random() < 0.5 else b"") + program
     try:
-        starts = [at for _, _, at in pickletools.genops(data)]
+        starts = [at for _, _, at in pickletools.genops(data) if at is not None]
     except Exception:  # whatever: it was changed before
         return _bytes(data, random)
     chosen = random.randrange(len(starts))
@@ -301,7 +301,23 @@ def _json(value: Any, random: Random) -> str:
 
 
 def _stranger(random: Random) -> Any:
-    simple = (None, True, False, 0, 1, -1, 0.5, -0.0, 1e308, float("inf"), float("nan"), [], {}, [None], {"a": 1})
+    simple: tuple[Any, ...] = (
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        0.5,
+        -0.0,
+        1e308,
+        float("inf"),
+        float("nan"),
+        [],
+        {},
+        [None],
+        {"a": 1},
+    )
     nested: Any = "@"
     for _ in range(500):
         nested = [nested]

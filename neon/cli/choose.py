@@ -78,9 +78,10 @@ class Tune(ResidentFlags):
             self._run(group)
 
     def _run(self, processes: "Processes") -> None:
+        from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
         from neon.metrics import FrechetReference
-        from neon.metrics.reference import load_statistics
+        from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
         from neon.runtime.files import hashes
         from neon.tune.run import tune
@@ -92,9 +93,14 @@ class Tune(ResidentFlags):
         extractor = self.extractor(processes.device)
         report_stats = self.report_stats or self.select_stats
         statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
+        real = self.real_images
         manifold = load_manifold(
-            self.real_images, extractor, nearest_k=self.nearest_k, batch_size=plan.batch_size, processes=processes
+            real, extractor, nearest_k=self.nearest_k, batch_size=plan.batch_size, processes=processes
         )
+        inputs = {
+            "features_fingerprint": features_file(self.features, self.inception_weights),
+            "real_images_fingerprint": real,
+        }
         files = {
             "select_stats_sha256": self.select_stats,
             "report_stats_sha256": report_stats,
@@ -103,10 +109,10 @@ class Tune(ResidentFlags):
             "feature_weights_sha256": self.feature_weights(),
         }
         facts: dict[str, Any] = {
-            **processes.on_main(lambda: hashes(files)),
+            **processes.on_main(lambda: hashes(files) | fingerprints(inputs)),
             "features": extractor.name,
-            "real_images": None if self.real_images is None else str(self.real_images),
-            "nearest_k": None if self.real_images is None else self.nearest_k,
+            "real_images": None if real is None else str(real),
+            "nearest_k": None if real is None else self.nearest_k,
         }
         selection, reporting = (
             Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics

@@ -142,6 +142,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     """whether raw weights are written beside averaged ones, as published"""
 
     def __call__(self) -> None:
+        from neon.data.fingerprint import fingerprint
         from neon.runtime.distributed import processes
         from neon.runtime.files import sha256_file
         from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
@@ -161,6 +162,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
                 "config": model.config,
                 "data": str(self.data),
+                "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
                 **self.facts(model, group),
             }
             snapshots = train_in_folder(

@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neon import __version__
+from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
-from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
+from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images, unfinished
 from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.metrics.reference import INCEPTION_DIM, load_statistics
+from neon.metrics.reference import INCEPTION_DIM, features_file, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import check_writable, hashes, sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import RUN_FILE, difference, read_record, run_folder
 from neon.sampling import Label, check_enough, check_label
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def score_network(
         flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
     )
     reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-    folder = flags.run_dir or Path("runs") / f"{model.architecture}-fid-{digest[:12]}"
+    folder = flags.run_dir or processes.on_main(lambda: _usual_folder(f"{model.architecture}-fid", protocol))
 
     def score(w: float | None) -> Scores:
         if live is not None and w is not None:
@@ -98,7 +98,12 @@ def score_network(
     with contextlib.ExitStack() as stack:
         processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
         log = ScoreLog(folder / LOG_FILE, processes)
-        scores = {w: log.get_or(f"w = {w!r}", partial(score, w)) for w in ws or (None,)}
+        wanted: Sequence[float | None] = ws or (None,)
+        begun = processes.on_main(lambda: unfinished(folder / STATE_FILE))
+        scored = {  # first what a killed run has begun
+            w: log.get_or(f"w = {w!r}", partial(score, w)) for w in sorted(wanted, key=lambda w: json.dumps(w) != begun)
+        }
+        scores = {w: scored[w] for w in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
     record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
@@ -155,7 +160,23 @@ def _protocol(
         "ref_sha256": sha256_file(ref),
         "real_images": None if real is None else str(real),
         "nearest_k": None if real is None else flags.nearest_k,
+        **fingerprints(
+            {
+                "features_fingerprint": features_file(flags.features, flags.inception_weights),
+                "real_images_fingerprint": real,
+            }
+        ),
     }
+
+
+def _usual_folder(name: str, protocol: dict[str, Any]) -> Path:
+    """The folder below runs/ where such an evaluation was killed, or that of a new one."""
+    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
+    for record in sorted(Path("runs").glob(f"{name}-*/{RUN_FILE}")):
+        with contextlib.suppress(RequestError):  # another's record, that need not be readable
+            if difference(read_record(record.parent), protocol) is None:
+                return record.parent
+    return Path("runs") / f"{name}-{digest[:12]}"
 
 
 def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> None:
