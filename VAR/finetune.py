@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
 from neon.errors import RequestError
@@ -28,6 +28,7 @@ from VAR.settings import ENLARGEMENT
 
 if TYPE_CHECKING:
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
     from VAR.model import VARModel
     from VAR.recipe import VARRecipe
@@ -95,7 +96,7 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given"""
-    target_lr: float | None = None
+    target_lr: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
     """what the learning rate rises to over the whole run"""
     constant_lr: bool = False
     """keep the learning rate at its target from the first step on"""
@@ -107,6 +108,7 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def check(self) -> None:
         if not 1 <= self.mid_reso < math.inf:
             raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
+        check_alternatives(self, "constant_lr", "lr_rampup")
 
     def dataset(self) -> "TrainingImages":
         """Images, or tokens."""
@@ -126,13 +128,19 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def recipe(self, model: Any, plan: VARPlan, dataset: "TrainingImages") -> "VARRecipe":
         from VAR.recipe import VARRecipe
 
+        # As published the learning rate rises over the whole run, which a self-training shortens to.
+        published = PRESETS[self.preset].total_images
         return VARRecipe(
             batch_size=plan.batch,
             lr=plan.target_lr,
-            total_images=0 if self.constant_lr else plan.total_images,
+            total_images=plan.total_images if self.var_ckpt is None else max(plan.total_images, published),
             weight_decay=self.weight_decay,
             scale_losses=model.precision.name == "fp16",
+            budget_images=published,
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        return super().with_given(recipe.with_rampup(0) if self.constant_lr else recipe)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         return {**super().facts(model, group), "mid_reso": self.mid_reso}

@@ -8,7 +8,7 @@ small images. The averaged weights appear as snapshots. A killed run goes on whe
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from neon import __version__
@@ -76,7 +76,7 @@ class TrainTokenizer:
                 model.to(group.device),
                 ImageDataset(self.data),
                 self.outdir,
-                record={"neon": __version__, "config": config, "recipe": asdict(recipe), "seed": self.seed},
+                record={"neon": __version__, "config": config, "recipe": recipe.facts(), "seed": self.seed},
                 fresh=self.fresh,
                 num_steps=-(-self.total_images // self.batch),
                 snapshot_steps=[],

@@ -115,6 +115,9 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         "dry_run": "what is wrong with a request is said before any work; leave it out",
     }
 
+    schedule_unit: ClassVar[float] = 1000.0
+    budget_flag: ClassVar[str] = "--duration"
+
     network_pkl: Annotated[
         str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
     ] = None  # type: ignore[assignment]  # needed by the other programs
@@ -125,10 +128,11 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     """budget in million images"""
     lr: float | None = None
     """learning rate that the ramp leads to"""
-    lr_rampup: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 10.0
-    """million images over which that rises from 0"""
-    ema: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 0.5
-    """half-life of averaged weights in million images; 0: none"""
+    lr_rampup: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
+    """million images over which that rises from 0; 0: none. By default the published 10; a self-training of fewer
+    images than published shortens it in proportion"""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
+    """half-life of averaged weights in million images; 0: none. By default the published 0.5, or shortened likewise"""
     augment: float | None = None
     """probability of the augmentations; 0: none"""
     dropout: float | None = None
@@ -151,6 +155,9 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
 
     def plan(self, model: Any = None) -> EDMPlan:
         return self.completed(PRESETS[self.preset] if self.preset else EDMPlan(), zero=["augment"])
+
+    def budget(self, plan: EDMPlan) -> int:
+        return round(plan.duration * 1e6)
 
     def snapshot_steps(self, plan: EDMPlan) -> list[int]:
         return tick_steps(plan.batch, plan.duration, plan.tick, plan.snap)
@@ -176,10 +183,11 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
             model.recipe,
             batch_size=plan.batch,
             lr=plan.lr,
-            lr_rampup_kimg=self.lr_rampup * 1000,
+            lr_rampup_kimg=10_000.0,
             loss_scaling=self.ls,
-            ema_halflife_kimg=self.ema * 1000 if self.ema else None,
+            ema_halflife_kimg=500.0,
             ema_rampup_ratio=EMA_RAMPUP_RATIO if self.network_pkl is None else None,
+            budget_images=self.budget(PRESETS[self.preset]) if self.preset else model.recipe.budget_images,
         )
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:

@@ -12,7 +12,7 @@ a CPU to the bits of one that was never killed, whatever the number of processes
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -20,7 +20,7 @@ import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan
+from neon.cli.flags import BudgetFlags, BudgetPlan, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from imm.model import IMM
     from imm.recipe import IMMRecipe
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
 
 
@@ -90,8 +91,8 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
+    ema_rate: Annotated[float | None, tyro.conf.arg(aliases=["--ema_beta"])] = None
+    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
     weight_decay: float = 0.0
     """of all weights"""
     augment: float | None = None
@@ -110,8 +111,9 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
 
     def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
+        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        check_alternatives(self, "ema_rate", "ema")
 
     def dataset(self) -> "TrainingImages":
         """Images, a set of latents of ours, or a published one."""
@@ -151,9 +153,12 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
             batch_size=plan.batch,
             lr=plan.lr,
             weight_decay=self.weight_decay,
-            ema_beta=self.ema_rate,
             scale_losses=model.precision.name == "fp16",
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        given: dict[str, Any] = {} if self.ema_rate is None else {"ema_beta": self.ema_rate}
+        return super().with_given(replace(recipe, **given))
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         augment = None if model.augment is None else model.augment.p

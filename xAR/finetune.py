@@ -11,12 +11,12 @@ of processes.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
 from neon.errors import RequestError
@@ -24,6 +24,7 @@ from xAR.flags import NAMES, XARFlags
 
 if TYPE_CHECKING:
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
     from xAR.model import XARModel
     from xAR.recipe import XARRecipe
@@ -37,7 +38,7 @@ class XARPlan(BudgetPlan):
     lr: float = 1e-6
     """learning rate at the end of the warm-up"""
     warmup_epochs: float
-    """epochs over which the learning rate rises from 0"""
+    """epochs, of the 30,000 images of the published set, over which the learning rate rises from 0"""
     total_images: int = 7_500_000
     save_interval: int = 250_000
 
@@ -98,9 +99,9 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     lr: float | None = None
     """learning rate at the end of the warm-up"""
     warmup_epochs: float | None = None
-    """epochs over which the learning rate rises from 0; 0: constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
+    """the same as --lr_rampup in epochs of the set; 0: constant"""
+    ema_rate: float | None = None
+    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
     weight_decay: float = 0.02
     """of matrices"""
     grad_clip: float = 1.0
@@ -113,8 +114,10 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """mirror no training images; published: half of them"""
 
     def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
+        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        check_alternatives(self, "warmup_epochs", "lr_rampup")
+        check_alternatives(self, "ema_rate", "ema")
 
     def dataset(self) -> "TrainingImages":
         """Images, or moments of their latents."""
@@ -136,18 +139,27 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         return self.completed(PRESETS[self.preset], zero=["warmup_epochs"])
 
     def recipe(self, model: Any, plan: XARPlan, dataset: "TrainingImages") -> "XARRecipe":
-        from xAR.recipe import XARRecipe, images_in_batches
+        from xAR.recipe import PUBLISHED_SET, XARRecipe, images_in_batches
 
+        per_epoch, published = (images_in_batches(count, plan.batch) for count in (len(dataset), PUBLISHED_SET))
+        warmup = plan.warmup_epochs
+        if self.model_ckpt is not None and self.warmup_epochs is None and per_epoch != published:
+            warmup = warmup * published / per_epoch  # a preset's epochs are those of the published set
         return XARRecipe(
             batch_size=plan.batch,
             lr=plan.lr,
-            warmup_epochs=plan.warmup_epochs,
-            images_per_epoch=images_in_batches(len(dataset), plan.batch),
+            warmup_epochs=warmup,
+            images_per_epoch=per_epoch,
             weight_decay=self.weight_decay,
             max_norm=self.grad_clip,
-            ema_rate=self.ema_rate,
             scale_losses=model.precision.name == "fp16",
+            budget_images=PRESETS[self.preset].total_images,
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        given: dict[str, Any] = {"warmup_epochs": self.warmup_epochs, "ema_rate": self.ema_rate}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        return super().with_given(recipe)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         dropout = [self.attn_dropout, self.proj_dropout]

@@ -233,6 +233,11 @@ class TrainingFlags:
     """images per step, over all processes"""
     batch_gpu: int | None = None
     """images per forward pass; it moves results by rounding (and dropout)"""
+    lr_rampup: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """thousand images over which the learning rate rises from 0; 0: none. By default as published; a self-training of
+    fewer images than published shortens it in proportion"""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """how often the state of the run is saved"""
     seed: int = 0
@@ -253,6 +258,13 @@ class TrainingFlags:
             if not (value > 0 or (name in zero and value == 0)):
                 raise RequestError(f"--{name} {value}: expected a positive number")
         return plan
+
+
+def check_alternatives(flags: object, *names: str) -> None:
+    """A RequestError if more than one of these flags, which say the same thing, is given."""
+    given = [f"--{name}" for name in names if getattr(flags, name) not in (None, False)]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)}: both say the same thing; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
