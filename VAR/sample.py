@@ -53,13 +53,13 @@ class SampleVAR(VARImageFlags, SampleProgram):
         if self.outdir.suffix == ".zip":
             raise RequestError(f"{self.outdir}: tokens are kept in a folder; leave .zip off")
         with processes(self.device) as group:
-            check_enough(self.num_images, group)
             path, model, settings = self.start(group)
-            facts = self.facts(model, group)
-            identity = group.on_main(lambda: recorded(path, self, settings, facts))
-            self.write_tokens(model, settings, identity, group)
+            images, facts = self.counted(model), self.facts(model, group)
+            check_enough(images.count, group)
+            identity = group.on_main(lambda: recorded(path, images, settings, facts))
+            images.write_tokens(model, settings, identity, group)
             if group.is_main:
-                print(f"{self.outdir}: {self.num_images} images")
+                print(f"{self.outdir}: {images.count} images in all")
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         return {**super().facts(model, group), "tokens": self.tokens}
@@ -85,7 +85,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
             group.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
             write_examples(
                 compute,
-                self.num_images,
+                self.count,
                 self.outdir,
                 kind=TOKENS,
                 image_shape=model.image_shape,

@@ -19,7 +19,7 @@ import tyro
 
 from edm.flags import EDMFlags
 from neon.cli.command_line import run_program
-from neon.cli.flags import Plan
+from neon.cli.flags import NetworkOfScratch, Plan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
 from neon.errors import RequestError
@@ -75,13 +75,18 @@ def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class ScratchFlags(NetworkOfScratch):
     """From scratch (without --transfer)."""
 
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
-    """architecture"""
-    precond: Literal["edm", "vp", "ve"] = "edm"
-    """preconditioning and loss"""
+    usual: ClassVar[Mapping[str, Any]] = {
+        "arch": "ddpmpp", "precond": "edm", "cond": False, "label_dropout": 0.0, "fp16": False,
+        **dict.fromkeys(("cbase", "cres", "num_blocks", "attn_resolutions")),
+    }  # fmt: skip
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] | None = None
+    """architecture; by default ddpmpp"""
+    precond: Literal["edm", "vp", "ve"] | None = None
+    """preconditioning and loss; by default edm"""
     cond: bool = False
     """class-conditional"""
     cbase: int | None = None
@@ -92,8 +97,8 @@ class ScratchFlags:
     """residual blocks per level"""
     attn_resolutions: tuple[int, ...] | None = None
     """resolutions with attention"""
-    label_dropout: float = 0.0
-    """share of images shown without their class, for guidance"""
+    label_dropout: float | None = None
+    """share of images shown without their class, for guidance; by default none"""
     fp16: bool = False
     """half precision on GPUs"""
 
@@ -169,6 +174,8 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         return dataset if self.max_size is None else Subset(dataset, self.max_size, self.seed)
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":
+        from edm.published import built_by
+
         plan = self.plan()
         if self.network_pkl is None:
             return None, self.from_scratch(dataset, group, plan)
@@ -176,7 +183,9 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         if plan.conditional is not None and plan.conditional != (self.load(group)[1].num_classes > 0):
             kind = "conditional" if plan.conditional else "unconditional"
             raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.network_pkl} is not one")
-        return self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+        path, model = self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+        self.check_built_so(path, built_by(model.config))
+        return path, model
 
     def recipe(self, model: Any, plan: EDMPlan, dataset: "TrainingImages") -> "Recipe":
         return replace(
@@ -224,14 +233,14 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
             "img_resolution": height,
             "img_channels": channels,
             "label_dim": classes,
-            **architecture_keywords(self.arch),
-            **{name: value if isinstance(value, int) else list(value) for name, value in given.items() if value},
+            **architecture_keywords(self.scratch("arch")),
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v is not None},
             "dropout": 0.13 if self.dropout is None else self.dropout,
             "augment_dim": AUGMENT_DIM if plan.augment else 0,
             "use_fp16": self.fp16,
         }
-        precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.precond]
-        config = {"precond": precond, "network": network, "label_dropout": self.label_dropout}
+        precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.scratch("precond")]
+        config = {"precond": precond, "network": network, "label_dropout": self.scratch("label_dropout")}
         advice = "change --cbase or --cres"
         return initialised(EDM, config, self.seed, group.device, advice, precision=self.precision, augment=plan.augment)
 

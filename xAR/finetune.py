@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL, check_alternatives
+from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, OptionalFileOrURL, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
 from neon.errors import RequestError
@@ -48,21 +48,25 @@ PRESETS = {"xar_base": XARPlan(warmup_epochs=250), "xar_large": XARPlan(warmup_e
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class ScratchFlags(NetworkOfScratch):
     """From scratch (without --model_ckpt); --model gives width, heads and depth."""
+
+    usual: ClassVar[Mapping[str, Any]] = {
+        "pixel_patch": None, "width": 768, "heads": None, "depth": 8, "classes": 1000, "grid": 16,
+    }  # fmt: skip
 
     pixel_patch: int | None = None
     """squares of this many pixels in place of latents, for small images"""
-    width: int = 768
-    """channels"""
+    width: int | None = None
+    """channels; by default 768"""
     heads: int | None = None
     """attention heads; by default one per 64 channels"""
-    depth: int = 8
-    """blocks in each half"""
-    classes: int = 1000
-    """number of classes"""
-    grid: int = 16
-    """side of the map of latents"""
+    depth: int | None = None
+    """blocks in each half; by default 8"""
+    classes: int | None = None
+    """number of classes; by default 1000"""
+    grid: int | None = None
+    """side of the map of latents; by default 16"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +133,12 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, XARModel]":
         if self.model_ckpt is None:
             return None, self.from_scratch(group)
-        return self.load(group, for_training=True, **self.arguments())
+        path, model = self.load(group, for_training=True, **self.arguments())
+        transformer = model.config["transformer"]
+        halves = {transformer["encoder_depth"], transformer["decoder_depth"]}
+        depth = transformer["encoder_depth"] if len(halves) == 1 else None
+        self.check_built_so(path, {**transformer, "depth": depth, "pixel_patch": model.config.get("pixel_patch")})
+        return path, model
 
     def arguments(self) -> dict[str, Any]:
         """What the model is built with for training."""
@@ -173,17 +182,20 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         channels = 16 if self.pixel_patch is None else 3 * self.pixel_patch**2
         if self.model not in (None, *NAMES):
             raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(NAMES)}")
+        if self.model is not None:
+            self.check_of_use(("width", "heads", "depth"), f"--model {self.model} says it")
+        width, depth = self.scratch("width"), self.scratch("depth")
         size = {
-            "width": self.width,
-            "heads": self.heads or max(self.width // 64, 1),
-            "encoder_depth": self.depth,
-            "decoder_depth": self.depth,
+            "width": width,
+            "heads": max(width // 64, 1) if self.heads is None else self.heads,
+            "encoder_depth": depth,
+            "decoder_depth": depth,
         }
         transformer = {
             **(size if self.model is None else NAMES[self.model]),
-            "classes": self.classes,
+            "classes": self.scratch("classes"),
             "latent_channels": channels,
-            "grid": self.grid,
+            "grid": self.scratch("grid"),
         }
         config: dict[str, Any] = {"transformer": transformer}
         if self.pixel_patch is not None:

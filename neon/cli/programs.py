@@ -71,7 +71,7 @@ class SampleProgram(OutputFlags, ImageFlags):
                 fresh=self.fresh,
             )
             if group.is_main:
-                print(f"{self.outdir}: {len(seeds)} images")
+                print(f"{self.outdir}: {len(seeds)} images in all")
 
 
 @dataclass(frozen=True, kw_only=True)
