@@ -8,7 +8,7 @@ small images. The averaged weights appear as snapshots. A killed run goes on whe
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from neon import __version__
@@ -82,7 +82,7 @@ class TrainTokenizer:
                 record={
                     "neon": __version__,
                     "config": config,
-                    "recipe": asdict(recipe),
+                    "recipe": recipe.facts(),
                     "seed": self.seed,
                     "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
                 },

@@ -25,6 +25,9 @@ LARGE = 10_000_000
 """weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 4 to 8% and train 13%
 faster so on a CPU (`benchmarks/gpu.sh speed --device cpu`), the demo's 0.3 million 25% slower"""
 
+BUDGET, FACES_BUDGET = 6_000_000, 3_000_000
+"""images of Neon's self-trainings: of the networks of CIFAR-10, and of that of FFHQ"""
+
 
 class EDM(GenerativeModel):
     """A preconditioned U-Net with EDM's sampler and loss.
@@ -68,7 +71,10 @@ class EDM(GenerativeModel):
         self.image_shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
         self.num_classes = self.network.label_dim
         self.default_settings = EDMSettings()
-        self.recipe = Recipe(lr_rampup_kimg=10_000, ema_halflife_kimg=500)
+        of_faces = self.network.img_resolution == 64 and self.num_classes == 0
+        self.recipe = Recipe(
+            lr_rampup_kimg=10_000, ema_halflife_kimg=500, budget_images=FACES_BUDGET if of_faces else BUDGET
+        )
         self.loss = loss_of(self.network)
         self.augment: Augment | None = augmentation_for(self.network.model, augment)
         self.second = second

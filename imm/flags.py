@@ -3,12 +3,12 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from imm.settings import PRESETS, IMMSettings
-from neon.cli.command_line import at_least_one, values_refused
+from neon.cli.command_line import values_refused
 from neon.cli.flags import NetworkFlags, NumberedImages, SizeFlags
 from neon.errors import RequestError, warn
 
@@ -84,19 +84,14 @@ class IMMFlags(SizeFlags, NetworkFlags):
         }
 
 
-SomeIMMImages = TypeVar("SomeIMMImages", bound="IMMImageFlags")
-
-
 @dataclass(frozen=True, kw_only=True)
 class IMMImageFlags(IMMFlags, NumberedImages):
     """Sampler."""
 
     network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = field()
     """the network: published .pkl or .pth, or safetensors by neon"""
-    num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])] = EVALUATED
-    """how many; every class equally often"""
-    per_class_count: int | None = None
-    """how many of each class, instead of --num_images"""
+    usual_count: ClassVar[int | None] = EVALUATED
+
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """published: 1_steps_cfg1.5_pushforward_uniform (or 2, 4, 8), 1_step, 2_steps"""
     num_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
@@ -109,20 +104,6 @@ class IMMImageFlags(IMMFlags, NumberedImages):
     """or the ratios of noise to signal at the ends of all steps but the last"""
     restart: bool = False
     """step to the end each time, with fresh noise in between"""
-
-    def check(self) -> None:
-        super().check()
-        if self.per_class_count is not None and self.num_images != EVALUATED:
-            raise RequestError("--per_class_count and --num_images both say how many images; leave one of them out")
-        at_least_one(per_class_count=self.per_class_count)
-
-    def counted(self: SomeIMMImages, model: Any) -> SomeIMMImages:
-        """These flags with `num_images` for `per_class_count`."""
-        if self.per_class_count is None:
-            return self
-        if model.num_classes == 0:
-            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
-        return replace(self, num_images=self.per_class_count * model.num_classes, per_class_count=None)
 
     def settings_for(self, model: Any) -> IMMSettings:
         """The sampler's settings for this model.

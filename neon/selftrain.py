@@ -14,7 +14,8 @@ import pickle
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
 from neon.data.images import TrainingImages
 from neon.errors import RequestError, WorkError, warn
+from neon.merge import Change
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
@@ -44,6 +46,12 @@ class Snapshot:
 
     images_seen: int
     path: Path
+
+    def moved(self) -> float | None:
+        """|weights - those at the start| / |those at the start|, as its file says; None: an old file does not."""
+        with open_checkpoint(self.path) as checkpoint:
+            text = checkpoint.metadata.get("moved")
+        return None if text is None else float(text)
 
 
 def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:
@@ -114,7 +122,7 @@ def train(
     snapshots = [
         Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
     ]
-    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
+    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
     facts |= identity or {}
     run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts)
     run.ordered = processes.device.type == "cpu" if ordered is None else ordered
@@ -124,14 +132,16 @@ def train(
             if step <= reached and on_snapshot is not None:
                 on_snapshot(snapshot)
 
-    def write_snapshot() -> None:
-        run.write_snapshot(keep_raw=keep_raw)
+    def write_snapshot(moved: float) -> None:
+        run.write_snapshot(moved, keep_raw=keep_raw)
         if on_snapshot is not None:
             on_snapshot(snapshots[wanted.index(run.step)])
 
     if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots)):
         processes.on_main(lambda: tell(num_steps))
         return snapshots
+    if processes.is_main:
+        run.start = [p.detach().to("cpu", copy=True) for p in run.parameters]
     run.resume()
     lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
     if processes.from_main(lost):
@@ -147,8 +157,10 @@ def train(
             loss, lr = run.one_step()
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
             at_snapshot = run.step in wanted
-            if at_snapshot:
-                processes.on_main(write_snapshot)
+            moved = run.moved() if at_snapshot else None
+            run.log(loss, lr, moved)
+            if moved is not None:
+                processes.on_main(partial(write_snapshot, moved))
             if processes.is_main and (at_snapshot or time.monotonic() - last_saved > state_every_seconds):
                 run.save_state()
                 last_saved = time.monotonic()
@@ -258,6 +270,8 @@ class TrainingRun:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
         self.ordered = True
+        self.start: list[Tensor] = []
+        """the weights before training, in the main process"""
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches are of one shape
         self.network = model.network.train().requires_grad_(True)
@@ -305,7 +319,6 @@ class TrainingRun:
         if self.average:
             recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
         self.step += 1
-        self._log(loss, lr)
         return loss, lr
 
     def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
@@ -431,7 +444,15 @@ class TrainingRun:
         }
         save_torch(self.folder / STATE_FILE, state)
 
-    def write_snapshot(self, *, keep_raw: bool) -> None:
+    def moved(self) -> float:
+        """|result so far - weights at the start| / |weights at the start|; 0 where the latter are not kept."""
+        change = Change()
+        if self.start:
+            for before, now in zip(self.start, self.average or self.parameters, strict=True):
+                change.add(before, now.detach().cpu())
+        return change.relative
+
+    def write_snapshot(self, moved: float, *, keep_raw: bool) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
         broken = [name for name, weights in self.network.named_parameters() if not weights.isfinite().all()]
         if broken:  # a loss may forgive what it cannot compute
@@ -451,6 +472,7 @@ class TrainingRun:
             "images_seen": str(images_seen),
             "training": json.dumps(self.identity, sort_keys=True),
             "weights": "averaged" if self.average else "raw",
+            "moved": f"{moved:.6e}",
         }
         save_model(path, self.model, state, metadata)
 
@@ -461,10 +483,11 @@ class TrainingRun:
         with atomic_write(path) as file:
             file.write(b"".join(lines[: self.step]))
 
-    def _log(self, loss: float, lr: float) -> None:
+    def log(self, loss: float, lr: float, moved: float | None = None) -> None:
+        """Tell of the last step, and at a snapshot how far the weights have `moved`."""
         if self.processes.is_main:
             entry = {"step": self.step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self.started, 3)}
-            append_json(self.folder / LOG_FILE, entry)
+            append_json(self.folder / LOG_FILE, entry if moved is None else {**entry, "moved": moved})
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -6,15 +6,15 @@ Nothing here, nor in a program's file, imports torch before the work begins: `--
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
 from neon.cli.command_line import Weights, at_least_one, number
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -147,29 +147,69 @@ class ImageFlags(NetworkFlags):
         return path, model, settings
 
 
+SomeNumbered = TypeVar("SomeNumbered", bound="NumberedImages")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumberedImages(ImageFlags):
     """Images, numbered from 0, each with a generator of its own."""
 
-    num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])]
-    """how many; every class equally often"""
+    usual_count: ClassVar[int | None] = None
+    """how many images there are if no flag says; None: one must"""
+
+    num_images: Annotated[int | None, tyro.conf.arg(aliases=["--N"])] = None
+    """how many in all; every class equally often"""
+    per_class_count: int | None = None
+    """how many of each class, instead of --num_images"""
     seed: int = 0
     """of the images; each has its own generator"""
 
     def check(self) -> None:
         super().check()
-        at_least_one(num_images=self.num_images)
+        check_alternatives(self, "num_images", "per_class_count")
+        if self.num_images is None and self.per_class_count is None and self.usual_count is None:
+            raise RequestError(
+                "--num_images: not given; say how many images in all, or of each class: --per_class_count"
+            )
+        at_least_one(num_images=self.num_images, per_class_count=self.per_class_count)
+
+    def counted(self: SomeNumbered, model: "GenerativeModel") -> SomeNumbered:
+        """These flags with the `num_images` that they come to for `model`."""
+        if self.per_class_count is None:
+            count = self.usual_count if self.num_images is None else self.num_images
+            if count is not None and count < model.num_classes and self.class_ is None:
+                warn(
+                    f"{count} images in all, fewer than the {model.num_classes} classes: some have none; for {count} "
+                    f"of each class say --per_class_count {count}"
+                )
+            return replace(self, num_images=count)
+        if model.num_classes == 0:
+            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
+        return replace(self, num_images=self.per_class_count * model.num_classes, per_class_count=None)
+
+    @property
+    def count(self) -> int:
+        """`num_images`, of flags that are `counted`."""
+        assert self.num_images is not None
+        return self.num_images
 
     def seeds_of(self, purpose: "Purpose") -> list[int]:
         from neon.noise import image_seeds
 
-        return image_seeds(purpose, self.seed, self.num_images)
+        return image_seeds(purpose, self.seed, self.count)
 
     def recorded_seeds(self) -> dict[str, Any]:
-        return {"num_images": self.num_images, "seed": self.seed}
+        return {"num_images": self.count, "seed": self.seed}
 
     def labels(self, model: "GenerativeModel") -> "Label":
-        return model.set_labels(self.num_images, self.seed) if self.class_ is None else self.class_
+        return model.set_labels(self.count, self.seed) if self.class_ is None else self.class_
+
+
+def check_alternatives(flags: object, *names: str) -> None:
+    """A RequestError if more than one of these flags, which say the same thing, is given."""
+    given = [f"--{name}" for name in names if getattr(flags, name) not in (None, False)]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)}: both say the same thing; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +291,11 @@ class TrainingFlags:
     """images per step, over all processes"""
     batch_gpu: int | None = None
     """images per forward pass; it moves results by rounding (and dropout)"""
+    lr_rampup: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """thousand images over which the learning rate rises from 0; 0: none. By default as published; a self-training of
+    fewer images than published shortens it in proportion"""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """how often the state of the run is saved"""
     seed: int = 0
@@ -274,6 +319,43 @@ class TrainingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkOfScratch:
+    """From scratch: how the network is built. None or False of a flag is not given."""
+
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """what flags of a network say that are not given, by name; None: it follows from others"""
+
+    def scratch(self, name: str) -> Any:
+        """What the flag `name` says, or is usual."""
+        value = getattr(self, name)
+        return self.usual[name] if value is None else value
+
+    def given_of_scratch(self) -> dict[str, Any]:
+        """The flags of a network that are given."""
+        values = {name: getattr(self, name) for name in self.usual}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def check_built_so(self, path: Path, base: Mapping[str, Any]) -> None:
+        """A RequestError if a flag says otherwise than `base`, which tells by flag how the network at `path` is built.
+
+        The published commands say again what the network that they start from is: that is let pass.
+        """
+        for name, value in self.given_of_scratch().items():
+            found = base.get(name)
+            if value != (tuple(found) if isinstance(found, list) else found):
+                spelled = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise RequestError(
+                    f"--{name} {spelled}: is of a network from scratch, and {path} is built with {found}; leave it out"
+                )
+
+    def check_of_use(self, names: Sequence[str], why: str) -> None:
+        """A RequestError, with `why`, if one of the flags `names` is given."""
+        for name in names:
+            if name in self.given_of_scratch():
+                raise RequestError(f"--{name}: {why}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetFlags(TrainingFlags):
     """Training: on what, for how long and where."""
 
@@ -285,15 +367,16 @@ class BudgetFlags(TrainingFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageFlags:
-    """Averaging of weights."""
+    """Averaging of weights, beside `--ema`."""
 
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
+    ema_rate: Annotated[float | None, tyro.conf.arg(aliases=["--ema_beta"])] = None
+    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
 
     def check(self) -> None:
         """A RequestError for a rate that makes no sense."""
-        if not 0 <= self.ema_rate < 1:
+        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
             raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        check_alternatives(self, "ema_rate", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
 the flags of any architecture, of a user's own too. Images, labels and precision are the same through both doors.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +32,7 @@ from neon.cli.flags import (
     TrainingFlags,
     settings_with,
 )
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from neon.noise import Purpose
     from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
+    from neon.selftrain import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class SampleProgram(OutputFlags, ImageFlags):
             identity = group.on_main(lambda: images.identity(path, settings, facts))
             self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
             if group.is_main:
-                print(f"{self.outdir}: {len(seeds)} images")
+                print(f"{self.outdir}: {len(seeds)} images in all")
 
     def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
         """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
@@ -140,6 +142,9 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     """images per forward pass unless told otherwise"""
     keeps_raw: ClassVar[bool] = False
     """whether raw weights are written beside averaged ones, as published"""
+    schedule_unit: ClassVar[float] = 1.0
+    """of --lr_rampup and --ema, in thousand images"""
+    budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
         from neon.data.fingerprint import fingerprint
@@ -153,7 +158,11 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             base, model = self.start(dataset, group)
             self.print_precision(model, group)
             plan = self.plan(model)
-            recipe = self.recipe(model, plan, dataset)
+            published = self.recipe(model, plan, dataset)
+            shortened = published if base is None else published.scaled_to(self.budget(plan))
+            recipe = self.with_given(shortened)
+            if group.is_main:
+                self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
             multiple = model.batch_multiple
             fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
@@ -169,7 +178,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 model,
                 dataset,
                 self.outdir,
-                record={**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed},
+                record={**identity, "plan": asdict(plan), "recipe": recipe.facts(), "seed": self.seed},
                 fresh=self.fresh,
                 num_steps=steps[-1],
                 snapshot_steps=steps,
@@ -186,9 +195,51 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             if group.is_main:
                 last = snapshots[-1]
                 print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+                if base is not None:
+                    self.tell_moved(last)
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense, before anything is opened."""
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        """`recipe` with what flags say of the ramp of its learning rate and of the average of its weights."""
+        for name in ("lr_rampup", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise RequestError(f"--{name} {value}: expected 0 (none) or more")
+        if self.lr_rampup is not None:
+            recipe = recipe.with_rampup(self.lr_rampup * self.schedule_unit)
+        if self.ema is not None:
+            recipe = recipe.with_halflife(self.ema * self.schedule_unit or None)
+        return recipe
+
+    def tell_shortened(self, published: "Recipe", shortened: "Recipe", used: "Recipe", budget: int) -> None:
+        """Say in one line what is shorter in the recipe that is `used` than in the `published`, if no flag says so."""
+        parts = []
+        for name, text, flag in (
+            ("rampup_kimg", "the learning rate rises over", "--lr_rampup"),
+            ("halflife_kimg", "averaged weights have a half-life of", "--ema"),
+        ):
+            before, now, finally_used = (getattr(recipe, name) for recipe in (published, shortened, used))
+            if before != now == finally_used:
+                parts.append(f"{text} {_images(now)} images instead of {_images(before)} ({flag})")
+        if parts:
+            of = f"{budget:,} of the published {published.budget_images:,} images"
+            print(f"{of}: {', '.join(parts)}; the flags set others")
+
+    def tell_moved(self, last: "Snapshot") -> None:
+        """Say how far a self-training moved the weights, and what to do if that is nowhere."""
+        from neon.merge import LEAST_CHANGE
+
+        moved = last.moved()
+        if moved is None:
+            return
+        print(f"moved {moved:.2e}: |self-trained - base| / |base|")
+        if moved < LEAST_CHANGE:
+            warn(
+                f"{last.path}: moved by {moved:.1e} of the base's norm, less than {LEAST_CHANGE:g}: any merge will be "
+                f"the base but for rounding; raise {self.budget_flag} or --lr, or lower --lr_rampup and --ema"
+            )
 
     def dataset(self) -> "TrainingImages":
         """What is trained on."""
@@ -208,11 +259,21 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     def recipe(self, model: "GenerativeModel", plan: Any, dataset: "TrainingImages") -> "Recipe":
         """How to train by `plan`."""
 
+    def budget(self, plan: Any) -> int:
+        """How many images to train on, repeated ones included."""
+        return int(plan.total_images)
+
     def snapshot_steps(self, plan: Any) -> list[int]:
         """The steps after which snapshots are written; the last ends the training."""
         from neon.selftrain import snapshot_steps
 
         return snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
+
+
+def _images(kimg: float | None) -> str:
+    """A number of images, as text, from thousands of them; None is none."""
+    images = 1000 * (kimg or 0)
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)

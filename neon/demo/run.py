@@ -68,7 +68,8 @@ class DemoPlan:
     def identity(self) -> dict[str, Any]:
         """The plan and the hashes of all it starts from, as JSON."""
         assets = {path.name: sha256_file(path) for path in (FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, REAL_IMAGES)}
-        return {"neon": __version__, **asdict(self), "base": sha256_file(self.base), "assets": assets}
+        facts = {**asdict(self), "recipe": self.recipe.facts()}
+        return {"neon": __version__, **facts, "base": sha256_file(self.base), "assets": assets}
 
 
 def run_demo(plan: DemoPlan, out: Path, processes: Processes, *, fresh: bool = False) -> Outcome:
