@@ -11,6 +11,7 @@ from typing import Any
 
 from neon.errors import RequestError
 from neon.runtime.files import as_json, check_writable, write_json
+from neon.runtime.signals import Stopped
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -47,7 +48,11 @@ def run_folder(folder: str | os.PathLike[str], identity: dict[str, Any], *, fres
             _check_identity(record, identity)
         else:
             write_json(record, identity)
-        yield folder
+        try:
+            yield folder
+        except Stopped as stop:
+            stop.kept, stop.without = stop.kept or f"what lies in {folder}", "--fresh" if fresh else ""
+            raise
 
 
 def _empty(folder: Path) -> None:
