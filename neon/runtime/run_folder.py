@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neon.errors import RequestError
-from neon.runtime.files import as_json, check_writable, write_json
+from neon.runtime.files import as_json, check_writable, partial_path, write_json
 from neon.runtime.signals import Stopped
 
 RUN_FILE = "run.json"
@@ -30,7 +30,8 @@ def run_folder(folder: str | os.PathLike[str], identity: dict[str, Any], *, fres
     record = folder / RUN_FILE
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder}: a file, but a run needs a folder; name another with --out")
-    if folder.is_dir() and not record.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    ours = {folder / LOCK_FILE, partial_path(record)}
+    if folder.is_dir() and not record.exists() and not ours.issuperset(folder.iterdir()):
         raise RequestError(
             f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder with --out"
         )
