@@ -226,9 +226,7 @@ def test_merges_and_sweeps_take_the_same_pairs(
     reference = merge_tensor(*(load_state(f"{name}.safetensors")[NAME] for name in ("base", "tuned")), 1.0)
     assert torch.equal(load_state("neon.safetensors")[NAME], reference)
     config = "--ref real.npz --num_images 20"
-    scored = (
-        f"evaluate --network {base} --self_trained {self_trained} {flags} --w 1 {config} {SWEEP} --json sweep.json"
-    )
+    scored = f"evaluate --network {base} --self_trained {self_trained} {flags} --w 1 {config} {SWEEP} --json sweep.json"
     assert cli.main(scored.split()) == 0
     assert cli.main(f"evaluate --network neon.safetensors {config} {SWEEP} --json file.json".split()) == 0
     sweep, file = (json.loads(Path(name).read_text())["fd_tiny6"] for name in ("sweep.json", "file.json"))
