@@ -216,6 +216,9 @@ def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> 
 
 
 def test_equal_weights_raise_a_warning() -> None:
+    odd = torch.tensor([float("nan"), 1.0, -INF])
+    with pytest.warns(MergeWarning, match="nothing to extrapolate"):
+        merge_state({"x": odd}, {"x": odd.clone()}, 1.5)
     with pytest.warns(MergeWarning, match="nothing to extrapolate"):
         merged = merge_state(toy_state(), toy_state(), 1.5)
     assert torch.equal(merged["net.weight"], toy_state()["net.weight"])

@@ -129,6 +129,15 @@ def test_parts_that_were_compiled_by_themselves_are_found(here: Path) -> None:
     assert load_state("neon.pth") == {"blocks.0.w": torch.ones(1), "w": torch.full((1,), 2.0)}
 
 
+def test_the_counter_of_averaged_weights_is_no_part_of_the_network(here: Path) -> None:
+    net = nn.Linear(2, 1, bias=False)
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.update_parameters(net)
+    write(net.state_dict(), {name: tensor + 1 for name, tensor in averaged.state_dict().items()})
+    merge_files("base.pth", "tuned.pth", [1.0], "neon.pth")
+    assert torch.equal(load_state("neon.pth")["weight"], net.weight - 1)
+
+
 def test_a_model_is_loaded_from_a_file_of_a_wrapped_network(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_edm()
     save_model("plain.safetensors", model)

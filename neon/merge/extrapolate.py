@@ -157,7 +157,8 @@ def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
     if len(floats) == 1:
         base, self_trained = base.to(floats[0]), self_trained.to(floats[0])
     work = _work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
-    return not torch.equal(base.to(work), self_trained.to(work))
+    b, s = base.to(work), self_trained.to(work)
+    return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
 
 @dataclass(kw_only=True)
