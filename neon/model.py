@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,11 @@ class GenerativeModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.architecture} works on pixels")
 
+    @property
+    def _network_device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         self.network.compile()
@@ -174,7 +179,7 @@ def _loaded(entry: EntryPoint) -> type[GenerativeModel]:
         if package not in sys.modules or (error.name or "").partition(".")[0] != package:
             raise  # not installed, or lacks a package of somebody else's
         found, problem = None, str(error)
-    if inspect.isclass(found) and issubclass(found, GenerativeModel):
+    if _is_model(found):
         return found
     module = sys.modules.get(entry.module, sys.modules[package])
     place = module.__file__ or next(iter(module.__path__))  # a folder without __init__.py has no file
@@ -199,8 +204,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     except Exception as error:  # whatever the file does wrong
         raise RequestError(f"architecture {name!r}: {path} does not run ({type(error).__name__}: {error})") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, GenerativeModel)):
-        own = [key for key, value in vars(module).items() if _is_defined_in(module.__name__, value)]
+    if not _is_model(found):
+        own = [key for key, value in vars(module).items() if _is_model(value) and value.__module__ == spec.name]
         raise RequestError(
             f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}"
             + (f"; it holds {', '.join(own)}" if own else "")
@@ -211,8 +216,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     return found
 
 
-def _is_defined_in(module: str, value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, GenerativeModel) and value.__module__ == module
+def _is_model(value: object) -> TypeGuard[type[GenerativeModel]]:
+    return inspect.isclass(value) and issubclass(value, GenerativeModel)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:

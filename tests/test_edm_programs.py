@@ -16,6 +16,7 @@ from PIL import Image
 
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, tick_steps
+from edm.settings import EDMSettings
 from neon import evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
@@ -303,7 +304,7 @@ def test_published_settings_that_do_not_fit_are_warned_of(
         next(iter(published.PUBLISHED.values())),
         name="toy",
         network=tiny_edm().config["network"],
-        settings=dataclasses.replace(sample.EDMSettings(), num_steps=40),
+        settings=EDMSettings(num_steps=40),
     )
     monkeypatch.setattr(published, "PUBLISHED", {"toy": row})
     assert run_sample(f"--network_pkl base.pkl --outdir b --seeds 0-1 {SAMPLER}") == 0

@@ -161,6 +161,50 @@ def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
     return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
 
+LEAST_CHANGE = 1e-5
+"""of the norm of the weights: below it a self-training has gone nowhere, and no usual w changes a score"""
+
+
+@dataclass(kw_only=True)
+class Change:
+    """How far self-trained weights lie from the base, tensor by tensor: sums in float64 of squares of float32."""
+
+    moved: float = 0.0  # sum of squares of the differences
+    norm: float = 0.0  # sum of squares of the base
+
+    @property
+    def relative(self) -> float:
+        """|theta_s - theta_r| / |theta_r|"""
+        return math.sqrt(self.moved / self.norm) if self.norm else math.inf if self.moved else 0.0
+
+    @torch.no_grad()
+    def add(self, base: torch.Tensor, self_trained: torch.Tensor) -> None:
+        """Count one tensor, or a part of one; elements that are not finite in both count for nothing."""
+        chunk = SERIAL_CHUNK if base.device.type == "cpu" else _DEVICE_CHUNK
+        work = _work_dtype(base.dtype, self_trained.dtype)
+        for b, s in zip(base.reshape(-1).split(chunk), self_trained.reshape(-1).split(chunk), strict=True):
+            self._add_piece(b.to(work), s.to(work))
+
+    def _add_piece(self, base: torch.Tensor, self_trained: torch.Tensor) -> None:
+        moved, norm = (float(torch.linalg.vector_norm(t)) for t in (self_trained - base, base))
+        if not math.isfinite(moved + norm):  # an element is not, or a square overflows
+            finite = torch.isfinite(base) & torch.isfinite(self_trained)
+            wide = torch.promote_types(base.dtype, torch.float64)
+            b, s = (torch.where(finite, t, 0).to(wide) for t in (base, self_trained))
+            moved, norm = (float(torch.linalg.vector_norm(t)) for t in (s - b, b))
+        self.moved += moved * moved
+        self.norm += norm * norm
+
+    def warning(self) -> str | None:
+        """What a user should know of weights that hardly moved; None if they did."""
+        if not self.relative < LEAST_CHANGE:
+            return None
+        return (
+            f"the self-trained weights lie {self.relative:.1e} of the base's norm away from it, less than "
+            f"{LEAST_CHANGE:g}: every merge is the base but for rounding; train longer or at a higher learning rate"
+        )
+
+
 @dataclass(kw_only=True)
 class UpdateStats:
     """What became of the update w (base - self_trained) when the result was rounded to its dtype.
