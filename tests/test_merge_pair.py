@@ -192,6 +192,18 @@ def test_tied_empty_scalar_strided_and_complex_tensors_are_merged(here: Path) ->
         assert all(torch.equal(merged[name], merge_tensor(base[name], trained[name], 1.5)) for name in base)
 
 
+@pytest.mark.parametrize(("step", "told"), [(1e-7, True), (1e-3, False)])
+def test_weights_that_hardly_moved_are_told_by_merges_and_sweeps(
+    here: Path, capsys: pytest.CaptureFixture[str], step: float, told: bool
+) -> None:
+    network = nn.Linear(40, 40).double()
+    write(network.state_dict(), {name: tensor * (1 + step) for name, tensor in network.state_dict().items()})
+    [report] = merge_files("base.pth", "tuned.pth", [1.0], "neon.pth")
+    load_self_trained(network, "base.pth", "tuned.pth")
+    text = "1.0e-07 of the base's norm away from it" if told else "norm away"
+    assert (text in " ".join(report.warnings), text in capsys.readouterr().err) == (told, told)
+
+
 # --- sweeps
 
 SWEEP = "--features features.safetensors --device cpu --model mine.py:Mine --set num_steps=2 solver=euler"
