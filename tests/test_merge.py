@@ -180,7 +180,7 @@ def test_a_long_list_of_differences_is_a_few_names_and_a_count() -> None:
         merge_state(base, {"layer.0": torch.zeros(1)}, 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype")
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 def test_an_update_lost_in_rounding_is_reported_with_figures(dtype: torch.dtype) -> None:
     base = {"x": torch.linspace(1.0, 2.0, 1000).to(dtype)}
@@ -189,7 +189,7 @@ def test_an_update_lost_in_rounding_is_reported_with_figures(dtype: torch.dtype)
         merge_state(base, self_trained, 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype")
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 def test_a_float32_update_below_resolution_is_reported() -> None:
     base = {"x": torch.linspace(1.0, 2.0, 1000)}
     self_trained = {"x": base["x"].double() * (1 + 1e-9)}
@@ -204,7 +204,7 @@ def test_an_update_that_survives_rounding_raises_no_warning() -> None:
         merge_state(toy_state(dtype=torch.bfloat16), toy_state(1.0), 1.5)
 
 
-@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype")
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> None:
     base = torch.ones(1000, 1024)
     self_trained = base.clone()
@@ -216,6 +216,9 @@ def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> 
 
 
 def test_equal_weights_raise_a_warning() -> None:
+    odd = torch.tensor([float("nan"), 1.0, -INF])
+    with pytest.warns(MergeWarning, match="nothing to extrapolate"):
+        merge_state({"x": odd}, {"x": odd.clone()}, 1.5)
     with pytest.warns(MergeWarning, match="nothing to extrapolate"):
         merged = merge_state(toy_state(), toy_state(), 1.5)
     assert torch.equal(merged["net.weight"], toy_state()["net.weight"])

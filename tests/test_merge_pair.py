@@ -129,6 +129,15 @@ def test_parts_that_were_compiled_by_themselves_are_found(here: Path) -> None:
     assert load_state("neon.pth") == {"blocks.0.w": torch.ones(1), "w": torch.full((1,), 2.0)}
 
 
+def test_the_counter_of_averaged_weights_is_no_part_of_the_network(here: Path) -> None:
+    net = nn.Linear(2, 1, bias=False)
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.update_parameters(net)
+    write(net.state_dict(), {name: tensor + 1 for name, tensor in averaged.state_dict().items()})
+    merge_files("base.pth", "tuned.pth", [1.0], "neon.pth")
+    assert torch.equal(load_state("neon.pth")["weight"], net.weight - 1)
+
+
 def test_a_model_is_loaded_from_a_file_of_a_wrapped_network(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_edm()
     save_model("plain.safetensors", model)
@@ -181,6 +190,18 @@ def test_tied_empty_scalar_strided_and_complex_tensors_are_merged(here: Path) ->
         merge_files("base.pth", "tuned.pth", [1.5], output)
         merged = load_state(output)
         assert all(torch.equal(merged[name], merge_tensor(base[name], trained[name], 1.5)) for name in base)
+
+
+@pytest.mark.parametrize(("step", "told"), [(1e-7, True), (1e-3, False)])
+def test_weights_that_hardly_moved_are_told_by_merges_and_sweeps(
+    here: Path, capsys: pytest.CaptureFixture[str], step: float, told: bool
+) -> None:
+    network = nn.Linear(40, 40).double()
+    write(network.state_dict(), {name: tensor * (1 + step) for name, tensor in network.state_dict().items()})
+    [report] = merge_files("base.pth", "tuned.pth", [1.0], "neon.pth")
+    load_self_trained(network, "base.pth", "tuned.pth")
+    text = "1.0e-07 of the base's norm away from it" if told else "norm away"
+    assert (text in " ".join(report.warnings), text in capsys.readouterr().err) == (told, told)
 
 
 # --- sweeps

@@ -9,6 +9,7 @@ from neon.checkpoint.common import Checkpoint, Constructor
 # What torch.compile, fully sharded training and activation checkpointing put in, in front or further in.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _IN_FRONT = "module"  # what DataParallel and its like put in front; elsewhere it is a network's own word
+_AVERAGED = "n_averaged"  # a counter that torch's AveragedModel keeps beside the names it puts "module." in front of
 
 
 class Renamed(Checkpoint):
@@ -70,8 +71,10 @@ def names_differ(names: Mapping[str, str]) -> str:
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
-    """The names by what they are without the words of wrappers; as they are where two would become one."""
+    """The names by what they are without what wrappers put in; as they are where two would become one."""
     names = list(names)
+    if _AVERAGED in names and all(name.startswith(f"{_IN_FRONT}.") for name in names if name != _AVERAGED):
+        names.remove(_AVERAGED)
     plain = {".".join(word for word in name.split(".") if word not in _WRAPPERS): name for name in names}
     return plain if len(plain) == len(names) else {name: name for name in names}
 

@@ -77,7 +77,7 @@ class Merge:
         print(first.formula)
         print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
         print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        buffers = f" ({len(first.buffers)} buffers: {listing(first.buffers, 1)})" if first.buffers else ""
+        buffers = f" (of these {len(first.buffers)} as buffers: {listing(first.buffers, 1)})" if first.buffers else ""
         print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
         for report in reports:
             kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"

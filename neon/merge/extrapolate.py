@@ -157,7 +157,8 @@ def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
     if len(floats) == 1:
         base, self_trained = base.to(floats[0]), self_trained.to(floats[0])
     work = _work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
-    return not torch.equal(base.to(work), self_trained.to(work))
+    b, s = base.to(work), self_trained.to(work)
+    return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
 
 LEAST_CHANGE = 1e-5
@@ -215,6 +216,7 @@ class UpdateStats:
     lost: float = 0.0  # of these, elements where the result equals the base
     exact: float = 0.0  # sum of squares of the update
     error: float = 0.0  # sum of squares of (realised - exact update)
+    norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
 
     @property
@@ -253,6 +255,7 @@ class UpdateStats:
         self.wanted += stands_for * int(torch.count_nonzero(update))
         self.lost += stands_for * int(torch.count_nonzero((update != 0) & (realised == 0)))
         self.exact += stands_for * float(update.abs().square().sum())
+        self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
     def warnings(self, w: float, *, any_differ: bool) -> list[str]:
@@ -273,6 +276,8 @@ class UpdateStats:
             )
         if not any_differ:
             found.append("base and self-trained are equal: nothing to extrapolate")
+        elif w != 0 and (text := Change(moved=self.exact / w**2, norm=self.norm).warning()):
+            found.append(text)
         return found
 
 

@@ -15,7 +15,7 @@ from neon.checkpoint import Checkpoint, open_checkpoint
 from neon.checkpoint.naming import Renamed, fitted, names_differ
 from neon.errors import RequestError, warn
 from neon.merge.entries import Roles, check_pair, roles_of
-from neon.merge.extrapolate import differ
+from neon.merge.extrapolate import Change, differ
 from neon.model import buffers_of, described
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
@@ -85,12 +85,20 @@ def load_self_trained(
 
     Warns of what a user should know. Arguments and errors as `open_pair`.
     """
+    own, change = network.state_dict(), Change()
     with open_pair(base, self_trained, key, self_trained_key) as pair:
         for note in pair.notes:
             warn(note)
-        # Where nothing fits, the base's are not the network's either, and the names are left to say so.
-        names = fitted(network.state_dict(), pair.self_trained.specs) or {name: name for name in pair.base.specs}
-        return {name: pair.self_trained.tensor(held) for name, held in names.items()}
+        names = fitted(own, pair.self_trained.specs)
+        if names is None:  # nor do the base's fit the network: who puts both into it says so
+            return {name: pair.self_trained.tensor(name) for name in pair.self_trained.specs}
+        state = {name: pair.self_trained.tensor(held) for name, held in names.items()}
+        for name, held in names.items():
+            if held in pair.roles.merged:
+                change.add(own[name].cpu(), state[name])
+    if (text := change.warning()) is not None:
+        warn(f"{self_trained}: {text}")
+    return state
 
 
 def _open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:
