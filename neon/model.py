@@ -13,22 +13,27 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
-from neon.errors import RequestError, WorkError
+from neon.checkpoint.naming import fitted, names_differ, unwrapped
+from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 
+T = TypeVar("T")
+
 GROUP = "neon.architectures"
+BUFFERS = "buffers"
+"""in a file's metadata, the names of the network's float buffers as a JSON list"""
 _MAX_NUMBER = 1 << 24  # in the config of a network of an installed architecture
 _TENSORS_BUILT = 10  # while a network is built, for each that it has in the end: some are replaced on the way
 _CONFIG = "expected the config that neon wrote; write the file again, or take its `config` out"
@@ -114,6 +119,11 @@ class GenerativeModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.architecture} works on pixels")
 
+    @property
+    def _network_device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         self.network.compile()
@@ -174,7 +184,7 @@ def _loaded(entry: EntryPoint) -> type[GenerativeModel]:
         if package not in sys.modules or (error.name or "").partition(".")[0] != package:
             raise  # not installed, or lacks a package of somebody else's
         found, problem = None, str(error)
-    if inspect.isclass(found) and issubclass(found, GenerativeModel):
+    if _is_model(found):
         return found
     module = sys.modules.get(entry.module, sys.modules[package])
     place = module.__file__ or next(iter(module.__path__))  # a folder without __init__.py has no file
@@ -199,8 +209,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     except Exception as error:  # whatever the file does wrong
         raise RequestError(f"architecture {name!r}: {path} does not run ({type(error).__name__}: {error})") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, GenerativeModel)):
-        own = [key for key, value in vars(module).items() if _is_defined_in(module.__name__, value)]
+    if not _is_model(found):
+        own = [key for key, value in vars(module).items() if _is_model(value) and value.__module__ == spec.name]
         raise RequestError(
             f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}"
             + (f"; it holds {', '.join(own)}" if own else "")
@@ -211,8 +221,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     return found
 
 
-def _is_defined_in(module: str, value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, GenerativeModel) and value.__module__ == module
+def _is_model(value: object) -> TypeGuard[type[GenerativeModel]]:
+    return inspect.isclass(value) and issubclass(value, GenerativeModel)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:
@@ -228,6 +238,7 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
         _ = checkpoint.constructor
     except RequestError:  # a network that no keywords build is none of ours
         return metadata
+    checkpoint = unwrapped(checkpoint)
     for entry in entry_points(group=GROUP):
         config = _config_of(_loaded(entry), checkpoint)
         if config is not None:
@@ -242,6 +253,15 @@ def _config_of(kind: type[GenerativeModel], checkpoint: Checkpoint) -> dict[str,
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         if isinstance(error, RequestError | WorkError):
             raise
+        return None
+
+
+def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
+    """The tensors of a checkpoint that are buffers of its network, not weights; None: the file does not say."""
+    try:
+        names = json.loads(checkpoint.metadata[BUFFERS])
+        return frozenset(names) if all(name in checkpoint.specs for name in names) else None
+    except (KeyError, ValueError, TypeError, RecursionError):  # no such entry, or not ours
         return None
 
 
@@ -275,7 +295,8 @@ def load_model(
     """
     if isinstance(kind, str):
         kind = architecture(kind)
-    with open_checkpoint(path, key) as checkpoint:
+    with open_checkpoint(path, key) as file:
+        checkpoint = unwrapped(file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -286,9 +307,11 @@ def load_model(
             raise RequestError(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
-        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-        model = _built(path, kind, config, arguments, shapes)
-        load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
+        model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
+        names = _our_names(model.network.state_dict(), {name: name for name in file.names()})
+        if any(name != held for name, held in names.items()):
+            warn(f"{path}: {names_differ(names)}")
+        load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -446,7 +469,13 @@ def check_outline(
     finally:
         for hook in hooks:
             hook.remove()
-    _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, shapes, source)
+    _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, _our_names(own, shapes), source)
+
+
+def _our_names(own: Iterable[str], held: Mapping[str, T]) -> dict[str, T]:
+    """What a file holds by the names of our network, if those differ by a wrapper's words at most; else by its own."""
+    names = fitted(own, held)
+    return dict(held) if names is None else {name: held[theirs] for name, theirs in names.items()}
 
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
@@ -478,8 +507,14 @@ def _check_fit(
 
 
 def model_metadata(model: GenerativeModel) -> dict[str, str]:
-    """The metadata from which `load_model` rebuilds the model."""
-    return {"architecture": model.architecture, "config": json.dumps(model.config)}
+    """The metadata from which `load_model` rebuilds the model, and merges tell its weights from its buffers."""
+    state, buffers = model.network.state_dict(), model.network.named_buffers(remove_duplicate=False)
+    floats = [name for name, buffer in buffers if name in state and buffer.is_floating_point()]
+    return {
+        "architecture": model.architecture,
+        "config": json.dumps(model.config),
+        BUFFERS: json.dumps(floats),
+    }
 
 
 def save_model(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neon.checkpoint.common import Checkpoint, Constructor, TensorSpec
-    from neon.checkpoint.folders import sha256_weights
     from neon.checkpoint.formats import load_state, open_checkpoint
     from neon.checkpoint.pickle_format import PickleCheckpoint, PickleWriter
     from neon.checkpoint.safetensors_format import SafetensorsWriter, save_safetensors, stream_safetensors
@@ -25,14 +24,12 @@ __all__ = [
     "open_checkpoint",
     "save_safetensors",
     "save_torch",
-    "sha256_weights",
     "stream_safetensors",
 ]
 
 _MODULES = {
     **dict.fromkeys(("Checkpoint", "Constructor", "TensorSpec"), "common"),
     **dict.fromkeys(("load_state", "open_checkpoint"), "formats"),
-    "sha256_weights": "folders",
     **dict.fromkeys(("PickleCheckpoint", "PickleWriter"), "pickle_format"),
     **dict.fromkeys(("SafetensorsWriter", "save_safetensors", "stream_safetensors"), "safetensors_format"),
     "save_torch": "torch_format",

@@ -11,7 +11,6 @@ from typing import IO, Any, ClassVar
 import torch
 
 from neon.errors import RequestError, WorkError
-from neon.runtime.files import sha256_file
 
 # Where published checkpoints keep the weights that are to be used, the averaged ones first.
 STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
@@ -96,10 +95,6 @@ class Checkpoint(ABC):
     def files(self) -> tuple[Path, ...]:
         """Every file that it is read from."""
         return (self.path,)
-
-    def sha256(self) -> str:
-        """The hash of what it is read from."""
-        return sha256_file(self.path)
 
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""

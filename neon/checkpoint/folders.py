@@ -1,8 +1,6 @@
 """Weights in several files: an index of shards, a folder of shards; and a folder that holds one file of weights."""
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ import torch
 
 from neon.checkpoint.common import Checkpoint, listing
 from neon.errors import RequestError
-from neon.runtime.files import sha256_file
 
 _INDEX = "*.index.json"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl")
@@ -39,29 +36,9 @@ class ShardedCheckpoint(Checkpoint):
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         self._holder[name].read(name, start, out)
 
-    def sha256(self) -> str:
-        return _sha256_shards(self.files)
-
     def close(self) -> None:
         for shard in self._shards:
             shard.close()
-
-
-def sha256_weights(path: str | os.PathLike[str]) -> str:
-    """The hash of a checkpoint: of its file, or of the names and hashes of its shards.
-
-    Raises:
-        RequestError: as `open_checkpoint`, of a folder or an index.
-    """
-    found = file_in(Path(path)) if Path(path).is_dir() else Path(path)
-    if isinstance(found, Path) and found.suffix == ".json":
-        found = _shards_of(found, _weight_map(found))
-    return sha256_file(found) if isinstance(found, Path) else _sha256_shards(found)
-
-
-def _sha256_shards(files: Sequence[Path]) -> str:
-    lines = (f"{sha256_file(path)}  {path.name}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def is_index(head: bytes) -> bool:

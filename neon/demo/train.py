@@ -22,6 +22,7 @@ import tyro
 from torch import nn
 
 from neon.checkpoint import load_state
+from neon.data.fingerprint import fingerprint
 from neon.data.images import pack_set, write_images, write_labels
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
@@ -33,6 +34,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import atomic_write, check_writable
 from neon.runtime.progress import Progress
+from neon.runtime.signals import Stopped, answered
 from neon.selftrain import train
 
 ARCHITECTURE = "edm"
@@ -85,6 +87,7 @@ class TrainBase:
             processes=Processes(),
             micro_batch=MICRO_BATCH,
             title=f"base, seed {self.seed}",
+            identity={"data_fingerprint": fingerprint(self.data)},
         )
         state = load_state(snapshots[-1].path)
         load_weights(model.network, state, snapshots[-1].path)
@@ -165,8 +168,9 @@ def _main() -> int:
         "images": ExportImages,
     }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
-    except (RequestError, WorkError) as error:
+        with answered():
+            tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
+    except (RequestError, WorkError, Stopped) as error:
         print(f"neon.demo.train: {error}", file=sys.stderr)
         return error.exit_code
     return 0
