@@ -482,6 +482,7 @@ def changed(**keywords: Any) -> str:
         ("[]", "is a list"),
         ('"edm"', "is a str"),
         ("[" * 100_000, "no JSON"),
+        ('{"network": ' + "[" * 600 + "]" * 600 + "}", "no JSON|no edm network"),
         ("{}", "'network'"),
         ('{"network": null}', "no edm network"),
         (changed(img_channels=-1), "negative dimension"),
