@@ -152,7 +152,7 @@ def _installed(name: str) -> type[GenerativeModel]:
     if name not in found:
         known = ", ".join(sorted(found, key=str.lower)) or "(none installed)"
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {known}, or --model path/to/file.py:NAME of your own"
+            f"architecture {name!r} is unknown; expected one of {known}, or path/to/file.py:NAME of your own"
         )
     return _loaded(found[name])
 
@@ -317,7 +317,7 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
         raise RequestError(
             f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "
-            "for a model of your own add --model path/to/file.py:NAME"
+            "a model of your own is named to neon's commands: --model path/to/file.py:NAME"
         )
     try:
         return _installed(metadata["architecture"]), json.loads(metadata["config"])

@@ -80,7 +80,7 @@ def check_enough(num_images: int, processes: Processes) -> None:
     if num_images < processes.world_size:
         raise RequestError(
             f"{processes.world_size} processes for {num_images} images; expected at least one image for each, "
-            "start fewer processes (--nproc_per_node) or ask for more images (--seeds, --num_images)"
+            "start fewer processes (--nproc_per_node) or ask for more images"
         )
 
 
@@ -135,7 +135,7 @@ def sample_set(
 
     def open_folder() -> None:
         if is_zip:
-            check_writable(output, overwrite=fresh)
+            check_writable(output, overwrite=fresh, flag="--fresh")
         stack.enter_context(run_folder(folder, identity, fresh=fresh))
 
     def pack() -> None:

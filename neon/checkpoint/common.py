@@ -178,7 +178,9 @@ def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
     if key is None:
         key = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
         if key is None:
-            raise RequestError(f"{path}: no state dict in a usual place; present: {present}; choose with --key")
+            raise RequestError(
+                f"{path}: no state dict in a usual place; present: {present}; choose with --key, where a command has it"
+            )
     elif key not in nestings:
         raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
     return key

@@ -188,7 +188,7 @@ class Align:
                 "--real, --synthetic: gradients are compared of both; give both sets of images, or neither"
             )
         if self.batch_size < 1:
-            raise RequestError(f"--batch-size {self.batch_size}: expected at least 1")
+            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
         with processes(self.device) as group:
             self._run(group)
 
@@ -217,7 +217,7 @@ class Align:
         fewest = 2 * max(extractor.dim, GROUPS)
         if self.num_images < fewest:
             raise RequestError(
-                f"--num-images {self.num_images}: too few for the covariance of {extractor.dim} features; "
+                f"--num_images {self.num_images}: too few for the covariance of {extractor.dim} features; "
                 f"expected at least {fewest}, better twice as many"
             )
         sets = None

@@ -51,22 +51,26 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
         partial.unlink(missing_ok=True)
 
 
-def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end."""
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool, flag: str | None = "--overwrite") -> None:
+    """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end.
+
+    `flag` is that by which users say `overwrite`; None: they cannot.
+    """
     try:
-        probe = _partial(Path(path), overwrite=overwrite)
+        probe = _partial(Path(path), overwrite=overwrite, flag=flag)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise write_failure(error, path) from error
 
 
-def _partial(path: Path, *, overwrite: bool) -> Path:
+def _partial(path: Path, *, overwrite: bool, flag: str | None = "--overwrite") -> Path:
     """A temporary name beside `path`, whose folder exists then; a RequestError if `path` may not be written."""
     if path.is_dir():
         raise RequestError(f"{path}: cannot write a file here, this is a folder; name a file inside it")
     if path.exists() and not overwrite:
-        raise RequestError(f"{path}: already exists; choose another name or pass --overwrite to replace it")
+        replace = "" if flag is None else f" or pass {flag} to replace it"
+        raise RequestError(f"{path}: already exists; choose another name{replace}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
