@@ -11,7 +11,8 @@ import pytest
 
 from neon.errors import RequestError, WorkError
 from neon.runtime import download as module
-from neon.runtime.download import cached_path, local_file
+from neon.runtime.distributed import Processes
+from neon.runtime.download import cached_path, local_file, shared_file
 
 CONTENT = bytes(range(256)) * 5000
 HALF = len(CONTENT) // 2
@@ -286,3 +287,18 @@ def test_no_server_is_told_with_the_place_to_put_the_file(monkeypatch: pytest.Mo
     with pytest.raises(WorkError, match="no connection") as caught:
         local_file(url)
     assert str(cached_path(url)) in str(caught.value)
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_one_process_of_each_node_downloads(server: str, monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
+    class OfAnotherNode(Processes):
+        """One whose main process is elsewhere, on another disk."""
+
+        def on_main(self, function):  # type: ignore[no-untyped-def, override]
+            return None
+
+    downloads: list[str] = []
+    monkeypatch.setattr(module, "download", lambda url, path: downloads.append(url))
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    assert shared_file(f"{server}/file", OfAnotherNode(rank=4)) == cached_path(f"{server}/file")
+    assert len(downloads) == (1 if local_rank == 0 else 0)

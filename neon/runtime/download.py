@@ -85,10 +85,18 @@ def local_file(name: str | os.PathLike[str]) -> Path:
 
 
 def shared_file(name: str, processes: "Processes") -> Path:
-    """`local_file` for several processes: one of them downloads, and on every other node another one."""
-    if is_url(name):
-        processes.on_main(lambda: local_file(name))
-    return local_file(name)
+    """`local_file` for several processes: one of each node downloads, the main one first (nodes may share a disk)."""
+    if not is_url(name):
+        return Path(name)
+    processes.on_main(lambda: local_file(name))
+    failure: RequestError | WorkError | None = None
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            local_file(name)
+        except (RequestError, WorkError) as error:
+            failure = error
+    processes.raise_first(failure)
+    return cached_path(name)
 
 
 def substitute(path: Path) -> str | None:

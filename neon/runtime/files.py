@@ -9,10 +9,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from neon.errors import RequestError, WorkError
 
+T = TypeVar("T")
 _BAD_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
@@ -101,6 +103,25 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def from_json(kind: type[T], entry: Any) -> T:
+    """The dataclass `kind` of its fields as JSON (those that are no JSON built before); a ValueError if they are not.
+
+    A float may be written as an integer.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{type(entry).__name__} instead of a table")
+    hints = get_type_hints(kind)
+    for name, value in entry.items():
+        hint = hints.get(name)
+        kinds = {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            raise ValueError(f"{name} is {value!r}" if name in hints else f"{name} is not known")
+    try:
+        return kind(**entry)
+    except TypeError as error:  # a field is missing
+        raise ValueError(str(error)) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

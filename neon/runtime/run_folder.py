@@ -1,6 +1,7 @@
 """A run folder: one process at work in it, one identity, so that a killed run continues and two never mix."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -128,9 +129,13 @@ def reading_state(file: Path, advice: str) -> Iterator[None]:
     except WorkError:
         raise
     except Exception as error:  # what readers raise of damaged bytes is of any kind
-        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the bytes
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # the disk, not the bytes
             raise
-        reason = error if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, (ValueError, RuntimeError)):
+            reason = str(error)
+        elif isinstance(error, FileNotFoundError):
+            reason = "it is not there"
         raise RequestError(f"{file}: damaged ({one_line(reason)[:200]}); {advice}") from error
 
 
