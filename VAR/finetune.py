@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
 from neon.errors import RequestError
@@ -28,6 +28,7 @@ from VAR.settings import ENLARGEMENT
 
 if TYPE_CHECKING:
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
     from VAR.model import VARModel
     from VAR.recipe import VARRecipe
@@ -52,25 +53,30 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class VARScratchFlags(NetworkOfScratch):
     """From scratch (without --var_ckpt)."""
 
-    depth: int = 16
-    """blocks"""
+    usual: ClassVar[Mapping[str, Any]] = {
+        "depth": 16, "width": None, "heads": None, "classes": 1000,
+        "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), "shared_adaln": False,
+    }  # fmt: skip
+
+    depth: int | None = None
+    """blocks; by default 16"""
     width: int | None = None
     """channels; by default 64 times the depth"""
     heads: int | None = None
     """attention heads; by default one per 64 channels"""
-    classes: int = 1000
-    """number of classes"""
-    patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-    """side lengths of the scales"""
+    classes: int | None = None
+    """number of classes; by default 1000"""
+    patch_nums: tuple[int, ...] | None = None
+    """side lengths of the scales; by default the published of 256 pixels: 1 2 3 4 5 6 8 10 13 16"""
     shared_adaln: Annotated[bool, tyro.conf.arg(aliases=["--saln"])] = False
     """one modulation for all blocks"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
     """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch.
 
     Example: python VAR/finetune.py --preset d16 --var_ckpt var_d16.pth --data synthetic --outdir runs/self-training
@@ -91,11 +97,9 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         "same_seed_for_all_ranks": "noise belongs to images, not to processes; leave it out",
     }
 
-    var_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given"""
-    target_lr: float | None = None
+    target_lr: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None
     """what the learning rate rises to over the whole run"""
     constant_lr: bool = False
     """keep the learning rate at its target from the first step on"""
@@ -107,6 +111,7 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def check(self) -> None:
         if not 1 <= self.mid_reso < math.inf:
             raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
+        check_alternatives(self, "constant_lr", "lr_rampup")
 
     def dataset(self) -> "TrainingImages":
         """Images, or tokens."""
@@ -118,7 +123,9 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, VARModel]":
         if self.var_ckpt is None:
             return None, self.from_scratch(group)
-        return self.load(group, for_training=True, enlargement=self.mid_reso)
+        path, model = self.load(group, for_training=True, enlargement=self.mid_reso)
+        self.check_built_so(path, model.config["transformer"])
+        return path, model
 
     def plan(self, model: Any) -> VARPlan:
         return self.completed(PRESETS[self.preset])
@@ -126,13 +133,19 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def recipe(self, model: Any, plan: VARPlan, dataset: "TrainingImages") -> "VARRecipe":
         from VAR.recipe import VARRecipe
 
+        # As published the learning rate rises over the whole run, which a self-training shortens to.
+        published = PRESETS[self.preset].total_images
         return VARRecipe(
             batch_size=plan.batch,
             lr=plan.target_lr,
-            total_images=0 if self.constant_lr else plan.total_images,
+            total_images=plan.total_images if self.var_ckpt is None else max(plan.total_images, published),
             weight_decay=self.weight_decay,
             scale_losses=model.precision.name == "fp16",
+            budget_images=published,
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        return super().with_given(recipe.with_rampup(0) if self.constant_lr else recipe)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         return {**super().facts(model, group), "mid_reso": self.mid_reso}
@@ -143,15 +156,16 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         from VAR.model import VARModel, load_tokenizer
 
         path = self.tokenizer(group)
-        tokenizer = load_tokenizer(path, self.patch_nums)
+        tokenizer = load_tokenizer(path, self.scratch("patch_nums"))
         vocab, code_channels = tokenizer.quantize.embedding.weight.shape
-        width = self.width or 64 * self.depth
+        depth = self.scratch("depth")
+        width = 64 * depth if self.width is None else self.width
         transformer = {
-            "classes": self.classes,
-            "depth": self.depth,
+            "classes": self.scratch("classes"),
+            "depth": depth,
             "width": width,
-            "heads": self.heads or max(width // 64, 1),
-            "patch_nums": list(self.patch_nums),
+            "heads": max(width // 64, 1) if self.heads is None else self.heads,
+            "patch_nums": list(self.scratch("patch_nums")),
             "shared_adaln": self.shared_adaln,
             "vocab": vocab,
             "code_channels": code_channels,

@@ -1,7 +1,7 @@
 """How VAR is trained on its own samples: AdamW, a learning rate that rises over the whole run, clipped gradients."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -27,6 +27,14 @@ class VARRecipe(Recipe):
     """the published program has flags for it that have no effect"""
     max_norm: float = 2.0
     """gradients are shortened to this global norm"""
+    budget_images: int | None = 7_500_000
+
+    @property
+    def rampup_kimg(self) -> float:
+        return self.total_images / 1000
+
+    def with_rampup(self, kimg: float) -> "VARRecipe":
+        return replace(self, total_images=round(1000 * kimg))
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """AdamW with two groups, the second without weight decay."""

@@ -8,11 +8,11 @@ small images. The averaged weights appear as snapshots. A killed run goes on whe
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from neon import __version__
-from neon.cli.command_line import run_program
+from neon.cli.command_line import at_least_one, run_program, values_refused
 from neon.cli.flags import Device
 from neon.errors import RequestError
 
@@ -63,6 +63,7 @@ class TrainTokenizer:
         from neon.selftrain import largest_divisor, train_in_folder
         from VAR.tokenizer import TokenizerModel
 
+        at_least_one(batch=self.batch, total_images=self.total_images)
         names = ("vocab", "code_channels", "base_channels", "channel_mult", "patch_nums")
         config = {name: getattr(self, name) for name in names}
         config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
@@ -71,7 +72,8 @@ class TrainTokenizer:
             model = TokenizerModel(config)
         except ValueError as error:
             raise RequestError(f"no such tokenizer can be built ({error})") from error
-        recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
+        with values_refused():
+            recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
         with processes(self.device) as group:
             train_in_folder(
                 model.to(group.device),
@@ -80,7 +82,7 @@ class TrainTokenizer:
                 record={
                     "neon": __version__,
                     "config": config,
-                    "recipe": asdict(recipe),
+                    "recipe": recipe.facts(),
                     "seed": self.seed,
                     "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
                 },

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from edm.flags import EDMFlags
-from neon.cli.command_line import run_program
-from neon.cli.flags import Plan
+from neon.cli.command_line import at_least_one, run_program
+from neon.cli.flags import NetworkOfScratch, Plan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
 from neon.errors import RequestError
@@ -75,13 +75,18 @@ def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class EDMScratchFlags(NetworkOfScratch):
     """From scratch (without --transfer)."""
 
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
-    """architecture"""
-    precond: Literal["edm", "vp", "ve"] = "edm"
-    """preconditioning and loss"""
+    usual: ClassVar[Mapping[str, Any]] = {
+        "arch": "ddpmpp", "precond": "edm", "cond": False, "label_dropout": 0.0, "fp16": False,
+        **dict.fromkeys(("cbase", "cres", "num_blocks", "attn_resolutions")),
+    }  # fmt: skip
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] | None = None
+    """architecture; by default ddpmpp"""
+    precond: Literal["edm", "vp", "ve"] | None = None
+    """preconditioning and loss; by default edm"""
     cond: bool = False
     """class-conditional"""
     cbase: int | None = None
@@ -92,14 +97,14 @@ class ScratchFlags:
     """residual blocks per level"""
     attn_resolutions: tuple[int, ...] | None = None
     """resolutions with attention"""
-    label_dropout: float = 0.0
-    """share of images shown without their class, for guidance"""
+    label_dropout: float | None = None
+    """share of images shown without their class, for guidance; by default none"""
     fp16: bool = False
     """half precision on GPUs"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
+class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
     """Train an EDM network: briefly on its own samples (--transfer), or from scratch.
 
     Example: python edm/finetune.py --preset cifar10-cond --transfer base.pkl --data synthetic.zip --outdir runs/self
@@ -115,20 +120,20 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         "dry_run": "what is wrong with a request is said before any work; leave it out",
     }
 
-    network_pkl: Annotated[
-        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
-    ] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
+    schedule_unit: ClassVar[float] = 1000.0
+    budget_flag: ClassVar[str] = "--duration"
+
     preset: Literal["cifar10-cond", "cifar10-uncond", "ffhq"] | None = None
     """values of a published self-training"""
     duration: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
     """budget in million images"""
     lr: float | None = None
     """learning rate that the ramp leads to"""
-    lr_rampup: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 10.0
-    """million images over which that rises from 0"""
-    ema: Annotated[float, tyro.conf.arg(metavar="MIMG")] = 0.5
-    """half-life of averaged weights in million images; 0: none"""
+    lr_rampup: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
+    """million images over which that rises from 0; 0: none. By default the published 10; a self-training of fewer
+    images than published shortens it in proportion"""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
+    """half-life of averaged weights in million images; 0: none. By default the published 0.5, or shortened likewise"""
     augment: float | None = None
     """probability of the augmentations; 0: none"""
     dropout: float | None = None
@@ -145,12 +150,14 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     def check(self) -> None:
         if self.preset and self.network_pkl is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
-        if self.max_size is not None and self.max_size < 1:
-            raise RequestError(f"--max_size {self.max_size}: expected at least 1")
+        at_least_one(max_size=self.max_size)
         self.plan()
 
     def plan(self, model: Any = None) -> EDMPlan:
         return self.completed(PRESETS[self.preset] if self.preset else EDMPlan(), zero=["augment"])
+
+    def budget(self, plan: EDMPlan) -> int:
+        return round(plan.duration * 1e6)
 
     def snapshot_steps(self, plan: EDMPlan) -> list[int]:
         return tick_steps(plan.batch, plan.duration, plan.tick, plan.snap)
@@ -162,24 +169,31 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
         return dataset if self.max_size is None else Subset(dataset, self.max_size, self.seed)
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":
+        from edm.published import built_by
+        from neon.data.augment import augmentation_for
+
         plan = self.plan()
         if self.network_pkl is None:
             return None, self.from_scratch(dataset, group, plan)
-        # Looked at before it is built for training, of which a preset for another network would say something else.
-        if plan.conditional is not None and plan.conditional != (self.load(group)[1].num_classes > 0):
+        path, model = self.load(group, for_training=True, dropout=self.dropout)
+        if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
             kind = "conditional" if plan.conditional else "unconditional"
             raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.network_pkl} is not one")
-        return self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+        # Not before: of a preset for another network it would say something else.
+        model.augment = augmentation_for(model.network.model, plan.augment)
+        self.check_built_so(path, built_by(model.config))
+        return path, model
 
     def recipe(self, model: Any, plan: EDMPlan, dataset: "TrainingImages") -> "Recipe":
         return replace(
             model.recipe,
             batch_size=plan.batch,
             lr=plan.lr,
-            lr_rampup_kimg=self.lr_rampup * 1000,
+            lr_rampup_kimg=10_000.0,
             loss_scaling=self.ls,
-            ema_halflife_kimg=self.ema * 1000 if self.ema else None,
+            ema_halflife_kimg=500.0,
             ema_rampup_ratio=EMA_RAMPUP_RATIO if self.network_pkl is None else None,
+            budget_images=self.budget(PRESETS[self.preset]) if self.preset else model.recipe.budget_images,
         )
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
@@ -194,7 +208,7 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     def from_scratch(self, dataset: "TrainingImages", group: "Processes", plan: EDMPlan) -> "EDM":
         """A network with random weights for the images of `dataset`."""
         from edm.model import EDM
-        from edm.published import architecture_keywords
+        from edm.published import ARCHITECTURES
         from neon.data.augment import AUGMENT_DIM
         from neon.model import initialised
 
@@ -216,14 +230,14 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
             "img_resolution": height,
             "img_channels": channels,
             "label_dim": classes,
-            **architecture_keywords(self.arch),
-            **{name: value if isinstance(value, int) else list(value) for name, value in given.items() if value},
+            **ARCHITECTURES[self.scratch("arch")],
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v is not None},
             "dropout": 0.13 if self.dropout is None else self.dropout,
             "augment_dim": AUGMENT_DIM if plan.augment else 0,
             "use_fp16": self.fp16,
         }
-        precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.precond]
-        config = {"precond": precond, "network": network, "label_dropout": self.label_dropout}
+        precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.scratch("precond")]
+        config = {"precond": precond, "network": network, "label_dropout": self.scratch("label_dropout")}
         advice = "change --cbase or --cres"
         return initialised(EDM, config, self.seed, group.device, advice, precision=self.precision, augment=plan.augment)
 

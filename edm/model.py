@@ -8,7 +8,8 @@ from torch import Tensor
 
 from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
-from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
+from edm.sampler import Denoiser, guided, integrate
+from edm.settings import EDMSettings, SamplerSettings
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augmentation_for
 from neon.data.images import from_uint8, to_uint8
@@ -23,6 +24,9 @@ from neon.sampling import one_hot
 LARGE = 10_000_000
 """weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 4 to 8% and train 13%
 faster so on a CPU (`benchmarks/gpu.sh speed --device cpu`), the demo's 0.3 million 25% slower"""
+
+BUDGET, FACES_BUDGET = 6_000_000, 3_000_000
+"""images of Neon's self-trainings: of the networks of CIFAR-10, and of that of FFHQ"""
 
 
 class EDM(GenerativeModel):
@@ -67,7 +71,10 @@ class EDM(GenerativeModel):
         self.image_shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
         self.num_classes = self.network.label_dim
         self.default_settings = EDMSettings()
-        self.recipe = Recipe(lr_rampup_kimg=10_000, ema_halflife_kimg=500)
+        of_faces = self.network.img_resolution == 64 and self.num_classes == 0
+        self.recipe = Recipe(
+            lr_rampup_kimg=10_000, ema_halflife_kimg=500, budget_images=FACES_BUDGET if of_faces else BUDGET
+        )
         self.loss = loss_of(self.network)
         self.augment: Augment | None = augmentation_for(self.network.model, augment)
         self.second = second
@@ -110,37 +117,32 @@ class EDM(GenerativeModel):
             noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
         classes = one_hot(labels, self.num_classes, latents.device)
 
-        def call(network: Precond, x: Tensor, sigma: Tensor, classes: Tensor | None) -> Tensor:
-            with self.precision.autocast_on(x.device):
-                return network(x, sigma, classes)
+        def denoiser(network: Precond, classes: Tensor | None) -> Denoiser:
+            def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+                with self.precision.autocast_on(x.device):
+                    return network(x, sigma, classes)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return call(self.network, x, sigma, classes)
+            return denoise
 
-        def without_class(x: Tensor, sigma: Tensor) -> Tensor:
-            return call(self.network, x, sigma, None)
-
-        denoiser = denoise if settings.guidance == 0 else guided(denoise, without_class, settings.guidance)
-
+        denoise = guided(denoiser(self.network, classes), denoiser(self.network, None), settings.guidance)
         dtype = torch.float64 if self.second is None else torch.float32
 
         def draw_noise() -> Tensor:
             return noise.normal(*self.image_shape, dtype=dtype)
 
         if self.second is None:
-            limits = (self.network.sigma_min, self.network.sigma_max)
             images = integrate(
-                denoiser,
+                denoise,
                 latents,
                 settings,
-                sigma_limits=limits,
+                sigma_limits=(self.network.sigma_min, self.network.sigma_max),
                 round_sigma=self.network.round_sigma,
                 draw_noise=draw_noise,
             )
         else:
             second, scale = self.second
-            denoiser = guided(denoiser, lambda x, sigma: call(second, x, sigma, classes), scale)
-            images = integrate(denoiser, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
+            denoise = guided(denoise, denoiser(second, classes), scale)
+            images = integrate(denoise, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 
     def encode(self, images: Tensor, noise: Noise) -> Tensor:

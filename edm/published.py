@@ -31,11 +31,6 @@ UNSEEN_IN_SAMPLING = ("dropout", "use_fp16")
 """Keywords that do not change how a network should be sampled."""
 
 
-def architecture_keywords(arch: str) -> dict[str, Any]:
-    """A copy of the keywords of architecture `arch`: ddpmpp, ncsnpp or adm."""
-    return dict(ARCHITECTURES[arch])
-
-
 _CIFAR10 = {"img_resolution": 32, "img_channels": 3, "dropout": 0.13, "use_fp16": False, "augment_dim": AUGMENT_DIM}
 _FFHQ = {
     "img_resolution": 64, "img_channels": 3, "label_dim": 0, "dropout": 0.05, "use_fp16": False,
@@ -74,8 +69,31 @@ def recognised(keywords: Mapping[str, Any], precond: str = "EDMPrecond") -> Publ
     only tells apart the networks of FFHQ and AFHQv2, which are sampled alike. None: nothing that is known.
     """
     given = {"precond": precond, **keywords}
-    with_dropout = row_sampled_as(PUBLISHED, given, lambda found: (_sampled_by(found), _in_full(found)["dropout"]))
+    with_dropout = row_sampled_as(PUBLISHED, given, lambda found: (_sampled_by(found), in_full(found)["dropout"]))
     return with_dropout or row_sampled_as(PUBLISHED, given, _sampled_by)
+
+
+def built_by(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags of `edm/finetune.py` that build a network would say of that of a model's `config`."""
+    network = in_full({"precond": config.get("precond", "EDMPrecond"), **config["network"]})
+    kinds = {name: in_full(keywords) for name, keywords in ARCHITECTURES.items()}
+    sizes = ("model_channels", "channel_mult")
+    of_kind = [
+        name
+        for name, keywords in ARCHITECTURES.items()
+        if all(network.get(key) == kinds[name][key] for key in keywords if key not in sizes)
+    ]
+    return {
+        "arch": of_kind[0] if of_kind else None,
+        "precond": {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}.get(network["precond"]),
+        "cond": network["label_dim"] > 0,
+        "cbase": network["model_channels"],
+        "cres": network["channel_mult"],
+        "num_blocks": network["num_blocks"],
+        "attn_resolutions": network["attn_resolutions"],
+        "label_dropout": config.get("label_dropout", 0.0),
+        "fp16": network["use_fp16"],
+    }
 
 
 def warn_if_unusual(model: GenerativeModel, settings: SamplerSettings) -> None:
@@ -92,7 +110,7 @@ def warn_if_unusual(model: GenerativeModel, settings: SamplerSettings) -> None:
     warn(f"{row.name} sampled with {found}; its published scores will not be met")
 
 
-def _in_full(keywords: Mapping[str, Any]) -> dict[str, Any]:
+def in_full(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """All keywords of the preconditioning (`precond`) and its U-Net, with defaults, in one spelling of sequences."""
     given: dict[str, Any] = {"precond": "EDMPrecond"}
     precond = keywords.get("precond", given["precond"])
@@ -107,4 +125,4 @@ def _in_full(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sampled_by(keywords: Mapping[str, Any]) -> dict[str, Any]:
     """What of the keywords determines how the network should be sampled."""
-    return {name: value for name, value in _in_full(keywords).items() if name not in UNSEEN_IN_SAMPLING}
+    return {name: value for name, value in in_full(keywords).items() if name not in UNSEEN_IN_SAMPLING}

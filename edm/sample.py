@@ -10,14 +10,14 @@ conditional network draws a class per image, written to dataset.json. A killed r
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from edm.flags import EDMImageFlags
-from edm.settings import AblationSettings, EDMSettings, SamplerSettings
+from edm.settings import AblationSettings, SamplerSettings
 from neon.cli.command_line import run_program
 from neon.cli.flags import OptionalFileOrURL
 from neon.cli.programs import SampleProgram
@@ -77,29 +77,22 @@ class SampleEDM(AblationFlags, EDMImageFlags, SampleProgram):
             )
         return found
 
-    def sampler(self) -> SamplerSettings:
+    def build_sampler(self) -> SamplerSettings:
         """That of EDM's ablations if one of their choices was made."""
         chosen = {name: getattr(self, name) for name in ("discretization", "schedule", "scaling")}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        if not chosen:
-            return self.settings
-        default = EDMSettings()
-        common = {field.name: getattr(self.settings, field.name) for field in fields(self.settings)}
-        for name in ("sigma_min", "sigma_max"):  # their defaults belong to the discretization
-            if common[name] == getattr(default, name):
-                del common[name]
-        return AblationSettings(**common, **chosen)
+        return AblationSettings(**self.settings.given(), **chosen) if chosen else super().build_sampler()
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         from neon.runtime.download import shared_file
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         second = None if self.gnet is None else shared_file(self.gnet, group)
         return {
             **super().facts(model, group),
             "sampler": type(self.sampler()).__name__,
             "compile": self.compile,
-            "gnet": group.on_main(lambda: None if second is None else sha256_file(second)),
+            **group.on_main(lambda: hashes({"gnet": second})),
             "gnet_scale": self.gnet_scale,
         }
 

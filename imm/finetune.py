@@ -12,15 +12,16 @@ a CPU to the bits of one that was never killed, whatever the number of processes
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
-from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan
+from imm.settings import SIZE_FLAGS
+from neon.cli.command_line import run_program, values_refused
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from imm.model import IMM
     from imm.recipe import IMMRecipe
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
 
 
@@ -44,35 +46,40 @@ class IMMPlan(BudgetPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class IMMScratchFlags(NetworkOfScratch):
     """From scratch (without --network_pkl)."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "DiT"
-    """network: DiT, SongUNet, or DiT_XL_2 and such, which have a size of their own"""
+    usual: ClassVar[Mapping[str, Any]] = {
+        "model": "DiT", "latents": False, "width": 384, "depth": 12, "heads": 6, "patch_size": 2,
+        "channel_mult": (2, 2, 2), "attn_resolutions": (16,), "dropout": 0.0, "f_type": "euler_fm", "eps": 0.0,
+    }  # fmt: skip
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """network: DiT (the default), SongUNet, or DiT_XL_2 and such, which have a size of their own"""
     latents: bool = False
     """over latents of the images; a set of latents always is"""
-    width: int = 384
-    """DiT: channels; SongUNet: those of the first level"""
-    depth: int = 12
-    """blocks of DiT; SongUNet: blocks per level"""
-    heads: int = 6
-    """DiT: attention heads"""
-    patch_size: int = 2
-    """DiT: side of a token in pixels or latents"""
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    """SongUNet: channels of levels, in multiples of the first's"""
-    attn_resolutions: tuple[int, ...] = (16,)
-    """SongUNet: resolutions with attention"""
-    dropout: float = 0.0
-    """of the network while it trains"""
-    f_type: Literal["euler_fm", "simple_edm", "identity"] = "euler_fm"
-    """what the network predicts"""
-    eps: float = 0.0
-    """time at which sampling ends"""
+    width: int | None = None
+    """DiT: channels; SongUNet: those of the first level; by default 384"""
+    depth: int | None = None
+    """blocks of DiT; SongUNet: blocks per level; by default 12"""
+    heads: int | None = None
+    """DiT: attention heads; by default 6"""
+    patch_size: int | None = None
+    """DiT: side of a token in pixels or latents; by default 2"""
+    channel_mult: tuple[int, ...] | None = None
+    """SongUNet: channels of levels, in multiples of the first's; by default 2 2 2"""
+    attn_resolutions: tuple[int, ...] | None = None
+    """SongUNet: resolutions with attention; by default 16"""
+    dropout: float | None = None
+    """of the network while it trains; by default none"""
+    f_type: Literal["euler_fm", "simple_edm", "identity"] | None = None
+    """what the network predicts; by default euler_fm"""
+    eps: float | None = None
+    """time at which sampling ends; by default 0"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgram):
     """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch.
 
     Example: python imm/finetune.py --network_pkl imagenet256_ts_a2.pkl --data latents --outdir runs/self-training
@@ -86,12 +93,8 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         **dict.fromkeys(("ngpus", "nodes", "port", "partition", "comment"), LAUNCHED),
     }
 
-    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
     weight_decay: float = 0.0
     """of all weights"""
     augment: float | None = None
@@ -109,10 +112,6 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
 
-    def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
-            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
-
     def dataset(self) -> "TrainingImages":
         """Images, a set of latents of ours, or a published one."""
         from imm.latents import open_set
@@ -120,18 +119,17 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         return open_set(self.data)
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, IMM]":
+        from imm.published import built_by
+
         path: Path | None = None
-        try:
+        with values_refused():  # of the loss
             if self.network_pkl is None:
                 model = self.from_scratch(dataset, group)
             else:
                 path, model = self.load(
                     group, needs_vae=not dataset.encoded, for_training=True, augment=self.augment, loss=self.loss()
                 )
-        except RequestError:
-            raise
-        except ValueError as error:  # of the loss
-            raise RequestError(f"{error}; see --help") from error
+                self.check_built_so(path, {**built_by(model.config["network"]), "latents": model.in_latents})
         if dataset.encoded and not model.in_latents:
             raise RequestError(f"{self.data}: a set of latents, but the network makes pixels; train it on images")
         return path, model
@@ -151,9 +149,12 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
             batch_size=plan.batch,
             lr=plan.lr,
             weight_decay=self.weight_decay,
-            ema_beta=self.ema_rate,
             scale_losses=model.precision.name == "fp16",
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        given: dict[str, Any] = {} if self.ema_rate is None else {"ema_beta": self.ema_rate}
+        return super().with_given(replace(recipe, **given))
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         augment = None if model.augment is None else model.augment.p
@@ -168,8 +169,9 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         from neon.data.augment import AUGMENT_DIM
         from neon.model import initialised
 
-        if self.model not in MODELS:
-            raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(MODELS)}")
+        kind = self.scratch("model")
+        if kind not in MODELS:
+            raise RequestError(f"--model {kind}: unknown; expected one of {', '.join(MODELS)}")
         in_latents = dataset.encoded or self.latents
         channels, height, width = dataset.image_shape
         if height != width:
@@ -179,12 +181,12 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
             "img_resolution": height // DOWNSAMPLING if in_latents else height,
             "img_channels": LATENT_CHANNELS if in_latents else channels,
             "label_dim": classes,
-            "model_type": self.model,
-            "f_type": self.f_type,
-            "eps": self.eps,
+            "model_type": kind,
+            "f_type": self.scratch("f_type"),
+            "eps": self.scratch("eps"),
             "temb_type": self.temb_type or "stride",
-            "dropout": self.dropout,
-            **self.sizes(classes, AUGMENT_DIM),
+            "dropout": self.scratch("dropout"),
+            **self.sizes(kind, classes, AUGMENT_DIM),
         }
         config = {"network": network, "loss": asdict(IMMLoss(**self.loss()))}
         advice = "change --width, --heads, --patch_size or --channel_mult"
@@ -195,25 +197,16 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
             model.use_autoencoder(weights_file(self.vae_path))
         return model
 
-    def sizes(self, classes: int, augment_dim: int) -> dict[str, Any]:
-        """Keywords of the network that tell its size."""
-        if self.model == "SongUNet":
-            return {
-                "model_channels": self.width,
-                "channel_mult": list(self.channel_mult),
-                "num_blocks": self.depth,
-                "attn_resolutions": list(self.attn_resolutions),
-                "augment_dim": augment_dim if self.augment else 0,
-            }
-        sizes = {"num_classes": classes}
-        if self.model == "DiT":
-            sizes |= {
-                "hidden_size": self.width,
-                "depth": self.depth,
-                "num_heads": self.heads,
-                "patch_size": self.patch_size,
-            }
-        return sizes
+    def sizes(self, kind: str, classes: int, augment_dim: int) -> dict[str, Any]:
+        """Keywords of a network of `kind` that tell its size; a RequestError for flags that it has no use for."""
+        of_kind = SIZE_FLAGS.get(kind, {})
+        every = {flag: None for flags in SIZE_FLAGS.values() for flag in flags}
+        self.check_of_use([flag for flag in every if flag not in of_kind], f"a network {kind} takes none")
+        sizes = {keyword: self.scratch(flag) for flag, keyword in of_kind.items()}
+        sizes = {keyword: list(size) if isinstance(size, tuple) else size for keyword, size in sizes.items()}
+        if kind == "SongUNet":
+            return {**sizes, "augment_dim": augment_dim if self.augment else 0}
+        return {"num_classes": classes, **sizes}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 from imm.loss import IMMLoss
 from imm.networks import MODELS, SIZES, DiT, TimestepEmbedder
 from imm.precond import IMMPrecond
-from imm.settings import PRESETS, IMMSettings
+from imm.settings import PRESETS, SIZE_FLAGS, IMMSettings
 from neon.checkpoint import TensorSpec
 from neon.published import Published, row_sampled_as
 
@@ -92,6 +92,13 @@ def canonical(keywords: Mapping[str, Any]) -> dict[str, Any]:
     embedding = _defaults(TimestepEmbedder) if network is DiT else {}
     full["embedding_kwargs"] = {**embedding, **(full["embedding_kwargs"] or {})}
     return {name: list(value) if isinstance(value, (list, tuple)) else value for name, value in full.items()}
+
+
+def built_by(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What the flags of `imm/finetune.py` that build a network would say of that of these `keywords`."""
+    network = canonical(keywords)
+    sizes = {flag: network[keyword] for flag, keyword in SIZE_FLAGS[network["model_type"]].items()}
+    return {"model": network["model_type"], **{name: network[name] for name in ("dropout", "f_type", "eps")}, **sizes}
 
 
 def recognise(specs: Mapping[str, TensorSpec | Sequence[int]]) -> dict[str, Any] | None:

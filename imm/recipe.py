@@ -1,11 +1,11 @@
 """How IMM is trained: AdamW at a constant learning rate, and an average of the weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from neon.recipe import Recipe
+from neon.recipe import Recipe, beta_of, halflife_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,15 @@ class IMMRecipe(Recipe):
     first_scale: float = 2.0**16
     largest_scale: float | None = None
     scale_steps: int = 2000
+    budget_images: int | None = 59 * 102_400 + 512
+    """60 snapshots, 200 steps apart, the last one step after the last but one"""
+
+    @property
+    def halflife_kimg(self) -> float | None:
+        return halflife_of(self.ema_beta, self.batch_size)
+
+    def with_halflife(self, kimg: float | None) -> "IMMRecipe":
+        return replace(self, ema_beta=beta_of(kimg, self.batch_size))
 
     @property
     def averages(self) -> bool:

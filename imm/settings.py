@@ -44,3 +44,12 @@ PRESETS: dict[str, IMMSettings] = {
     "2_step": IMMSettings(num_steps=2, guidance=1.0, mid_nt=(1.4,)),
 }
 """Ways of sampling by their published names; `2_step` is how the training configuration spells `2_steps`."""
+
+SIZE_FLAGS: dict[str, dict[str, str]] = {
+    "DiT": {"width": "hidden_size", "depth": "depth", "heads": "num_heads", "patch_size": "patch_size"},
+    "SongUNet": {
+        "width": "model_channels", "channel_mult": "channel_mult", "depth": "num_blocks",
+        "attn_resolutions": "attn_resolutions",
+    },
+}  # fmt: skip
+"""Keywords that tell the size of a network from scratch, by flags of `imm/finetune.py`; other kinds have their own."""

@@ -16,12 +16,15 @@ class RequestError(ValueError):
     """The request was wrong (a flag, a path, files that do not fit each other): exit code 2."""
 
     exit_code = 2
+    shared = True
+    """every process of the run raises it, so one of them says it"""
 
 
 class WorkError(RuntimeError):
     """The request was sound and the work failed (disk full, killed writer, non-finite result): exit code 1."""
 
     exit_code = 1
+    shared = False
 
 
 class DegenerateError(WorkError):
@@ -43,7 +46,12 @@ def one_line(text: object) -> str:
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for its run: it is the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)

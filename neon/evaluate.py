@@ -26,6 +26,7 @@ from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, from_json
 from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
+from neon.runtime.signals import Stopped
 from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
@@ -276,28 +277,34 @@ def evaluate(
     tally = Tally(extractor, len(seeds), keep_features=reference.manifold is not None, device=processes.device)
     if state is not None:
         processes.on_main(lambda: tally.resume(state, identity))
-    started = saved = time.monotonic()
-    before = tally.seconds or 0.0
-    for features in features_in_order(
-        sampled_images(model, seeds, settings, processes, label),
-        len(seeds),
-        extractor,
-        batch_size=batch_size,
-        processes=processes,
-        title=title,
-        done=processes.from_main(tally.done),
-    ):
-        if not processes.is_main:
-            continue
-        tally.update(features)
-        now = time.monotonic()
-        tally.seconds = before + now - started
-        if state is not None and now - saved > SAVE_EVERY_SECONDS:
+    saved = time.monotonic()
+    started = saved - (tally.seconds or 0.0)
+    try:
+        for features in features_in_order(
+            sampled_images(model, seeds, settings, processes, label),
+            len(seeds),
+            extractor,
+            batch_size=batch_size,
+            processes=processes,
+            title=title,
+            done=processes.from_main(tally.done),
+        ):
+            if not processes.is_main:
+                continue
+            tally.update(features)
+            now = time.monotonic()
+            tally.seconds = now - started
+            if state is not None and now - saved > SAVE_EVERY_SECONDS:
+                tally.save(state, identity)
+                saved = time.monotonic()
+    except Stopped as stop:
+        if state is not None and processes.is_main and tally.done:
             tally.save(state, identity)
-            saved = time.monotonic()
+            stop.kept = f"image {tally.done:,} of {len(seeds):,} ({title})"
+        raise
     if processes.is_main and processes.device.type == "cuda":  # which has not yet done all that it was asked for
         torch.cuda.synchronize(processes.device)
-        tally.seconds = before + time.monotonic() - started
+        tally.seconds = time.monotonic() - started
 
     def score() -> Scores:
         try:
@@ -372,9 +379,14 @@ class ScoreLog:
 
 
 def load_manifold(
-    path: Path, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
+    path: Path | None, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
 ) -> Manifold | None:
-    """The manifold of the real images in `path`; None in processes other than the main one, which compares features."""
+    """The manifold of the real images in `path`, in the main process, which compares features.
+
+    None in the others, and where there are no real images to compare with.
+    """
+    if path is None:
+        return None
     real = tally_images(
         ImageDataset(path), extractor, batch_size=batch_size, processes=processes, keep_features=True
     )  # fmt: skip

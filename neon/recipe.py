@@ -5,7 +5,8 @@ One recipe belongs to each architecture; `neon.selftrain` runs any of them.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from neon.data.images import visit_order
 class Recipe:
     """Adam with a linear ramp of the learning rate and an optional moving average of the weights.
 
-    An architecture that trains otherwise subclasses this and overrides a method.
+    An architecture that trains otherwise subclasses this and overrides a method; one that tells its ramp or its
+    average by other fields overrides `rampup_kimg`, `halflife_kimg` and what sets them.
     """
 
     batch_size: int = 512
@@ -44,12 +46,48 @@ class Recipe:
     """half-life of the average of the weights, which is then the result; None: the raw weights are"""
     ema_rampup_ratio: float | None = None
     """the half-life is at most this share of the images seen, for training from scratch; None: no limit"""
+    budget_images: int | None = None
+    """images of the self-training that ramp and average are made for: `scaled_to` shortens both for fewer; None: any"""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; expected at least 1")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}; expected a positive number")
+
+    def facts(self) -> dict[str, Any]:
+        """What training is determined by, as JSON: all but the budget that this was made for."""
+        return {name: value for name, value in asdict(self).items() if name != "budget_images"}
+
+    @property
+    def rampup_kimg(self) -> float:
+        """Thousand images over which the learning rate rises from 0; 0: it is constant."""
+        return self.lr_rampup_kimg
+
+    def with_rampup(self, kimg: float) -> "Recipe":
+        """This recipe with another `rampup_kimg`."""
+        return replace(self, lr_rampup_kimg=kimg)
+
+    @property
+    def halflife_kimg(self) -> float | None:
+        """Half-life of the average in thousand images; None: the raw weights are the result."""
+        return self.ema_halflife_kimg
+
+    def with_halflife(self, kimg: float | None) -> "Recipe":
+        """This recipe with another `halflife_kimg`."""
+        return replace(self, ema_halflife_kimg=kimg)
+
+    def scaled_to(self, total_images: int) -> "Recipe":
+        """This recipe for a self-training of `total_images`, in which they take the same share of the run as published.
+
+        Ramp and half-life are multiplied by `total_images` / `budget_images` if that is below 1. As published they
+        would swallow a short run: its learning rate would stay near 0, and the average near the base.
+        """
+        if self.budget_images is None or total_images >= self.budget_images:
+            return self
+        share = total_images / self.budget_images
+        scaled = self.with_rampup(self.rampup_kimg * share)
+        return scaled if self.halflife_kimg is None else scaled.with_halflife(self.halflife_kimg * share)
 
     def visits(self, num_images: int, seed: int) -> Iterator[int]:
         """The endless order in which training visits the images of a set."""
@@ -88,3 +126,13 @@ class Recipe:
     def update_average(self, average: list[Tensor], weights: list[Tensor], images_seen: int) -> None:
         """Move `average` towards `weights` by one step, in place."""
         torch._foreach_lerp_(average, weights, 1 - self.average_decay(images_seen))
+
+
+def halflife_of(beta: float, batch_size: int) -> float | None:
+    """Half-life in thousand images of an average of which a share `beta` stays in each step; None for no average."""
+    return batch_size / 1000 * math.log(0.5) / math.log(beta) if beta > 0 else None
+
+
+def beta_of(halflife_kimg: float | None, batch_size: int) -> float:
+    """The share that stays in each step of an average of this half-life; 0 for no average."""
+    return 0.5 ** (batch_size / (1000 * halflife_kimg)) if halflife_kimg else 0.0

@@ -11,10 +11,12 @@ import json
 import math
 import os
 import pickle
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from torch import Tensor
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
 from neon.data.images import TrainingImages
 from neon.errors import RequestError, WorkError, warn
+from neon.merge import Change
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
@@ -32,6 +35,7 @@ from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, reading_state, run_folder
+from neon.runtime.signals import Stopped, postponed, requested
 from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"
@@ -44,6 +48,12 @@ class Snapshot:
 
     images_seen: int
     path: Path
+
+    def moved(self) -> float | None:
+        """|weights - those at the start| / |those at the start|, as its file says; None: an old file does not."""
+        with open_checkpoint(self.path) as checkpoint:
+            text = checkpoint.metadata.get("moved")
+        return None if text is None else float(text)
 
 
 def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:
@@ -114,7 +124,7 @@ def train(
     snapshots = [
         Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
     ]
-    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": asdict(recipe)}
+    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
     facts |= identity or {}
     run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts)
     run.ordered = processes.device.type == "cpu" if ordered is None else ordered
@@ -124,14 +134,16 @@ def train(
             if step <= reached and on_snapshot is not None:
                 on_snapshot(snapshot)
 
-    def write_snapshot() -> None:
-        run.write_snapshot(keep_raw=keep_raw)
+    def write_snapshot(moved: float) -> None:
+        run.write_snapshot(moved, keep_raw=keep_raw)
         if on_snapshot is not None:
             on_snapshot(snapshots[wanted.index(run.step)])
 
     if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots)):
         processes.on_main(lambda: tell(num_steps))
         return snapshots
+    if processes.is_main:
+        run.start = [p.detach().to("cpu", copy=True) for p in run.parameters]
     run.resume()
     lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
     if processes.from_main(lost):
@@ -142,16 +154,23 @@ def train(
     processes.on_main(lambda: tell(run.step))
     last_saved = time.monotonic()
     batch = recipe.batch_size
-    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress:
+    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress, postponed():
         while run.step < num_steps:
             loss, lr = run.one_step()
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
             at_snapshot = run.step in wanted
-            if at_snapshot:
-                processes.on_main(write_snapshot)
-            if processes.is_main and (at_snapshot or time.monotonic() - last_saved > state_every_seconds):
+            moved = run.moved() if at_snapshot else None
+            run.log(loss, lr, moved)
+            if moved is not None:
+                processes.on_main(partial(write_snapshot, moved))
+            due = at_snapshot or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            if processes.is_main and due:
                 run.save_state()
                 last_saved = time.monotonic()
+            if run.stop is not None:
+                processes.barrier()  # nobody leaves before the state is written
+                run.stop.kept = f"step {run.step:,} of {num_steps:,}"
+                raise run.stop
     processes.barrier()
     model.network.eval().requires_grad_(False)
     return snapshots
@@ -258,6 +277,8 @@ class TrainingRun:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
         self.ordered = True
+        self.start: list[Tensor] = []
+        """the weights before training, in the main process"""
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches are of one shape
         self.network = model.network.train().requires_grad_(True)
@@ -265,6 +286,8 @@ class TrainingRun:
         self.optimizer = recipe.optimizer(self.network)
         self.average = [p.detach().clone() for p in self.parameters] if recipe.averages else []
         self.step = 0
+        self.stop: Stopped | None = None
+        """what to raise after this step: a signal has reached one of the processes"""
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
         self.scaler = torch.amp.GradScaler(
@@ -290,7 +313,9 @@ class TrainingRun:
         recipe.repair_gradients(self.parameters)
         # The one value that a GPU is waited for (the scaler, if there is one, looks for an overflow right after). Read
         # here, so that what is done above is queued by then, and the host goes on while the optimiser works.
-        loss = float(total)
+        loss, stopping = total.tolist()
+        if stopping:
+            self.stop = requested() or Stopped(signal.SIGTERM)
         if not math.isfinite(loss):
             raise WorkError(
                 f"{self.folder}: the loss is {loss} at step {self.step + 1}; lower the learning rate "
@@ -305,17 +330,20 @@ class TrainingRun:
         if self.average:
             recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
         self.step += 1
-        self._log(loss, lr)
         return loss, lr
 
     def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
-        """Set every parameter's gradient to that of the mean loss of the batch; returns the mean loss."""
+        """Set every parameter's gradient to that of the mean loss of the batch.
+
+        Returns the mean loss and, so that all processes learn of it at no cost, how many of them a signal has reached.
+        """
         parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
         if self.ordered and self.processes.world_size > 1:
             return self._gradients_in_order(indices, noise_seeds, parts)
-        total = torch.zeros((), device=self.processes.device)
+        total = torch.zeros(2, device=self.processes.device)
         for part in parts[self.processes.rank :: self.processes.world_size]:
-            total += self._backward(indices[part], noise_seeds[part], len(parts))
+            total[0] += self._backward(indices[part], noise_seeds[part], len(parts))
+        total[1] = requested() is not None
         if self.processes.world_size > 1:
             self._set_gradients(self.processes.sum(self._flat_gradients()))
         return self.processes.sum(total)
@@ -323,15 +351,16 @@ class TrainingRun:
     def _gradients_in_order(self, indices: list[int], noise_seeds: list[int], parts: list[slice]) -> Tensor:
         """The same with the additions of one process, in its order; gathers the gradients of every process."""
         world, rank = self.processes.world_size, self.processes.rank
-        total = torch.zeros((), device=self.processes.device)
+        total = torch.zeros(2, device=self.processes.device)
         for first in range(0, len(parts), world):
             here = parts[first : first + world]
-            loss = torch.zeros((), device=self.processes.device)
+            told = torch.zeros(2, device=self.processes.device)
             before = [p.grad for p in self.parameters]
             self.optimizer.zero_grad(set_to_none=True)
             if rank < len(here):
-                loss = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
-            for other in self.processes.gather(loss)[: len(here)]:
+                told[0] = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
+            told[1] = requested() is not None
+            for other in self.processes.gather(told):
                 total += other
             self._add_in_order(before, len(here))
         return total
@@ -431,7 +460,15 @@ class TrainingRun:
         }
         save_torch(self.folder / STATE_FILE, state)
 
-    def write_snapshot(self, *, keep_raw: bool) -> None:
+    def moved(self) -> float:
+        """|result so far - weights at the start| / |weights at the start|; 0 where the latter are not kept."""
+        change = Change()
+        if self.start:
+            for before, now in zip(self.start, self.average or self.parameters, strict=True):
+                change.add(before, now.detach().cpu())
+        return change.relative
+
+    def write_snapshot(self, moved: float, *, keep_raw: bool) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
         broken = [name for name, weights in self.network.named_parameters() if not weights.isfinite().all()]
         if broken:  # a loss may forgive what it cannot compute
@@ -451,6 +488,7 @@ class TrainingRun:
             "images_seen": str(images_seen),
             "training": json.dumps(self.identity, sort_keys=True),
             "weights": "averaged" if self.average else "raw",
+            "moved": f"{moved:.6e}",
         }
         save_model(path, self.model, state, metadata)
 
@@ -461,10 +499,11 @@ class TrainingRun:
         with atomic_write(path) as file:
             file.write(b"".join(lines[: self.step]))
 
-    def _log(self, loss: float, lr: float) -> None:
+    def log(self, loss: float, lr: float, moved: float | None = None) -> None:
+        """Tell of the last step, and at a snapshot how far the weights have `moved`."""
         if self.processes.is_main:
             entry = {"step": self.step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self.started, 3)}
-            append_json(self.folder / LOG_FILE, entry)
+            append_json(self.folder / LOG_FILE, entry if moved is None else {**entry, "moved": moved})
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.cli.app import main
-from neon.cli.checkpoints import Inspect
 from neon.model import load_model
 from neon.runtime.files import sha256_file
 from tests import pickles
@@ -167,6 +166,12 @@ def test_a_mistyped_command_suggests_the_nearest(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["stats images out.npz", "fid a.npz b.npz"])
+def test_no_images_per_pass_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--batch_size", "0"]) == 2
+    expect_one_line(capsys, command.split()[0], "--batch_size 0: expected at least 1")
+
+
 LIMITED = """
 import resource, sys
 from neon.cli.app import main
@@ -187,15 +192,6 @@ def test_a_write_that_fails_midway_is_one_line_and_exit_code_1_with_nothing_half
     assert run.returncode == 1
     assert run.stderr == f"neon merge: {output}: writing failed (File too large); nothing was written\n"
     assert sorted(folder.iterdir()) == before
-
-
-def test_ctrl_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(command: Inspect) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Inspect, "__call__", interrupt)
-    assert main(["inspect", "base.pth"]) == 130
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:

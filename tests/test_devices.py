@@ -24,8 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._pytree import tree_leaves
 
 from edm.model import EDM
-from edm.sampler import EDMSettings
-from edm.settings import AblationSettings
+from edm.settings import AblationSettings, EDMSettings
 from imm.model import IMM
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings
@@ -411,7 +410,7 @@ def test_a_run_that_continues_counts_its_steps_on_the_host(tmp_path: Path) -> No
     # On the GPU every count would be read in every step: one wait for each tensor of weights.
     recipe = Recipe(batch_size=4, ema_halflife_kimg=1)
     run = training_run(tmp_path, torch.device("cpu"), recipe, tiny_edm())
-    run.one_step()
+    run.log(*run.one_step())
     run.save_state()
     model = tiny_edm()
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, tick_steps
+from edm.settings import EDMSettings
 from neon import evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
@@ -303,7 +304,7 @@ def test_published_settings_that_do_not_fit_are_warned_of(
         next(iter(published.PUBLISHED.values())),
         name="toy",
         network=tiny_edm().config["network"],
-        settings=dataclasses.replace(sample.EDMSettings(), num_steps=40),
+        settings=EDMSettings(num_steps=40),
     )
     monkeypatch.setattr(published, "PUBLISHED", {"toy": row})
     assert run_sample(f"--network_pkl base.pkl --outdir b --seeds 0-1 {SAMPLER}") == 0
@@ -488,3 +489,9 @@ def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_pat
     lines = [line for line in done.stderr.splitlines() if line.startswith("sample.py:")]
     assert len(lines) == 1 and "2 processes for 1 images" in lines[0]
     assert "exitcode  : 2" in done.stderr
+
+
+def test_a_signal_to_one_process_stops_all_of_them(tmp_path: Path, workers: Workers) -> None:
+    workers.run("tests.test_signals:stop_one_of_two", str(tmp_path / "run"), folder=tmp_path, world_size=2)
+    assert "train: stopped; the same command goes on from step 3 of 12\n" in (tmp_path / "stderr").read_text()
+    assert torch.load(tmp_path / "run" / "training-state.pt")["step"] == 3

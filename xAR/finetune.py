@@ -11,12 +11,12 @@ of processes.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, OptionalFileOrURL
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
 from neon.errors import RequestError
@@ -24,6 +24,7 @@ from xAR.flags import NAMES, XARFlags
 
 if TYPE_CHECKING:
     from neon.data.images import TrainingImages
+    from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
     from xAR.model import XARModel
     from xAR.recipe import XARRecipe
@@ -37,35 +38,39 @@ class XARPlan(BudgetPlan):
     lr: float = 1e-6
     """learning rate at the end of the warm-up"""
     warmup_epochs: float
-    """epochs over which the learning rate rises from 0"""
+    """epochs, of the 30,000 images of the published set, over which the learning rate rises from 0"""
     total_images: int = 7_500_000
     save_interval: int = 250_000
 
 
-# As published (`xAR.published`); the two differ in the length of the rise of the learning rate.
+# As in the published scripts; the paper tells of a warm-up over 7 million images for both.
 PRESETS = {"xar_base": XARPlan(warmup_epochs=250), "xar_large": XARPlan(warmup_epochs=10_000)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags:
+class XARScratchFlags(NetworkOfScratch):
     """From scratch (without --model_ckpt); --model gives width, heads and depth."""
+
+    usual: ClassVar[Mapping[str, Any]] = {
+        "pixel_patch": None, "width": 768, "heads": None, "depth": 8, "classes": 1000, "grid": 16,
+    }  # fmt: skip
 
     pixel_patch: int | None = None
     """squares of this many pixels in place of latents, for small images"""
-    width: int = 768
-    """channels"""
+    width: int | None = None
+    """channels; by default 768"""
     heads: int | None = None
     """attention heads; by default one per 64 channels"""
-    depth: int = 8
-    """blocks in each half"""
-    classes: int = 1000
-    """number of classes"""
-    grid: int = 16
-    """side of the map of latents"""
+    depth: int | None = None
+    """blocks in each half; by default 8"""
+    classes: int | None = None
+    """number of classes; by default 1000"""
+    grid: int | None = None
+    """side of the map of latents; by default 16"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgram):
     """Train an xAR transformer: briefly on its own samples (--model_ckpt), or from scratch.
 
     Example: python xAR/finetune.py --preset xar_base --model_ckpt xAR-B.pth --data synthetic.zip --outdir runs/self
@@ -91,16 +96,12 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         **TORCHRUN,
     }  # fmt: skip
 
-    model_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without: random weights"""
     preset: Literal["xar_base", "xar_large"] = "xar_base"
     """values of a published self-training"""
     lr: float | None = None
     """learning rate at the end of the warm-up"""
     warmup_epochs: float | None = None
-    """epochs over which the learning rate rises from 0; 0: constant"""
-    ema_rate: float = 0.9999
-    """decay per step of the averaged weights; 0: no averaging"""
+    """the same as --lr_rampup in epochs of the set; 0: constant"""
     weight_decay: float = 0.02
     """of matrices"""
     grad_clip: float = 1.0
@@ -113,8 +114,8 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     """mirror no training images; published: half of them"""
 
     def check(self) -> None:
-        if not 0 <= self.ema_rate < 1:
-            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        super().check()
+        check_alternatives(self, "warmup_epochs", "lr_rampup")
 
     def dataset(self) -> "TrainingImages":
         """Images, or moments of their latents."""
@@ -126,7 +127,12 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, XARModel]":
         if self.model_ckpt is None:
             return None, self.from_scratch(group)
-        return self.load(group, for_training=True, **self.arguments())
+        path, model = self.load(group, for_training=True, **self.arguments())
+        transformer = model.config["transformer"]
+        halves = {transformer["encoder_depth"], transformer["decoder_depth"]}
+        depth = transformer["encoder_depth"] if len(halves) == 1 else None
+        self.check_built_so(path, {**transformer, "depth": depth, "pixel_patch": model.config.get("pixel_patch")})
+        return path, model
 
     def arguments(self) -> dict[str, Any]:
         """What the model is built with for training."""
@@ -136,18 +142,27 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         return self.completed(PRESETS[self.preset], zero=["warmup_epochs"])
 
     def recipe(self, model: Any, plan: XARPlan, dataset: "TrainingImages") -> "XARRecipe":
-        from xAR.recipe import XARRecipe, images_in_batches
+        from xAR.recipe import PUBLISHED_SET, XARRecipe, images_in_batches
 
+        per_epoch, published = (images_in_batches(count, plan.batch) for count in (len(dataset), PUBLISHED_SET))
+        warmup = plan.warmup_epochs
+        if self.model_ckpt is not None and self.warmup_epochs is None and per_epoch != published:
+            warmup = warmup * published / per_epoch  # a preset's epochs are those of the published set
         return XARRecipe(
             batch_size=plan.batch,
             lr=plan.lr,
-            warmup_epochs=plan.warmup_epochs,
-            images_per_epoch=images_in_batches(len(dataset), plan.batch),
+            warmup_epochs=warmup,
+            images_per_epoch=per_epoch,
             weight_decay=self.weight_decay,
             max_norm=self.grad_clip,
-            ema_rate=self.ema_rate,
             scale_losses=model.precision.name == "fp16",
+            budget_images=PRESETS[self.preset].total_images,
         )
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        given: dict[str, Any] = {"warmup_epochs": self.warmup_epochs, "ema_rate": self.ema_rate}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+        return super().with_given(recipe)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         dropout = [self.attn_dropout, self.proj_dropout]
@@ -161,17 +176,20 @@ class TrainXAR(XARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         channels = 16 if self.pixel_patch is None else 3 * self.pixel_patch**2
         if self.model not in (None, *NAMES):
             raise RequestError(f"--model {self.model}: unknown; expected one of {', '.join(NAMES)}")
+        if self.model is not None:
+            self.check_of_use(("width", "heads", "depth"), f"--model {self.model} says it")
+        width, depth = self.scratch("width"), self.scratch("depth")
         size = {
-            "width": self.width,
-            "heads": self.heads or max(self.width // 64, 1),
-            "encoder_depth": self.depth,
-            "decoder_depth": self.depth,
+            "width": width,
+            "heads": max(width // 64, 1) if self.heads is None else self.heads,
+            "encoder_depth": depth,
+            "decoder_depth": depth,
         }
         transformer = {
             **(size if self.model is None else NAMES[self.model]),
-            "classes": self.classes,
+            "classes": self.scratch("classes"),
             "latent_channels": channels,
-            "grid": self.grid,
+            "grid": self.scratch("grid"),
         }
         config: dict[str, Any] = {"transformer": transformer}
         if self.pixel_patch is not None:

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
 from torch import nn
 
-from neon.recipe import Recipe
+from neon.recipe import Recipe, beta_of, halflife_of
 
 FALL_BEGINS, FALL_ENDS = 600, 800
 """epochs of the published schedule, however long a run is: from one to the other the learning rate falls"""
+PUBLISHED_SET = 30_000
+"""images of the published set S, 30 of each class, to which the published epochs belong"""
 
 
 def images_in_batches(num_images: int, batch_size: int) -> int:
@@ -31,7 +33,7 @@ class XARRecipe(Recipe):
     """where the fall from epoch 600 to 800 ends, even if above `lr`; after it the cosine rises again"""
     warmup_epochs: float = 250
     """epochs over which the learning rate rises linearly from 0"""
-    images_per_epoch: int = images_in_batches(30_000, 256)
+    images_per_epoch: int = images_in_batches(PUBLISHED_SET, 256)
     """of the set trained on"""
     weight_decay: float = 0.02
     """of what has two or more dimensions; not of biases and normalisations"""
@@ -39,6 +41,24 @@ class XARRecipe(Recipe):
     """gradients are shortened to this global norm"""
     ema_rate: float = 0.9999
     """share of the average that stays in each step, of whatever batch size; 0: no average, the raw weights count"""
+    first_scale: float = 2.0**16
+    largest_scale: float | None = None
+    scale_steps: int = 2000
+    budget_images: int | None = 7_500_000
+
+    @property
+    def rampup_kimg(self) -> float:
+        return self.warmup_epochs * self.images_per_epoch / 1000
+
+    def with_rampup(self, kimg: float) -> "XARRecipe":
+        return replace(self, warmup_epochs=1000 * kimg / self.images_per_epoch)
+
+    @property
+    def halflife_kimg(self) -> float | None:
+        return halflife_of(self.ema_rate, self.batch_size)
+
+    def with_halflife(self, kimg: float | None) -> "XARRecipe":
+        return replace(self, ema_rate=beta_of(kimg, self.batch_size))
 
     @property
     def averages(self) -> bool:

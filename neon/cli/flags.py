@@ -6,18 +6,20 @@ Nothing here, nor in a program's file, imports torch before the work begins: `--
 import dataclasses
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from neon import __version__
-from neon.cli.command_line import Weights, number
-from neon.errors import RequestError
+from neon.cli.command_line import Weights, at_least_one, number
+from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
+    import torch
+
+    from neon.metrics.features import FeatureExtractor
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.runtime.distributed import Processes
@@ -32,6 +34,9 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
 Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
+INCEPTION = "inception"
+"""what `--features` calls the network of FID; any other name is a file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +60,25 @@ class NetworkFlags(ABC):
         """What, besides network and settings, determines images and training, as JSON."""
 
     def open(
-        self, name: str, kind: "type[SomeModel]", group: "Processes", **arguments: Any
+        self, name: str | None, kind: "type[SomeModel]", group: "Processes", **arguments: Any
     ) -> "tuple[Path, SomeModel]":
         """The path and the model of the checkpoint at a file or URL; a RequestError if it is not of class `kind`."""
         from neon.model import load_model
         from neon.runtime.download import shared_file
 
+        assert name is not None, "training from scratch opens no checkpoint"
         path = shared_file(name, group)
         model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
         assert isinstance(model, kind)
         return path, model
 
-    def tell_precision(self, model: "GenerativeModel", group: "Processes") -> None:
+    def print_precision(self, model: "GenerativeModel", group: "Processes") -> None:
         """Say what is computed in and why, unless it is plain float32."""
         if group.is_main and model.precision.name != "fp32":
             print(f"computing in {model.precision.reason}", file=sys.stderr)
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
-        """The precision of `model` as `facts` tell it."""
+        """The precision of `model` among its `facts`."""
         return {"precision": model.precision.name}
 
 
@@ -117,7 +123,7 @@ class ImageFlags(NetworkFlags):
         return self
 
     @abstractmethod
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         """Which images these are, as JSON, in what determines a set."""
 
     @abstractmethod
@@ -126,15 +132,14 @@ class ImageFlags(NetworkFlags):
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense."""
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
 
     def start(self, group: "Processes") -> "tuple[Path, GenerativeModel, Any]":
         """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
         from neon.sampling import check_label
 
         path, model = self.load(group)
-        self.tell_precision(model, group)
+        self.print_precision(model, group)
         check_label(model, self.class_)
         settings = self.settings_for(model)
         if self.compile:
@@ -142,30 +147,69 @@ class ImageFlags(NetworkFlags):
         return path, model, settings
 
 
+SomeNumbered = TypeVar("SomeNumbered", bound="NumberedImages")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NumberedImages(ImageFlags):
     """Images, numbered from 0, each with a generator of its own."""
 
-    num_images: Annotated[int, tyro.conf.arg(aliases=["--N"])]
-    """how many; every class equally often"""
+    usual_count: ClassVar[int | None] = None
+    """how many images there are if no flag says; None: one must"""
+
+    num_images: Annotated[int | None, tyro.conf.arg(aliases=["--N"])] = None
+    """how many in all; every class equally often"""
+    per_class_count: int | None = None
+    """how many of each class, instead of --num_images"""
     seed: int = 0
     """of the images; each has its own generator"""
 
     def check(self) -> None:
         super().check()
-        if self.num_images < 1:
-            raise RequestError(f"--num_images {self.num_images}: expected at least 1")
+        check_alternatives(self, "num_images", "per_class_count")
+        if self.num_images is None and self.per_class_count is None and self.usual_count is None:
+            raise RequestError(
+                "--num_images: not given; say how many images in all, or of each class: --per_class_count"
+            )
+        at_least_one(num_images=self.num_images, per_class_count=self.per_class_count)
+
+    def counted(self: SomeNumbered, model: "GenerativeModel") -> SomeNumbered:
+        """These flags with the `num_images` that they come to for `model`."""
+        if self.per_class_count is None:
+            count = self.usual_count if self.num_images is None else self.num_images
+            if count is not None and count < model.num_classes and self.class_ is None:
+                warn(
+                    f"{count} images in all, fewer than the {model.num_classes} classes: some have none; for {count} "
+                    f"of each class say --per_class_count {count}"
+                )
+            return replace(self, num_images=count)
+        if model.num_classes == 0:
+            raise RequestError("--per_class_count: the network is unconditional; use --num_images")
+        return replace(self, num_images=self.per_class_count * model.num_classes, per_class_count=None)
+
+    @property
+    def count(self) -> int:
+        """`num_images`, of flags that are `counted`."""
+        assert self.num_images is not None
+        return self.num_images
 
     def seeds_of(self, purpose: "Purpose") -> list[int]:
         from neon.noise import image_seeds
 
-        return image_seeds(purpose, self.seed, self.num_images)
+        return image_seeds(purpose, self.seed, self.count)
 
-    def described_seeds(self) -> dict[str, Any]:
-        return {"num_images": self.num_images, "seed": self.seed}
+    def recorded_seeds(self) -> dict[str, Any]:
+        return {"num_images": self.count, "seed": self.seed}
 
     def labels(self, model: "GenerativeModel") -> "Label":
-        return model.set_labels(self.num_images, self.seed) if self.class_ is None else self.class_
+        return model.set_labels(self.count, self.seed) if self.class_ is None else self.class_
+
+
+def check_alternatives(flags: object, *names: str) -> None:
+    """A RequestError if more than one of these flags, which say the same thing, is given."""
+    given = [f"--{name}" for name in names if getattr(flags, name) not in (None, False)]
+    if len(given) > 1:
+        raise RequestError(f"{' and '.join(given)}: both say the same thing; leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +226,20 @@ class OutputFlags:
 class FeatureFlags:
     """What images are compared by."""
 
-    features: Features = "inception"
+    features: Features = INCEPTION
     """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+
+    def extractor(self, device: "torch.device") -> "FeatureExtractor":
+        """The feature network."""
+        from neon.metrics.reference import load_extractor
+
+        return load_extractor(self.features, self.inception_weights, device)
+
+    def feature_weights(self) -> Path | None:
+        """Its file; None: Inception's, where it usually lies."""
+        return self.inception_weights if self.features == INCEPTION else Path(self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +250,8 @@ class ScoringFlags(FeatureFlags):
     """statistics of real images: .npz with mu and sigma"""
     self_trained: File = None
     """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
+    self_trained_key: Key = None
+    """nesting of the state dict in their file; by default that of --key if it is there, else chosen"""
     w: Weights = field(default_factory=list)
     """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
     precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
@@ -215,6 +271,8 @@ class ScoringFlags(FeatureFlags):
             raise RequestError("--w: merging needs the second network; name it with --self_trained")
         if self.self_trained is not None and not self.w:
             raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
+        if self.self_trained is None and self.self_trained_key is not None:
+            raise RequestError("--self_trained_key: goes with --self_trained, the file it is a part of")
         ws = [number("--w", text) + 0.0 for text in self.w]
         if len(set(ws)) < len(ws):
             raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
@@ -233,6 +291,11 @@ class TrainingFlags:
     """images per step, over all processes"""
     batch_gpu: int | None = None
     """images per forward pass; it moves results by rounding (and dropout)"""
+    lr_rampup: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """thousand images over which the learning rate rises from 0; 0: none. By default as published; a self-training of
+    fewer images than published shortens it in proportion"""
+    ema: Annotated[float | None, tyro.conf.arg(metavar="KIMG")] = None
+    """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """how often the state of the run is saved"""
     seed: int = 0
@@ -256,6 +319,43 @@ class TrainingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkOfScratch:
+    """From scratch: how the network is built. None or False of a flag is not given."""
+
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """what flags of a network say that are not given, by name; None: it follows from others"""
+
+    def scratch(self, name: str) -> Any:
+        """What the flag `name` says, or is usual."""
+        value = getattr(self, name)
+        return self.usual[name] if value is None else value
+
+    def given_of_scratch(self) -> dict[str, Any]:
+        """The flags of a network that are given."""
+        values = {name: getattr(self, name) for name in self.usual}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+    def check_built_so(self, path: Path, base: Mapping[str, Any]) -> None:
+        """A RequestError if a flag says otherwise than `base`, which tells by flag how the network at `path` is built.
+
+        The published commands say again what the network that they start from is: that is let pass.
+        """
+        for name, value in self.given_of_scratch().items():
+            found = base.get(name)
+            if value != (tuple(found) if isinstance(found, list) else found):
+                spelled = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise RequestError(
+                    f"--{name} {spelled}: is of a network from scratch, and {path} is built with {found}; leave it out"
+                )
+
+    def check_of_use(self, names: Sequence[str], why: str) -> None:
+        """A RequestError, with `why`, if one of the flags `names` is given."""
+        for name in names:
+            if name in self.given_of_scratch():
+                raise RequestError(f"--{name}: {why}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetFlags(TrainingFlags):
     """Training: on what, for how long and where."""
 
@@ -263,6 +363,20 @@ class BudgetFlags(TrainingFlags):
     """budget"""
     save_interval: Annotated[int | None, tyro.conf.arg(aliases=["--save_img_interval"])] = None
     """images between snapshots"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageFlags:
+    """Averaging of weights, beside `--ema`."""
+
+    ema_rate: Annotated[float | None, tyro.conf.arg(aliases=["--ema_beta"])] = None
+    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
+
+    def check(self) -> None:
+        """A RequestError for a rate that makes no sense."""
+        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
+            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        check_alternatives(self, "ema_rate", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,19 +431,3 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
-
-
-def recorded(path: Path, flags: ImageFlags, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
-    """What determines a set of images, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
-    from neon.runtime.files import sha256_file
-
-    return {
-        "neon": __version__,
-        "network_sha256": sha256_file(path),
-        **flags.described_seeds(),
-        "class": flags.class_,
-        "batch_size": flags.batch_size,
-        "settings": asdict(settings),
-        **({"compile": True} if flags.compile else {}),  # left out as by runs before there was a choice
-        **facts,
-    }

@@ -4,6 +4,7 @@
 the flags of any architecture, of a user's own too. Images, labels and precision are the same through both doors.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon import __version__
+from neon.cli.command_line import at_least_one
 from neon.cli.flags import (
     BudgetFlags,
     BudgetPlan,
@@ -21,16 +23,16 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImageFlags,
+    ModelName,
     NetworkFlags,
     NumberedImages,
     OutputFlags,
     Plan,
     ScoringFlags,
     TrainingFlags,
-    recorded,
     settings_with,
 )
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from neon.noise import Purpose
     from neon.recipe import Recipe
     from neon.runtime.distributed import Processes
+    from neon.selftrain import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class SampleProgram(OutputFlags, ImageFlags):
     def __call__(self) -> None:
         from neon.noise import Purpose
         from neon.runtime.distributed import processes
-        from neon.sampling import check_enough, sample_set
+        from neon.sampling import check_enough
 
         self.check()
         with processes(self.device) as group:
@@ -57,19 +60,31 @@ class SampleProgram(OutputFlags, ImageFlags):
             images, facts = self.counted(model), self.facts(model, group)
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
-            sample_set(
-                model,
-                seeds,
-                settings,
-                self.outdir,
-                batch_size=self.batch_size,
-                processes=group,
-                identity=group.on_main(lambda: recorded(path, images, settings, facts)),
-                label=images.labels(model),
-                fresh=self.fresh,
-            )
+            identity = group.on_main(lambda: images.identity(path, settings, facts))
+            self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
             if group.is_main:
-                print(f"{self.outdir}: {len(seeds)} images")
+                print(f"{self.outdir}: {len(seeds)} images in all")
+
+    def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
+        from neon.runtime.files import sha256_file
+
+        return {
+            "neon": __version__,
+            "network_sha256": sha256_file(path),
+            **self.recorded_seeds(),
+            "class": self.class_,
+            "batch_size": self.batch_size,
+            "settings": asdict(settings),
+            **({"compile": True} if self.compile else {}),  # left out as by runs before there was a choice
+            **facts,
+        }
+
+    def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
+        """Write what is not in the output yet; `arguments` as of `sample_set`."""
+        from neon.sampling import sample_set
+
+        sample_set(model, seeds, settings, self.outdir, batch_size=self.batch_size, fresh=self.fresh, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +101,8 @@ class ScoreProgram(ScoringFlags, ImageFlags):
             images = self.counted(model)
             sampling = Sampling(
                 seeds=images.seeds_of(self.purpose()),
-                seeds_text=self.seeds_text(),
                 settings=settings,
                 label=images.labels(model),
-                batch_size=self.batch_size,
-                key=self.key,
-                compiled=self.compile,
                 facts=self.facts(model, group),
             )
             score_network(path, model, sampling, self, group)
@@ -131,6 +142,9 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     """images per forward pass unless told otherwise"""
     keeps_raw: ClassVar[bool] = False
     """whether raw weights are written beside averaged ones, as published"""
+    schedule_unit: ClassVar[float] = 1.0
+    """of --lr_rampup and --ema, in thousand images"""
+    budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
         from neon.data.fingerprint import fingerprint
@@ -142,9 +156,13 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
-            self.tell_precision(model, group)
+            self.print_precision(model, group)
             plan = self.plan(model)
-            recipe = self.recipe(model, plan, dataset)
+            published = self.recipe(model, plan, dataset)
+            shortened = published if base is None else published.scaled_to(self.budget(plan))
+            recipe = self.with_given(shortened)
+            if group.is_main:
+                self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
             multiple = model.batch_multiple
             fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
@@ -160,7 +178,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 model,
                 dataset,
                 self.outdir,
-                record={**identity, "plan": asdict(plan), "recipe": asdict(recipe), "seed": self.seed},
+                record={**identity, "plan": asdict(plan), "recipe": recipe.facts(), "seed": self.seed},
                 fresh=self.fresh,
                 num_steps=steps[-1],
                 snapshot_steps=steps,
@@ -177,9 +195,51 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             if group.is_main:
                 last = snapshots[-1]
                 print(f"{last.path}: the last of {len(snapshots)} snapshots, {last.images_seen:,} images seen")
+                if base is not None:
+                    self.tell_moved(last)
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense, before anything is opened."""
+
+    def with_given(self, recipe: "Recipe") -> "Recipe":
+        """`recipe` with what flags say of the ramp of its learning rate and of the average of its weights."""
+        for name in ("lr_rampup", "ema"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise RequestError(f"--{name} {value}: expected 0 (none) or more")
+        if self.lr_rampup is not None:
+            recipe = recipe.with_rampup(self.lr_rampup * self.schedule_unit)
+        if self.ema is not None:
+            recipe = recipe.with_halflife(self.ema * self.schedule_unit or None)
+        return recipe
+
+    def tell_shortened(self, published: "Recipe", shortened: "Recipe", used: "Recipe", budget: int) -> None:
+        """Say in one line what is shorter in the recipe that is `used` than in the `published`, if no flag says so."""
+        parts = []
+        for name, text, flag in (
+            ("rampup_kimg", "the learning rate rises over", "--lr_rampup"),
+            ("halflife_kimg", "averaged weights have a half-life of", "--ema"),
+        ):
+            before, now, finally_used = (getattr(recipe, name) for recipe in (published, shortened, used))
+            if before != now == finally_used:
+                parts.append(f"{text} {_images(now)} images instead of {_images(before)} ({flag})")
+        if parts:
+            of = f"{budget:,} of the published {published.budget_images:,} images"
+            print(f"{of}: {', '.join(parts)}; the flags set others")
+
+    def tell_moved(self, last: "Snapshot") -> None:
+        """Say how far a self-training moved the weights, and what to do if that is nowhere."""
+        from neon.merge import LEAST_CHANGE
+
+        moved = last.moved()
+        if moved is None:
+            return
+        print(f"moved {moved:.2e}: |self-trained - base| / |base|")
+        if moved < LEAST_CHANGE:
+            warn(
+                f"{last.path}: moved by {moved:.1e} of the base's norm, less than {LEAST_CHANGE:g}: any merge will be "
+                f"the base but for rounding; raise {self.budget_flag} or --lr, or lower --lr_rampup and --ema"
+            )
 
     def dataset(self) -> "TrainingImages":
         """What is trained on."""
@@ -199,11 +259,21 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     def recipe(self, model: "GenerativeModel", plan: Any, dataset: "TrainingImages") -> "Recipe":
         """How to train by `plan`."""
 
+    def budget(self, plan: Any) -> int:
+        """How many images to train on, repeated ones included."""
+        return int(plan.total_images)
+
     def snapshot_steps(self, plan: Any) -> list[int]:
         """The steps after which snapshots are written; the last ends the training."""
         from neon.selftrain import snapshot_steps
 
         return snapshot_steps(plan.batch, plan.total_images, plan.save_interval)
+
+
+def _images(kimg: float | None) -> str:
+    """A number of images, as text, from thousands of them; None is none."""
+    images = 1000 * (kimg or 0)
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +296,7 @@ class EncodeProgram:
         from neon.data.images import ImageDataset
         from neon.runtime.distributed import processes
 
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
             encoder, dataset = self.encoder(group), ImageDataset(self.data)
             encode_set(
@@ -269,7 +338,7 @@ class AnyModelFlags(NetworkFlags):
 
     network: FileOrURL
     """the network: a checkpoint"""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
+    model: ModelName = None
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
@@ -285,13 +354,10 @@ class AnyModelFlags(NetworkFlags):
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
         from neon.model import code_file
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         files = {"model_sha256": code_file(self.model), "autoencoder_sha256": model.autoencoder_file(self.vae)}
-        hashes = group.on_main(
-            lambda: {name: None if path is None else sha256_file(path) for name, path in files.items()}
-        )
-        return {**hashes, **self.recorded_precision(model)}
+        return {**group.on_main(lambda: hashes(files)), **self.recorded_precision(model)}
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
         """Nothing for float32, as runs before there was a choice."""
@@ -404,16 +470,16 @@ class Stats(FeatureFlags):
         from neon.data.images import ImageDataset
         from neon.evaluate import tally_images
         from neon.metrics import Statistics
-        from neon.metrics.reference import load_extractor
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
 
         output, overwrite = self.output, self.overwrite
+        at_least_one(batch_size=self.batch_size)
         if output.suffix != ".npz":
             raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
             dataset = ImageDataset(self.images)
-            extractor = load_extractor(self.features, self.inception_weights, group.device)
+            extractor = self.extractor(group.device)
             group.on_main(lambda: check_writable(output, overwrite=overwrite))
             tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
 
@@ -451,19 +517,7 @@ class Fid(FeatureFlags):
     def __call__(self) -> None:
         from neon.cli.score import score_images
         from neon.runtime.distributed import processes
-        from neon.runtime.files import check_writable
 
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
-            if self.json is not None:
-                output = self.json
-                group.on_main(lambda: check_writable(output, overwrite=True))
-            score_images(
-                self.a,
-                self.b,
-                features=self.features,
-                inception_weights=self.inception_weights,
-                nearest_k=self.nearest_k if self.precision_recall else None,
-                batch_size=self.batch_size,
-                processes=group,
-                output=self.json,
-            )
+            score_images(self, group)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from neon.data.listing import files_below
@@ -26,6 +27,11 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return _of_folder(path) if path.is_dir() else f"{path.stat().st_size} bytes, sha256 {sha256_file(path)}"
     except OSError as error:
         raise RequestError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+
+
+def fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, str | None]:
+    """The fingerprint of each input, under its name here; None of what is none."""
+    return {name: None if path is None else fingerprint(path) for name, path in inputs.items()}
 
 
 def _of_folder(folder: Path) -> str:
