@@ -30,10 +30,10 @@ from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 
 GROUP = "neon.architectures"
-BUFFERS = "buffers"
-"""in a file's metadata, the names of the network's float buffers as a JSON list"""
 ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
 """what `__init__` of a GenerativeModel sets"""
+BUFFERS = "buffers"
+"""in a file's metadata, the names of the network's float buffers as a JSON list"""
 
 
 class GenerativeModel(nn.Module, ABC):
