@@ -41,7 +41,7 @@ _BUFFERS_BESIDE = {
     "log_sigmas": "sigmas",
 }
 _COUNTING = {
-    *("num", "count", "counts", "counter", "step", "steps", "iter", "iters", "iteration", "iterations", "epoch"),
+    *("n", "num", "count", "counts", "counter", "step", "steps", "iter", "iters", "iteration", "iterations", "epoch"),
     *("updates", "averaged", "tracked", "usage", "hits", "seen", "age", "ptr"),
 }
 
