@@ -16,12 +16,15 @@ class RequestError(ValueError):
     """The request was wrong (a flag, a path, files that do not fit each other): exit code 2."""
 
     exit_code = 2
+    shared = True
+    """every process of the run raises it, so one of them says it"""
 
 
 class WorkError(RuntimeError):
     """The request was sound and the work failed (disk full, killed writer, non-finite result): exit code 1."""
 
     exit_code = 1
+    shared = False
 
 
 class DegenerateError(WorkError):

@@ -27,6 +27,7 @@ from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json
 from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
+from neon.runtime.signals import Stopped
 from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
@@ -279,23 +280,29 @@ def evaluate(
         processes.on_main(lambda: tally.resume(state, identity))
     saved = time.monotonic()
     started = saved - (tally.seconds or 0.0)
-    for features in features_in_order(
-        sampled_images(model, seeds, settings, processes, label),
-        len(seeds),
-        extractor,
-        batch_size=batch_size,
-        processes=processes,
-        title=title,
-        done=processes.from_main(tally.done),
-    ):
-        if not processes.is_main:
-            continue
-        tally.update(features)
-        now = time.monotonic()
-        tally.seconds = now - started
-        if state is not None and now - saved > SAVE_EVERY_SECONDS:
+    try:
+        for features in features_in_order(
+            sampled_images(model, seeds, settings, processes, label),
+            len(seeds),
+            extractor,
+            batch_size=batch_size,
+            processes=processes,
+            title=title,
+            done=processes.from_main(tally.done),
+        ):
+            if not processes.is_main:
+                continue
+            tally.update(features)
+            now = time.monotonic()
+            tally.seconds = now - started
+            if state is not None and now - saved > SAVE_EVERY_SECONDS:
+                tally.save(state, identity)
+                saved = time.monotonic()
+    except Stopped as stop:
+        if state is not None and processes.is_main and tally.done:
             tally.save(state, identity)
-            saved = time.monotonic()
+            stop.kept = f"image {tally.done:,} of {len(seeds):,} ({title})"
+        raise
     if processes.is_main and processes.device.type == "cuda":  # which has not yet done all that it was asked for
         torch.cuda.synchronize(processes.device)
         tally.seconds = time.monotonic() - started

@@ -489,3 +489,9 @@ def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_pat
     lines = [line for line in done.stderr.splitlines() if line.startswith("sample.py:")]
     assert len(lines) == 1 and "2 processes for 1 images" in lines[0]
     assert "exitcode  : 2" in done.stderr
+
+
+def test_a_signal_to_one_process_stops_all_of_them(tmp_path: Path, workers: Workers) -> None:
+    workers.run("tests.test_signals:stop_one_of_two", str(tmp_path / "run"), folder=tmp_path, world_size=2)
+    assert "train: stopped; the same command goes on from step 3 of 12\n" in (tmp_path / "stderr").read_text()
+    assert torch.load(tmp_path / "run" / "training-state.pt")["step"] == 3

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from neon.checkpoint.common import Checkpoint
 from neon.checkpoint.header import is_safetensors
-from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle, is_training_state
+from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle
 from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
-from neon.checkpoint.torch_format import TorchCheckpoint, is_torch
+from neon.checkpoint.torch_format import is_torch, open_torch
 from neon.errors import RequestError
 
 _HEAD_BYTES = 512
@@ -22,13 +22,9 @@ class _Format(NamedTuple):
     open: Callable[[Path, str | None], Checkpoint]
 
 
-def _open_torch(path: Path, key: str | None) -> Checkpoint:
-    return (PickleCheckpoint.open_training_state if is_training_state(path) else TorchCheckpoint.open)(path, key)
-
-
 # A new format is one row: what its first bytes look like and what opens it.
 _FORMATS = (
-    _Format(is_torch, _open_torch),
+    _Format(is_torch, open_torch),
     _Format(is_pickle, PickleCheckpoint.open),  # after torch, whose old files are pickles of their own kind
     _Format(is_safetensors, SafetensorsCheckpoint.open),
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -25,8 +26,8 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
 
     `flush=False` leaves the flushing to the system: for many small files that are cheap to make again.
 
-    On any exception the temporary file is removed and `path` is left as it was. The parent folder is
-    created if needed.
+    On any exception the temporary file is removed and `path` is left as it was; what a killed process left of it goes
+    with the next one that writes `path`. The parent folder is created if needed.
 
     Raises:
         RequestError: `path` exists and `overwrite` is false, `path` is a folder, or its folder refuses writing.
@@ -34,10 +35,10 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
     """
     path = Path(path)
     try:
-        partial = _partial(path, overwrite=overwrite)
-        file = open(partial, "wb")  # noqa: SIM115 - closed below; only a file that was opened is removed
+        partial, file = _open_partial(path, overwrite=overwrite)
     except OSError as error:
         raise write_failure(error, path) from error
+    lock = os.dup(file.fileno())  # holds until the file has its name, or is gone
     try:
         with file:
             yield file
@@ -45,30 +46,60 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
             if flush:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise write_failure(error, path) from error
-    finally:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise write_failure(error, path) from error
+        raise
+    finally:
+        os.close(lock)
 
 
 def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end."""
     try:
-        probe = _partial(Path(path), overwrite=overwrite)
-        probe.touch()
-        probe.unlink()
+        probe, file = _open_partial(Path(path), overwrite=overwrite)
+        with file:
+            probe.unlink()
     except OSError as error:
         raise write_failure(error, path) from error
 
 
-def _partial(path: Path, *, overwrite: bool) -> Path:
-    """A temporary name beside `path`, whose folder exists then; a RequestError if `path` may not be written."""
+def partial_path(path: Path) -> Path:
+    """Where a file grows before it is whole, unless two processes write it at once."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _open_partial(path: Path, *, overwrite: bool) -> tuple[Path, IO[bytes]]:
+    """An empty temporary file beside `path`, locked; a RequestError if `path` may not be written.
+
+    It is the one of `partial_path`, also where a killed process has left it, or one of another name if a living
+    process writes that (or locks do not work here).
+    """
     if path.is_dir():
         raise RequestError(f"{path}: cannot write a file here, this is a folder; name a file inside it")
     if path.exists() and not overwrite:
         raise RequestError(f"{path}: already exists; choose another name or pass --overwrite to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = partial_path(path)
+    with contextlib.suppress(OSError):
+        file = open(partial, "wb", opener=_open_as_it_is)  # noqa: SIM115 - the caller closes it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), partial.stat()):  # not renamed by its writer meanwhile
+                file.truncate()
+                return partial, file
+        except BlockingIOError:  # a living process writes it
+            pass
+        except OSError:  # no locks here, so no process writes it
+            partial.unlink(missing_ok=True)
+        file.close()
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    return partial, open(partial, "wb")
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    return os.open(path, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW, 0o666)
 
 
 def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:

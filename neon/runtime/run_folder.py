@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from neon.errors import RequestError, WorkError, one_line
-from neon.runtime.files import as_json, check_writable, write_json
+from neon.runtime.files import as_json, check_writable, partial_path, write_json
+from neon.runtime.signals import Stopped
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -36,7 +37,8 @@ def run_folder(folder: str | os.PathLike[str], identity: Mapping[str, Any], *, f
     record = folder / RUN_FILE
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder}: a file, but a run needs a folder; name another one")
-    if folder.is_dir() and not record.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
+    ours = {folder / LOCK_FILE, partial_path(record)}
+    if folder.is_dir() and not record.exists() and not ours.issuperset(folder.iterdir()):
         raise RequestError(f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder")
     check_writable(record, overwrite=True)
     with open(folder / LOCK_FILE, "w") as lock:
@@ -57,7 +59,11 @@ def run_folder(folder: str | os.PathLike[str], identity: Mapping[str, Any], *, f
                 )
         else:
             write_json(record, {VERSION_KEY: STATE_VERSION, **identity})
-        yield folder
+        try:
+            yield folder
+        except Stopped as stop:
+            stop.kept, stop.without = stop.kept or f"what lies in {folder}", "--fresh" if fresh else ""
+            raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:
