@@ -119,7 +119,7 @@ def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
         raise _of_both(base, self_trained, error, hint=_other_nestings(base, self_trained)) from None
     ours, theirs = described(base), described(self_trained)
     # A config that was guessed from shapes says no more than these, which were compared.
-    both_say = all("config" in file.metadata or file.constructor is not None for file in (base, self_trained))
+    both_say = all("config" in file.metadata or file.has_constructor for file in (base, self_trained))
     for entry in ("architecture", "config") if both_say else ("architecture",):
         a, b = _parsed(ours.get(entry)), _parsed(theirs.get(entry))
         if a is not None and b is not None and a != b:
