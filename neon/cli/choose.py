@@ -74,6 +74,7 @@ class Tune:
         from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
         from neon.model import code_file, load_model, open_autoencoder
         from neon.runtime.files import sha256_file
+        from neon.runtime.threads import use_threads
         from neon.tune.run import tune
 
         plan = self.plan
@@ -91,6 +92,7 @@ class Tune:
                 "network"
             )
         extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        use_threads(processes.device, model, extractor)
         report_stats = self.report_stats or self.select_stats
         statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
         manifold = None
@@ -195,6 +197,7 @@ class Align:
         from neon.metrics.reference import load_extractor, load_statistics
         from neon.model import load_model, open_autoencoder
         from neon.runtime.files import check_writable, write_json
+        from neon.runtime.threads import use_threads
         from neon.tune.align import features_at, prediction_text, rounding
         from neon.tune.gradients import gradient_alignment
         from neon.tune.predict import GROUPS, NODES, predict
@@ -206,6 +209,7 @@ class Align:
         settings = settings_with(model.default_settings, self.set)
         open_autoencoder(model, self.vae)
         extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        use_threads(processes.device, model, extractor)
         reference = load_statistics(self.stats, model, extractor)
         fewest = 2 * max(extractor.dim, GROUPS)
         if self.num_images < fewest:
@@ -297,12 +301,13 @@ class Demo:
 
     def __call__(self) -> int:
         """Run it in several processes, or in this one if that is one of several."""
-        from neon.runtime.launch import available_cpus, launched, run_in_processes
+        from neon.runtime.launch import launched, run_in_processes
 
         if self.processes is not None and self.processes < 1:
             raise RequestError(f"--processes {self.processes}: expected at least 1")
         if not launched():
             from neon.cli.app import main
+            from neon.runtime.threads import available_cpus
 
             arguments = ["demo", "--out", str(self.out), "--seed", str(self.seed), *(["--fresh"] * self.fresh)]
             arguments += [] if self.base is None else ["--base", str(self.base)]

@@ -110,7 +110,7 @@ def examine() -> Diagnosis:
     import torch
 
     from neon.model import GROUP
-    from neon.runtime.launch import available_cpus
+    from neon.runtime.threads import available_cpus
 
     architectures = entry_points(group=GROUP)
     if not architectures:

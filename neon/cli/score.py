@@ -3,7 +3,6 @@
 Both sets of weights stay in memory and are merged into the live network for each w: one process, no file per w.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +29,8 @@ from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import check_writable, sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
+from neon.runtime.threads import use_threads
 from neon.sampling import Label, check_enough, check_label
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
@@ -69,6 +69,7 @@ def score_network(
         processes.on_main(lambda: check_writable(flags.json, overwrite=True))  # type: ignore[arg-type]
     ref = shared_file(flags.ref, processes)
     extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
+    use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
     if len(sampling.seeds) <= extractor.dim:
         warn(
@@ -92,7 +93,8 @@ def score_network(
         )
     reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
     scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
-    record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
+    facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
+    record = {**protocol, **facts}
     processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
 
 
@@ -146,8 +148,7 @@ def _evaluate_all(
     """The scores for each w (None: the network as it is); what a killed evaluation finished is not computed again."""
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
     folder = flags.run_dir or Path("runs") / f"{model.architecture}-fid-{digest[:12]}"
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
+    with held_by_main(folder, protocol, processes, fresh=flags.fresh):
         log = ScoreLog(folder / LOG_FILE, processes)
 
         def one(w: float | None) -> Scores:
@@ -248,6 +249,7 @@ def score_images(
     extractor = None
     if any(isinstance(side, ImageDataset) for side in sides):
         extractor = load_extractor(features, inception_weights, processes.device)
+        use_threads(processes.device, extractor)
     statistics: list[Statistics] = []
     tallies: list[Tally] = []
     for path, side in zip((a, b), sides, strict=True):

@@ -4,7 +4,6 @@ A set is a folder of safetensors shards, each with `examples` [n, ...] and, if t
 and `examples.json`, written last, which lists them. Token sets take about a hundredth of the space of PNGs.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
 
 INDEX_FILE = "examples.json"
 OPEN_SHARDS = 64
@@ -104,8 +103,7 @@ def encode_set(
             return encode(images.to(processes.device)), labels
 
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+    with held_by_main(folder, record, processes, fresh=fresh):
         write_examples(
             compute,
             len(dataset),

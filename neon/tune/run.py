@@ -28,7 +28,7 @@ from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
 from neon.sampling import sample_block
 from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed, Point, Search, grid, search
@@ -287,8 +287,7 @@ def tune(
     for path in plan.self_trained:
         check_same_network(plan.base, path, plan.key, plan.self_trained_key)
     identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
+    with held_by_main(folder, identity, processes, fresh=fresh):
         tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
         return choose(tuner, identity)
 
