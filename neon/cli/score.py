@@ -71,11 +71,7 @@ def score_network(
     extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
     use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
-    if len(sampling.seeds) <= extractor.dim:
-        warn(
-            f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
-            "biased; compare it with scores of as many images only"
-        )
+    _warn_of_few(len(sampling.seeds), extractor.dim)
     live = None
     if flags.self_trained is not None:
         check_same_network(path, flags.self_trained, sampling.key)
@@ -95,7 +91,20 @@ def score_network(
     scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
     facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
     record = {**protocol, **facts}
-    processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+    processes.on_main(lambda: _report(scores, score_name(extractor), extractor.dim, record, flags.json))
+
+
+def _warn_of_few(num_images: int | None, dim: int, name: str = "") -> None:
+    """Warn if `dim` features of so many images have a singular covariance."""
+    if _are_few(num_images, dim):
+        warn(
+            f"{name}{num_images} images for {dim} features: the covariance is singular and the score biased; compare "
+            "it with scores of as many images only"
+        )
+
+
+def _are_few(num_images: int | None, dim: int) -> bool:
+    return num_images is not None and num_images <= dim
 
 
 def _protocol(
@@ -185,7 +194,11 @@ def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> N
 
 
 def _report(
-    scores: dict[float | None, Scores], metric: str, protocol: dict[str, Any], output: str | os.PathLike[str] | None
+    scores: dict[float | None, Scores],
+    metric: str,
+    dim: int,
+    protocol: dict[str, Any],
+    output: str | os.PathLike[str] | None,
 ) -> None:
     """Print one line per w and last the one of the lowest distance; write the same as JSON."""
     entries = [_entry(w, found, metric) for w, found in scores.items()]
@@ -197,9 +210,9 @@ def _report(
     about += f", guidance {guidance:g}" if guidance else ""
     if len(entries) > 1:
         for entry in entries:
-            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric)}")
+            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric, dim)}")
         about += f"; the lowest of {len(entries)} on these seeds, report it on others"
-    print(f"{_text(best, metric)}  ({about})", flush=True)
+    print(f"{_text(best, metric, dim)}  ({about})", flush=True)
     if output is not None:
         sweep = {"sweep": entries} if len(entries) > 1 else {}
         write_json(output, {"metric": metric, **best, **protocol, **sweep})
@@ -212,8 +225,13 @@ def _entry(w: float | None, scores: Scores, metric: str) -> dict[str, Any]:
     return {"w": w, **entry, "images_per_second": rate}
 
 
-def _text(entry: dict[str, Any], metric: str) -> str:
-    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={entry[metric]:.6f}"]
+def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
+    """Scores in words; the distance with three digits where there are too few images for its `dim` features."""
+    distance = entry[metric]
+    shown = f"{distance:.6f}"
+    if _are_few(entry["num_images"], dim):
+        shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
+    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={shown}"]
     if entry["is_mean"] is not None:
         parts.append(f"IS={entry['is_mean']:.4f}+-{entry['is_std']:.4f}")
     parts += [
@@ -264,6 +282,8 @@ def score_images(
         statistics.append(Statistics.from_moments(tally.moments, name=str(path)))
 
     def report() -> None:
+        for path, side in zip((a, b), statistics, strict=True):
+            _warn_of_few(side.count, side.dim, f"{path}: ")
         manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
         reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)
         if isinstance(sides[0], Statistics):
@@ -272,7 +292,7 @@ def score_images(
             found = tallies[0].scores(reference, str(a))
         name = _statistics_name(statistics[0]) if extractor is None else score_name(extractor)
         entry = _entry(None, found, name)
-        print(_text(entry, name), flush=True)
+        print(_text(entry, name, statistics[0].dim), flush=True)
         if output is not None:
             facts = {"a": str(a), "b": str(b), "features": name, "nearest_k": nearest_k, "neon": __version__}
             write_json(output, {"metric": name, **entry, **facts})
