@@ -124,7 +124,7 @@ def sample_set(
     def open_folder() -> None:
         if is_zip:
             check_writable(output, overwrite=fresh, flag="--fresh")
-        stack.enter_context(run_folder(folder, identity, fresh=fresh))
+        stack.enter_context(run_folder(folder, identity, fresh=fresh, threads=processes.threads))
 
     def pack() -> None:
         pack_set(folder, output)

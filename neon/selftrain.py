@@ -6,7 +6,6 @@ of processes, and a killed run that continues ends with the weights of one that 
 gradients are reduced by NCCL, in the order that is fastest.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -34,7 +33,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, reading_state, run_folder
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, held_by_main, reading_state
 from neon.runtime.signals import Stopped, postponed, requested
 from neon.sampling import check_classes
 
@@ -191,8 +190,7 @@ def train_in_folder(
     Raises:
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+    with held_by_main(folder, record, processes, fresh=fresh):
         snapshots = train(model, dataset, folder, processes=processes, **settings)
     return snapshots
 

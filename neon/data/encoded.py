@@ -4,7 +4,6 @@ A set is a folder of safetensors shards, each with `examples` [n, ...] and, if t
 and `examples.json`, written last, which lists them. Token sets take about a hundredth of the space of PNGs.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
 
 INDEX_FILE = "examples.json"
 OPEN_SHARDS = 64
@@ -106,12 +105,8 @@ def encode_set(
 
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
 
-    def hold_folder() -> None:
-        record["data_fingerprint"] = fingerprint(dataset.path)
-        stack.enter_context(run_folder(folder, record, fresh=fresh))
-
-    with contextlib.ExitStack() as stack:
-        processes.on_main(hold_folder)
+    record["data_fingerprint"] = processes.on_main(lambda: fingerprint(dataset.path))
+    with held_by_main(folder, record, processes, fresh=fresh):
         write_examples(
             compute,
             len(dataset),
