@@ -244,7 +244,7 @@ SAMPLE = "--network_pkl base.pkl --outdir out --num_images 4"
         (run_sample, f"{SAMPLE} --preset 3_steps", "--preset 3_steps: unknown; expected one of 1_steps"),
         (run_sample, f"{SAMPLE} --num_steps 0", "num_steps is 0; expected at least 1"),
         (run_sample, f"{SAMPLE} --mid_nt 1 2", "mid_nt"),
-        (run_sample, f"{SAMPLE} --per_class_count 2", "--per_class_count and --num_images both say"),
+        (run_sample, f"{SAMPLE} --per_class_count 2", "--num_images and --per_class_count: both say"),
         (run_sample, f"{SAMPLE} --img_size 256", "--img_size 256: base.pkl makes images of 16 pixels"),
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
         (run_sample, f"{SAMPLE} --vae_path missing", "missing: found nothing; expected the folder of an autoencoder"),

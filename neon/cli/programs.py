@@ -178,7 +178,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,
-                on_snapshot=pickle_copies(base, self.key),
+                on_snapshot=pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
             )
             if group.is_main:
