@@ -160,6 +160,15 @@ def test_self_training_writes_averages_raw_weights_and_copies_and_survives_a_kil
     merge_files("base.pkl", Path("whole", names[-1]), [1.0], "neon.pkl")
 
 
+def test_snapshots_of_another_time_embedding_open_with_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = "--data real --batch 8 --total_images 8 --temb_type identity"
+    for base in ("base.pkl", "base.pth"):
+        assert run_finetune(f"--network_pkl {base} --outdir of-{base} {short}") == 0
+        snapshots = list(Path(f"of-{base}").glob("*snapshot*"))
+        assert [load_model(snapshot).network.temb_type for snapshot in snapshots] == ["identity"] * 2, "one is the raw"
+    assert "base.pkl: flags changed the network" in capsys.readouterr().err
+
+
 def published_zip(path: Path, moments: torch.Tensor, labels: list[int] | None) -> None:
     """Write latents as the published tool keeps them."""
     with zipfile.ZipFile(path, "w") as archive:
