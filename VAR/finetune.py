@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, OptionalFileOrURL, check_alternatives
+from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
 from neon.errors import RequestError
@@ -53,7 +53,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags(NetworkOfScratch):
+class VARScratchFlags(NetworkOfScratch):
     """From scratch (without --var_ckpt)."""
 
     usual: ClassVar[Mapping[str, Any]] = {
@@ -76,7 +76,7 @@ class ScratchFlags(NetworkOfScratch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
     """Train a VAR transformer: briefly on its own samples (--var_ckpt), or from scratch.
 
     Example: python VAR/finetune.py --preset d16 --var_ckpt var_d16.pth --data synthetic --outdir runs/self-training
@@ -97,8 +97,6 @@ class TrainVAR(VARFlags, ScratchFlags, BudgetFlags, TrainProgram):
         "same_seed_for_all_ranks": "noise belongs to images, not to processes; leave it out",
     }
 
-    var_ckpt: OptionalFileOrURL = None  # type: ignore[assignment]  # needed by the other programs
-    """transformer to start from; without: random weights"""
     preset: Literal["d16", "d36"] = "d16"
     """values of a published self-training for what is not given"""
     target_lr: Annotated[float | None, tyro.conf.arg(aliases=["--lr"])] = None

@@ -1,11 +1,12 @@
 """Flags that VAR's programs share, spelled as in the published ones, and the model they name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from neon.cli.command_line import values_refused
 from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError
 from VAR.settings import VARSettings
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class VARFlags(SizeFlags, NetworkFlags):
     """Transformer and tokenizer."""
 
-    var_ckpt: FileOrURL
-    """the transformer: published .pth, or safetensors by neon"""
+    var_ckpt: OptionalFileOrURL = None
+    """transformer to start from; without: random weights"""
     vae_ckpt: OptionalFileOrURL = None
     """tokenizer; by default vae_ch160v4096z32.pth here, in checkpoints/ or pretrained/"""
     model_depth: int | None = None
@@ -56,6 +57,8 @@ class VARFlags(SizeFlags, NetworkFlags):
 class VARImageFlags(VARFlags, NumberedImages):
     """Sampler."""
 
+    var_ckpt: FileOrURL = field()
+    """the transformer: published .pth, or safetensors by neon"""
     cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance, an extra weight that grows from 0 at the coarsest scale to this at the finest: the usual scale runs
     from 1 to 1 + cfg; by default the published 2.9 (256 pixels) or 4.0 (512)"""
@@ -69,7 +72,7 @@ class VARImageFlags(VARFlags, NumberedImages):
     """above 1 more diverse, below 1 less; the published sampler knows 1 only"""
 
     def settings_for(self, model: Any) -> VARSettings:
-        try:
+        with values_refused():
             return VARSettings(
                 guidance=model.default_settings.guidance if self.cfg is None else self.cfg,
                 top_k=self.top_k,
@@ -77,5 +80,3 @@ class VARImageFlags(VARFlags, NumberedImages):
                 smooth=self.more_smooth,
                 temperature=self.temperature,
             )
-        except ValueError as error:
-            raise RequestError(f"{error}; see --help") from error

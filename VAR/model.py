@@ -21,8 +21,8 @@ from neon.runtime.published_files import usual_file
 from VAR.preprocess import enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe
-from VAR.sampler import VARSettings, generate, generate_tokens
-from VAR.settings import ENLARGEMENT
+from VAR.sampler import generate, generate_tokens
+from VAR.settings import ENLARGEMENT, VARSettings
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE, fit_usage_buffer
 
@@ -87,8 +87,7 @@ class VARModel(GenerativeModel):
     def set_tokenizer(self, tokenizer: VQVAE) -> None:
         """Use `tokenizer`, frozen."""
         self.image_shape = (3, tokenizer.image_side, tokenizer.image_side)
-        device = next(self.network.parameters()).device
-        self.tokenizer = tokenizer.to(device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer.to(self._network_device).eval().requires_grad_(False)
 
     def _tokenizer(self) -> VQVAE:
         if self.tokenizer is None:
@@ -145,18 +144,16 @@ class VARModel(GenerativeModel):
 
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "VAR is class-conditional"
-        return labels.to(next(self.network.parameters()).device, non_blocking=True)
+        return labels.to(self._network_device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast_on(next(self.network.parameters()).device)
+        return self.precision.autocast_on(self._network_device)
 
 
 def tokenizer_file(named: Path | None) -> Path:
     """Where the tokenizer lies: `named`, or its usual place; a RequestError if it is not there."""
-    if named is not None:
-        return named
     fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
-    return usual_file(TOKENIZER_FILE, ("", "checkpoints", "pretrained"), "the tokenizer", fetch, "--vae_ckpt")
+    return named or usual_file(TOKENIZER_FILE, "the tokenizer", fetch, "--vae_ckpt")
 
 
 def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:

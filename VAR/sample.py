@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from neon.cli.command_line import run_program
-from neon.cli.flags import recorded
 from neon.cli.programs import SampleProgram
 from neon.cli.refused import DEVICE, PLACE
 from neon.errors import RequestError
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from neon.runtime.distributed import Processes
+    from neon.sampling import Label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,57 +40,57 @@ class SampleVAR(VARImageFlags, SampleProgram):
     tokens: bool = False
     """keep tokens instead of pixels, in a folder"""
 
-    def __call__(self) -> None:
-        if not self.tokens:
-            super().__call__()
-            return
-        from neon.runtime.distributed import processes
-        from neon.sampling import check_enough
-
-        self.check()
-        if self.more_smooth:
+    def check(self) -> None:
+        super().check()
+        if self.tokens and self.more_smooth:
             raise RequestError("--tokens: images of --more_smooth are no tokens; leave one of them out")
-        if self.outdir.suffix == ".zip":
+        if self.tokens and self.outdir.suffix == ".zip":
             raise RequestError(f"{self.outdir}: tokens are kept in a folder; leave .zip off")
-        with processes(self.device) as group:
-            path, model, settings = self.start(group)
-            images, facts = self.counted(model), self.facts(model, group)
-            check_enough(images.count, group)
-            identity = group.on_main(lambda: recorded(path, images, settings, facts))
-            images.write_tokens(model, settings, identity, group)
-            if group.is_main:
-                print(f"{self.outdir}: {images.count} images in all")
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         return {**super().facts(model, group), "tokens": self.tokens}
 
-    def write_tokens(self, model: Any, settings: Any, identity: dict[str, Any], group: "Processes") -> None:
-        """Sample the tokens of all images into the output, or what is missing of them."""
+    def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
+        if self.tokens:
+            self.write_tokens(model, seeds, settings, **arguments)
+        else:
+            super().write(model, seeds, settings, **arguments)
+
+    def write_tokens(
+        self,
+        model: Any,
+        seeds: list[int],
+        settings: Any,
+        *,
+        processes: "Processes",
+        identity: dict[str, Any],
+        label: "Label",
+    ) -> None:
+        """`write` for tokens of images in place of pixels."""
         from neon.data.encoded import write_examples
-        from neon.noise import ImageNoise, Purpose
+        from neon.noise import ImageNoise
         from neon.runtime.run_folder import run_folder
         from neon.sampling import block_labels
         from VAR.model import TOKENS, token_dtype
 
-        seeds, labels = self.seeds_of(Purpose.SYNTHETIC), self.labels(model)
         dtype = token_dtype(model.tokenizer)
 
         def compute(block: range) -> "tuple[torch.Tensor, torch.Tensor | None]":
-            noise = ImageNoise([seeds[i] for i in block], group.device)
-            of_block = block_labels(model, block, noise, labels)
-            with model.precision.allowed_on(group.device):
+            noise = ImageNoise([seeds[i] for i in block], processes.device)
+            of_block = block_labels(model, block, noise, label)
+            with model.precision.allowed_on(processes.device):
                 return model.sample_tokens(noise, of_block, settings).to(dtype), of_block
 
         with contextlib.ExitStack() as stack:
-            group.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
+            processes.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
             write_examples(
                 compute,
-                self.count,
+                len(seeds),
                 self.outdir,
                 kind=TOKENS,
                 image_shape=model.image_shape,
                 batch_size=self.batch_size,
-                processes=group,
+                processes=processes,
                 title="sampling tokens",
             )
 

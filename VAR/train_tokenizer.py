@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neon import __version__
-from neon.cli.command_line import run_program
+from neon.cli.command_line import at_least_one, run_program, values_refused
 from neon.cli.flags import Device
 from neon.errors import RequestError
 
@@ -56,12 +56,14 @@ class TrainTokenizer:
     def __call__(self) -> None:
         import torch
 
+        from neon.data.fingerprint import fingerprint
         from neon.data.images import ImageDataset
         from neon.recipe import Recipe
         from neon.runtime.distributed import processes
         from neon.selftrain import largest_divisor, train_in_folder
         from VAR.tokenizer import TokenizerModel
 
+        at_least_one(batch=self.batch, total_images=self.total_images)
         names = ("vocab", "code_channels", "base_channels", "channel_mult", "patch_nums")
         config = {name: getattr(self, name) for name in names}
         config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
@@ -70,13 +72,20 @@ class TrainTokenizer:
             model = TokenizerModel(config)
         except ValueError as error:
             raise RequestError(f"no such tokenizer can be built ({error})") from error
-        recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
+        with values_refused():
+            recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
         with processes(self.device) as group:
             train_in_folder(
                 model.to(group.device),
                 ImageDataset(self.data),
                 self.outdir,
-                record={"neon": __version__, "config": config, "recipe": recipe.facts(), "seed": self.seed},
+                record={
+                    "neon": __version__,
+                    "config": config,
+                    "recipe": recipe.facts(),
+                    "seed": self.seed,
+                    "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
+                },
                 fresh=self.fresh,
                 num_steps=-(-self.total_images // self.batch),
                 snapshot_steps=[],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from edm.flags import EDMFlags
-from neon.cli.command_line import run_program
+from neon.cli.command_line import at_least_one, run_program
 from neon.cli.flags import NetworkOfScratch, Plan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
@@ -75,7 +75,7 @@ def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags(NetworkOfScratch):
+class EDMScratchFlags(NetworkOfScratch):
     """From scratch (without --transfer)."""
 
     usual: ClassVar[Mapping[str, Any]] = {
@@ -104,7 +104,7 @@ class ScratchFlags(NetworkOfScratch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
+class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
     """Train an EDM network: briefly on its own samples (--transfer), or from scratch.
 
     Example: python edm/finetune.py --preset cifar10-cond --transfer base.pkl --data synthetic.zip --outdir runs/self
@@ -123,10 +123,6 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     schedule_unit: ClassVar[float] = 1000.0
     budget_flag: ClassVar[str] = "--duration"
 
-    network_pkl: Annotated[
-        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
-    ] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
     preset: Literal["cifar10-cond", "cifar10-uncond", "ffhq"] | None = None
     """values of a published self-training"""
     duration: Annotated[float | None, tyro.conf.arg(metavar="MIMG")] = None
@@ -154,8 +150,7 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     def check(self) -> None:
         if self.preset and self.network_pkl is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
-        if self.max_size is not None and self.max_size < 1:
-            raise RequestError(f"--max_size {self.max_size}: expected at least 1")
+        at_least_one(max_size=self.max_size)
         self.plan()
 
     def plan(self, model: Any = None) -> EDMPlan:
@@ -175,15 +170,17 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":
         from edm.published import built_by
+        from neon.data.augment import augmentation_for
 
         plan = self.plan()
         if self.network_pkl is None:
             return None, self.from_scratch(dataset, group, plan)
-        # Looked at before it is built for training, of which a preset for another network would say something else.
-        if plan.conditional is not None and plan.conditional != (self.load(group)[1].num_classes > 0):
+        path, model = self.load(group, for_training=True, dropout=self.dropout)
+        if plan.conditional is not None and plan.conditional != (model.num_classes > 0):
             kind = "conditional" if plan.conditional else "unconditional"
             raise RequestError(f"--preset {self.preset}: is of a {kind} network, {self.network_pkl} is not one")
-        path, model = self.load(group, for_training=True, augment=plan.augment, dropout=self.dropout)
+        # Not before: of a preset for another network it would say something else.
+        model.augment = augmentation_for(model.network.model, plan.augment)
         self.check_built_so(path, built_by(model.config))
         return path, model
 
@@ -211,7 +208,7 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
     def from_scratch(self, dataset: "TrainingImages", group: "Processes", plan: EDMPlan) -> "EDM":
         """A network with random weights for the images of `dataset`."""
         from edm.model import EDM
-        from edm.published import architecture_keywords
+        from edm.published import ARCHITECTURES
         from neon.data.augment import AUGMENT_DIM
         from neon.model import initialised
 
@@ -233,7 +230,7 @@ class TrainEDM(EDMFlags, ScratchFlags, TrainProgram):
             "img_resolution": height,
             "img_channels": channels,
             "label_dim": classes,
-            **architecture_keywords(self.scratch("arch")),
+            **ARCHITECTURES[self.scratch("arch")],
             **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v is not None},
             "dropout": 0.13 if self.dropout is None else self.dropout,
             "augment_dim": AUGMENT_DIM if plan.augment else 0,

@@ -1,6 +1,6 @@
 """Flags that EDM's programs share, and how users of the published programs spell them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 class EDMFlags(NetworkFlags):
     """The network."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--network"])]
-    """the network: published .pkl, or safetensors by neon"""
+    network_pkl: Annotated[
+        str | None, tyro.conf.arg(name="transfer", metavar="FILE|URL", aliases=["--ref", "--network_pkl"])
+    ] = None
+    """network to start from; without: random weights"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, EDM]":
         from edm.model import EDM
@@ -57,6 +59,8 @@ class SamplerFlags(SamplerSettings):
 class EDMImageFlags(EDMFlags, ImageFlags):
     """Images, and the network that makes them."""
 
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--network"])] = field()
+    """the network: published .pkl, or safetensors by neon"""
     seeds: str
     """one image per seed, such as 0-49999 or 1,2,5-10"""
     batch_size: Annotated[int, tyro.conf.arg(name="max_batch_size", aliases=["--batch", "--batch_size"])] = 64
@@ -74,7 +78,7 @@ class EDMImageFlags(EDMFlags, ImageFlags):
         """The seeds that the user names, whatever the images are for."""
         return seed_list(self.seeds)
 
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         return {"seeds": self.seeds}
 
     def labels(self, model: Any) -> "Label":

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
-from edm.sampler import EDMSettings, SamplerSettings, guided, integrate
+from edm.sampler import Denoiser, guided, integrate
+from edm.settings import EDMSettings, SamplerSettings
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augmentation_for
 from neon.data.images import from_uint8, to_uint8
@@ -116,37 +117,32 @@ class EDM(GenerativeModel):
             noise.integers(self.num_classes)  # the draw behind `labels`: keeps later draws in place
         classes = one_hot(labels, self.num_classes, latents.device)
 
-        def call(network: Precond, x: Tensor, sigma: Tensor, classes: Tensor | None) -> Tensor:
-            with self.precision.autocast_on(x.device):
-                return network(x, sigma, classes)
+        def denoiser(network: Precond, classes: Tensor | None) -> Denoiser:
+            def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+                with self.precision.autocast_on(x.device):
+                    return network(x, sigma, classes)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return call(self.network, x, sigma, classes)
+            return denoise
 
-        def without_class(x: Tensor, sigma: Tensor) -> Tensor:
-            return call(self.network, x, sigma, None)
-
-        denoiser = denoise if settings.guidance == 0 else guided(denoise, without_class, settings.guidance)
-
+        denoise = guided(denoiser(self.network, classes), denoiser(self.network, None), settings.guidance)
         dtype = torch.float64 if self.second is None else torch.float32
 
         def draw_noise() -> Tensor:
             return noise.normal(*self.image_shape, dtype=dtype)
 
         if self.second is None:
-            limits = (self.network.sigma_min, self.network.sigma_max)
             images = integrate(
-                denoiser,
+                denoise,
                 latents,
                 settings,
-                sigma_limits=limits,
+                sigma_limits=(self.network.sigma_min, self.network.sigma_max),
                 round_sigma=self.network.round_sigma,
                 draw_noise=draw_noise,
             )
         else:
             second, scale = self.second
-            denoiser = guided(denoiser, lambda x, sigma: call(second, x, sigma, classes), scale)
-            images = integrate(denoiser, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
+            denoise = guided(denoise, denoiser(second, classes), scale)
+            images = integrate(denoise, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 
     def encode(self, images: Tensor, noise: Noise) -> Tensor:

@@ -31,11 +31,6 @@ UNSEEN_IN_SAMPLING = ("dropout", "use_fp16")
 """Keywords that do not change how a network should be sampled."""
 
 
-def architecture_keywords(arch: str) -> dict[str, Any]:
-    """A copy of the keywords of architecture `arch`: ddpmpp, ncsnpp or adm."""
-    return dict(ARCHITECTURES[arch])
-
-
 _CIFAR10 = {"img_resolution": 32, "img_channels": 3, "dropout": 0.13, "use_fp16": False, "augment_dim": AUGMENT_DIM}
 _FFHQ = {
     "img_resolution": 64, "img_channels": 3, "label_dim": 0, "dropout": 0.05, "use_fp16": False,

@@ -85,14 +85,14 @@ class SampleEDM(AblationFlags, EDMImageFlags, SampleProgram):
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
         from neon.runtime.download import shared_file
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         second = None if self.gnet is None else shared_file(self.gnet, group)
         return {
             **super().facts(model, group),
             "sampler": type(self.sampler()).__name__,
             "compile": self.compile,
-            "gnet": group.on_main(lambda: None if second is None else sha256_file(second)),
+            **group.on_main(lambda: hashes({"gnet": second})),
             "gnet_scale": self.gnet_scale,
         }
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from edm.ablation import ablation_levels, noise_levels
 from edm.schedules import SigmaSchedule, VESchedule, VPSchedule, vp_scale
 from edm.settings import AblationSettings, SamplerSettings
-from edm.settings import EDMSettings as EDMSettings
 from neon.errors import RequestError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]

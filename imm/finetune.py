@@ -20,8 +20,8 @@ import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
 from imm.settings import SIZE_FLAGS
-from neon.cli.command_line import run_program
-from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
+from neon.cli.command_line import run_program, values_refused
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
@@ -46,7 +46,7 @@ class IMMPlan(BudgetPlan):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchFlags(NetworkOfScratch):
+class IMMScratchFlags(NetworkOfScratch):
     """From scratch (without --network_pkl)."""
 
     usual: ClassVar[Mapping[str, Any]] = {
@@ -79,7 +79,7 @@ class ScratchFlags(NetworkOfScratch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
+class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgram):
     """Train an IMM network: briefly on its own samples (--network_pkl), or from scratch.
 
     Example: python imm/finetune.py --network_pkl imagenet256_ts_a2.pkl --data latents --outdir runs/self-training
@@ -93,12 +93,8 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         **dict.fromkeys(("ngpus", "nodes", "port", "partition", "comment"), LAUNCHED),
     }
 
-    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None  # type: ignore[assignment]  # needed by the other programs
-    """network to start from; without: random weights"""
     lr: float | None = None
     """learning rate, constant"""
-    ema_rate: Annotated[float | None, tyro.conf.arg(aliases=["--ema_beta"])] = None
-    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
     weight_decay: float = 0.0
     """of all weights"""
     augment: float | None = None
@@ -116,11 +112,6 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
 
-    def check(self) -> None:
-        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
-            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
-        check_alternatives(self, "ema_rate", "ema")
-
     def dataset(self) -> "TrainingImages":
         """Images, a set of latents of ours, or a published one."""
         from imm.latents import open_set
@@ -131,7 +122,7 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
         from imm.published import built_by
 
         path: Path | None = None
-        try:
+        with values_refused():  # of the loss
             if self.network_pkl is None:
                 model = self.from_scratch(dataset, group)
             else:
@@ -139,10 +130,6 @@ class TrainIMM(IMMFlags, ScratchFlags, BudgetFlags, TrainProgram):
                     group, needs_vae=not dataset.encoded, for_training=True, augment=self.augment, loss=self.loss()
                 )
                 self.check_built_so(path, {**built_by(model.config["network"]), "latents": model.in_latents})
-        except RequestError:
-            raise
-        except ValueError as error:  # of the loss
-            raise RequestError(f"{error}; see --help") from error
         if dataset.encoded and not model.in_latents:
             raise RequestError(f"{self.data}: a set of latents, but the network makes pixels; train it on images")
         return path, model

@@ -1,13 +1,14 @@
 """Flags that IMM's programs share, spelled as in the published ones, and the model they name."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from imm.settings import PRESETS, IMMSettings
+from neon.cli.command_line import values_refused
 from neon.cli.flags import NetworkFlags, NumberedImages, SizeFlags
 from neon.errors import RequestError, warn
 
@@ -27,8 +28,8 @@ EVALUATED = 50_000
 class IMMFlags(SizeFlags, NetworkFlags):
     """Network and, if it makes latents, autoencoder."""
 
-    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])]
-    """the network: published .pkl or .pth, or safetensors by neon"""
+    network_pkl: Annotated[str | None, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = None
+    """network to start from; without: random weights"""
     vae_path: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """autoencoder; by default sd-vae-ft-ema in imm/pretrained/, pretrained/, checkpoints/ or the cache of Hugging
     Face, as diffusers keeps it"""
@@ -56,10 +57,10 @@ class IMMFlags(SizeFlags, NetworkFlags):
         """A RequestError if the name of the file says that `temb_type` must be another."""
         from imm.model import ASSUMED
 
-        used, said = model.network.temb_type, model.told_time_embedding
-        if self.temb_type is not None and said not in (None, self.temb_type):
-            warn(f"--temb_type {self.temb_type}: {path} says {said}; the flag wins")
-        elif self.temb_type is None and said is None:
+        used, stored = model.network.temb_type, model.stored_temb_type
+        if self.temb_type is not None and stored not in (None, self.temb_type):
+            warn(f"--temb_type {self.temb_type}: {path} says {stored}; the flag wins")
+        elif self.temb_type is None and stored is None:
             warn(
                 f"{path}: a bare state dict, taken as ts_a2 (--temb_type {ASSUMED['temb_type']}); "
                 "weights made from s_a1 need --temb_type identity"
@@ -87,6 +88,8 @@ class IMMFlags(SizeFlags, NetworkFlags):
 class IMMImageFlags(IMMFlags, NumberedImages):
     """Sampler."""
 
+    network_pkl: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--model_ckpt"])] = field()
+    """the network: published .pkl or .pth, or safetensors by neon"""
     usual_count: ClassVar[int | None] = EVALUATED
 
     preset: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -146,20 +149,14 @@ class IMMImageFlags(IMMFlags, NumberedImages):
 
     def _stepped(self, default: IMMSettings) -> IMMSettings:
         """`default` with the steps that the flags ask for."""
-        try:
-            if self.mid_nt is not None:
-                if self.discretization is not None:
-                    raise ValueError("--mid_nt and --discretization both say where steps end; leave one of them out")
-                steps = len(self.mid_nt) + 1 if self.num_steps is None else self.num_steps
-                return replace(default, num_steps=steps, mid_nt=self.mid_nt, restart=self.restart)
-            if self.discretization is None and self.num_steps in (None, default.num_steps):
-                return replace(default, restart=self.restart)
-            return replace(
-                default,
-                num_steps=default.num_steps if self.num_steps is None else self.num_steps,
-                mid_nt=(),
-                discretization=self.discretization or default.discretization,
-                restart=self.restart,
-            )
-        except ValueError as error:
-            raise RequestError(f"{error}; see --help") from error
+        if self.mid_nt is not None and self.discretization is not None:
+            raise RequestError("--mid_nt and --discretization both say where steps end; leave one of them out")
+        chosen: dict[str, Any] = {"restart": self.restart}
+        if self.mid_nt is not None:
+            chosen |= {"mid_nt": self.mid_nt, "num_steps": len(self.mid_nt) + 1}
+        elif self.discretization is not None or self.num_steps not in (None, default.num_steps):
+            chosen |= {"mid_nt": (), "discretization": self.discretization or default.discretization}
+        if self.num_steps is not None:
+            chosen["num_steps"] = self.num_steps
+        with values_refused():
+            return replace(default, **chosen)

@@ -13,7 +13,8 @@ from imm.loss import IMMLoss
 from imm.precond import IMMPrecond
 from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
-from imm.sampler import IMMSettings, generate
+from imm.sampler import generate
+from imm.settings import IMMSettings
 from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augment_dim, augmentation_for
@@ -26,8 +27,6 @@ from neon.sampling import one_hot
 
 ASSUMED = {"temb_type": "stride"}
 """of a network whose checkpoint does not tell it: that of ts_a2, from which Neon's published network was made"""
-
-
 HALF = {"bf16": "bf16", "fp16": "fp16"}
 """the precisions that a network enters autocast for, by the names that it knows them by"""
 AUGMENTATION = 0.12
@@ -66,7 +65,7 @@ class IMM(GenerativeModel):
         were trained. `loss`: keywords in place of those of the loss.
         """
         super().__init__()
-        self.told_time_embedding: str | None = config["network"].get("temb_type")
+        self.stored_temb_type: str | None = config["network"].get("temb_type")
         """the `temb_type` of the checkpoint; None: it does not tell it"""
         if temb_type is not None:
             config = {**config, "network": {**config["network"], "temb_type": temb_type}}
@@ -113,7 +112,7 @@ class IMM(GenerativeModel):
 
     def use_autoencoder(self, path: Path) -> None:
         """Load the autoencoder of which `path` holds the weights, frozen, onto the network's device."""
-        self.set_codec(load_codec(path.parent, self._device), path)
+        self.set_codec(load_codec(path.parent, self._network_device), path)
 
     def set_codec(self, codec: Codec, source: str | os.PathLike[str] | None = None) -> None:
         """Use `codec`, frozen; `source` is named in errors."""
@@ -141,7 +140,7 @@ class IMM(GenerativeModel):
         images = generate(
             self.network,
             noise.normal(*shape) * self.network.sigma_data,
-            one_hot(labels, self.num_classes, self._device),
+            one_hot(labels, self.num_classes, self._network_device),
             settings,
             draw_noise=lambda: noise.normal(*shape),
         )
@@ -168,14 +167,10 @@ class IMM(GenerativeModel):
             examples = IMAGENET.latents(examples, draw)
         elif self.augment is not None:
             examples, augment_labels = self.augment(examples, noise)
-        classes = one_hot(labels, self.num_classes, self._device)
+        classes = one_hot(labels, self.num_classes, self._network_device)
         return self.loss(self.network, examples, classes, noise, augment_labels)
 
     def _codec(self) -> Codec:
         if self.codec is None:
             raise RequestError("a network of latents needs its autoencoder; name it with --vae_path")
         return self.codec
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device

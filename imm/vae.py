@@ -19,7 +19,7 @@ from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import load_weights
 from neon.nn.autoencoder import as_bytes
-from neon.runtime.published_files import usual_file
+from neon.runtime.published_files import usual_file, usual_places
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
@@ -110,9 +110,9 @@ def vae_folder(path: str | os.PathLike[str] | None) -> Path:
         RequestError: it is in none of those places, or `path` is no folder with a config.
     """
     if path is None:
-        folders = ("imm/pretrained", "pretrained", "checkpoints")
-        fetch = f"hf download {REPOSITORY} --local-dir {folders[0]}/{FOLDER}"
-        path = usual_file(FOLDER, folders, "the autoencoder", fetch, "--vae_path", cached=_cached_folder())
+        *folders, _ = (file.parent for file in usual_places(CONFIG_FILE))
+        fetch = f"hf download {REPOSITORY} --local-dir {folders[0]}"
+        path = usual_file(FOLDER, "the autoencoder", fetch, "--vae_path", [*folders, _cached_folder()])
     if not (Path(path) / CONFIG_FILE).is_file():
         found = "a folder without it" if Path(path).is_dir() else "a file" if Path(path).exists() else "nothing"
         raise RequestError(

@@ -43,7 +43,12 @@ def one_line(text: object) -> str:
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for its run: it is the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)

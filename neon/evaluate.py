@@ -5,11 +5,13 @@ moments, the scores and every decision taken on them are the same to the last bi
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,17 +19,19 @@ from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import ImageDataset, TrainingImages
-from neon.errors import DegenerateError, RequestError
+from neon.errors import DegenerateError
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
 from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
 INCEPTION_SCORE_SPLITS = 10
+_BEGINS_ANEW = "delete it, and the evaluation that it is of begins anew"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,26 +129,55 @@ class Tally:
             self._kept = [self.features]
             state["features"] = self._kept[0]
         cpu = {name: value.cpu() for name, value in state.items()}
-        save_safetensors(path, cpu, {"identity": identity, "seconds": repr(self.seconds)})
+        facts = {"identity": identity, "seconds": repr(self.seconds), VERSION_KEY: str(STATE_VERSION)}
+        save_safetensors(path, cpu, facts)
 
     def resume(self, path: Path, identity: str) -> None:
-        """Go on from the file `path` if there is one, to the same bits as never having stopped.
+        """Go on from the file `path`, if there is one of these images, to the same bits as never having stopped.
 
         Raises:
-            RequestError: the file belongs to other images.
+            RequestError: the file is damaged, or of a later version of neon.
         """
-        if not path.exists():
+        if unfinished(path) != identity:
             return
-        with open_checkpoint(path) as saved:
-            if saved.metadata.get("identity") != identity:
-                raise RequestError(f"{path}: a half-finished evaluation of other images; remove it or pass --fresh")
-            state = {name: saved.tensor(name) for name in saved.names()}
-            self.seconds = float(saved.metadata["seconds"])
-        self.moments = Moments.from_state(_below("moments", state), self._device)
+        with reading_state(path, _BEGINS_ANEW):
+            with open_checkpoint(path) as saved:
+                state = {name: saved.tensor(name) for name in saved.names()}
+                seconds = float(saved.metadata["seconds"])
+            self._take_up(state)
+        self.seconds = seconds
+
+    def _take_up(self, state: dict[str, Tensor]) -> None:
+        """Become the tally that was saved as `state`; an exception of any kind if it is not of one like this."""
+        moments = Moments.from_state(_below("moments", state), self._device)
+        if len(moments.mean) != self._extractor.dim or not 0 < moments.count <= self._num_images:
+            raise ValueError(f"{moments.count} images of {len(moments.mean)} features")
         if self.inception_score is not None:
-            self.inception_score = InceptionScore.from_state(_below("inception_score", state), self._device)
+            sums = _below("inception_score", state)
+            if (int(sums["num_images"]), int(sums["seen"])) != (self._num_images, moments.count):
+                raise ValueError(f"an Inception Score that has not seen {moments.count} images of {self._num_images}")
+            self.inception_score = InceptionScore.from_state(sums, self._device)
         if self._kept is not None:
-            self._kept = [state["features"].to(self._device)]
+            kept = state["features"].to(self._device)
+            if kept.shape != (moments.count, self._extractor.dim):
+                raise ValueError(f"features of shape {list(kept.shape)} of {moments.count} images")
+            self._kept = [kept]
+        self.moments = moments
+
+
+def unfinished(path: Path) -> str | None:
+    """The identity of the images whose evaluation was killed and left the file `path`; None: there is none.
+
+    Raises:
+        RequestError: the file is damaged, or of a later version of neon.
+    """
+    if not path.exists():
+        return None
+    with reading_state(path, _BEGINS_ANEW), open_checkpoint(path) as saved:
+        identity, version = saved.metadata["identity"], saved.metadata.get(VERSION_KEY)
+        number = None if version is None else int(version)
+    check_version(path, number)
+    return identity
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -235,7 +268,7 @@ def evaluate(
     Args:
         label: which classes to sample.
         state: file in which the evaluation keeps what it has, so that a killed one goes on; removed at the end.
-        identity: what the images are; a `state` of another identity is refused.
+        identity: what the images are; a `state` of other images is not gone on from.
         statistics: file in which the mean and covariance of the features are kept.
 
     Raises:
@@ -244,8 +277,8 @@ def evaluate(
     tally = Tally(extractor, len(seeds), keep_features=reference.manifold is not None, device=processes.device)
     if state is not None:
         processes.on_main(lambda: tally.resume(state, identity))
-    started = saved = time.monotonic()
-    before = tally.seconds or 0.0
+    saved = time.monotonic()
+    started = saved - (tally.seconds or 0.0)
     for features in features_in_order(
         sampled_images(model, seeds, settings, processes, label),
         len(seeds),
@@ -259,13 +292,13 @@ def evaluate(
             continue
         tally.update(features)
         now = time.monotonic()
-        tally.seconds = before + now - started
+        tally.seconds = now - started
         if state is not None and now - saved > SAVE_EVERY_SECONDS:
             tally.save(state, identity)
             saved = time.monotonic()
     if processes.is_main and processes.device.type == "cuda":  # which has not yet done all that it was asked for
         torch.cuda.synchronize(processes.device)
-        tally.seconds = before + time.monotonic() - started
+        tally.seconds = time.monotonic() - started
 
     def score() -> Scores:
         try:
@@ -280,24 +313,51 @@ def evaluate(
     return processes.on_main(score)
 
 
+def scores_from(entry: Any) -> Scores:
+    """Scores from their fields as JSON; a ValueError if they are none."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{type(entry).__name__} instead of scores")
+    known = {field.name for field in fields(Scores)}
+    bad = [
+        name
+        for name, value in entry.items()
+        if name not in known or isinstance(value, bool) or not isinstance(value, (int, float, NoneType))
+    ]
+    distance = entry.get("distance")
+    if bad or distance is None or not math.isfinite(distance) or "num_images" not in entry:
+        raise ValueError(f"{', '.join(map(str, bad or entry))}: no scores")
+    return Scores(**entry)
+
+
 class ScoreLog:
     """Every evaluation of a run, appended to a file as it finishes; a finished one is never computed again.
 
     So are those that failed for their weights or images (`DegenerateError`): they would fail again.
+
+    Raises:
+        RequestError: the file is damaged. Half a line, which a killed run leaves, is passed over: it is made again.
     """
 
     def __init__(self, path: str | os.PathLike[str], processes: Processes) -> None:
         self.path, self.processes = Path(path), processes
-        self.entries: dict[str, Scores | str] = {}
+        self.entries: dict[str, Scores | str] = processes.on_main(self._read)
         """scores, or why there are none, by the name of the evaluation"""
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
+
+    def _read(self) -> dict[str, Scores | str]:
+        entries: dict[str, Scores | str] = {}
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        for number, line in enumerate(lines, 1):
+            with reading_state(self.path, f"delete line {number}, whose evaluation is then made again"):
                 try:
-                    entry = json.loads(line)
-                except ValueError:  # half a line, left by a killed run: that evaluation is made again
+                    entry = json.loads(line.decode("ascii"))
+                except json.JSONDecodeError:
                     continue
-                name = entry.pop("name")
-                self.entries[name] = entry["failure"] if "failure" in entry else Scores(**entry)
+                if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                    raise ValueError(f"line {number} is not of an evaluation")
+                failure = entry.get("failure")
+                rest = {key: value for key, value in entry.items() if key != "name"}
+                entries[entry["name"]] = failure if isinstance(failure, str) else scores_from(rest)
+        return entries
 
     def get_or(self, name: str, compute: Callable[[], Scores]) -> Scores:
         """The recorded scores called `name`; if there are none, computed and recorded.
@@ -321,9 +381,14 @@ class ScoreLog:
 
 
 def load_manifold(
-    path: Path, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
+    path: Path | None, extractor: FeatureExtractor, *, nearest_k: int, batch_size: int, processes: Processes
 ) -> Manifold | None:
-    """The manifold of the real images in `path`; None in processes other than the main one, which compares features."""
+    """The manifold of the real images in `path`, in the main process, which compares features.
+
+    None in the others, and where there are no real images to compare with.
+    """
+    if path is None:
+        return None
     real = tally_images(
         ImageDataset(path), extractor, batch_size=batch_size, processes=processes, keep_features=True
     )  # fmt: skip

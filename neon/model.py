@@ -17,13 +17,14 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
-from neon.errors import RequestError
+from neon.checkpoint.naming import fitted, names_differ, unwrapped
+from neon.errors import RequestError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
@@ -31,6 +32,8 @@ from neon.recipe import Recipe
 GROUP = "neon.architectures"
 ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
 """what `__init__` of a GenerativeModel sets"""
+BUFFERS = "buffers"
+"""in a file's metadata, the names of the network's float buffers as a JSON list"""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -111,6 +114,11 @@ class GenerativeModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{self.architecture} works on pixels")
 
+    @property
+    def _network_device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         self.network.compile()
@@ -171,7 +179,7 @@ def _loaded(entry: EntryPoint) -> type[GenerativeModel]:
         if package not in sys.modules or (error.name or "").partition(".")[0] != package:
             raise  # not installed, or lacks a package of somebody else's
         found, problem = None, str(error)
-    if inspect.isclass(found) and issubclass(found, GenerativeModel):
+    if _is_model(found):
         return found
     module = sys.modules.get(entry.module, sys.modules[package])
     place = module.__file__ or next(iter(module.__path__))  # a folder without __init__.py has no file
@@ -196,8 +204,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     except Exception as error:  # whatever the file does wrong
         raise RequestError(f"architecture {name!r}: {path} does not run ({type(error).__name__}: {error})") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, GenerativeModel)):
-        own = [key for key, value in vars(module).items() if _is_defined_in(module.__name__, value)]
+    if not _is_model(found):
+        own = [key for key, value in vars(module).items() if _is_model(value) and value.__module__ == spec.name]
         raise RequestError(
             f"architecture {name!r}: {path} holds no subclass of GenerativeModel called {class_name}"
             + (f"; it holds {', '.join(own)}" if own else "")
@@ -208,8 +216,8 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     return found
 
 
-def _is_defined_in(module: str, value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, GenerativeModel) and value.__module__ == module
+def _is_model(value: object) -> TypeGuard[type[GenerativeModel]]:
+    return inspect.isclass(value) and issubclass(value, GenerativeModel)
 
 
 def described(checkpoint: Checkpoint) -> dict[str, str]:
@@ -221,11 +229,21 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
+    checkpoint = unwrapped(checkpoint)
     for entry in entry_points(group=GROUP):
         config = _loaded(entry).config_of(checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
+
+
+def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
+    """The tensors of a checkpoint that are buffers of its network, not weights; None: the file does not say."""
+    try:
+        names = json.loads(checkpoint.metadata[BUFFERS])
+        return frozenset(names) if all(name in checkpoint.specs for name in names) else None
+    except (KeyError, ValueError, TypeError, RecursionError):  # no such entry, or not ours
+        return None
 
 
 def load_model(
@@ -258,7 +276,8 @@ def load_model(
     """
     if isinstance(kind, str):
         kind = architecture(kind)
-    with open_checkpoint(path, key) as checkpoint:
+    with open_checkpoint(path, key) as file:
+        checkpoint = unwrapped(file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -270,7 +289,10 @@ def load_model(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
         model = _built(path, kind, config, arguments)
-        load_weights(model.network, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
+        names = fitted(model.network.state_dict(), file.specs) or {name: name for name in file.names()}
+        if any(name != held for name, held in names.items()):
+            warn(f"{path}: {names_differ(names)}")
+        load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -387,8 +409,14 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
 
 
 def model_metadata(model: GenerativeModel) -> dict[str, str]:
-    """The metadata from which `load_model` rebuilds the model."""
-    return {"architecture": model.architecture, "config": json.dumps(model.config)}
+    """The metadata from which `load_model` rebuilds the model, and merges tell its weights from its buffers."""
+    state, buffers = model.network.state_dict(), model.network.named_buffers(remove_duplicate=False)
+    floats = [name for name, buffer in buffers if name in state and buffer.is_floating_point()]
+    return {
+        "architecture": model.architecture,
+        "config": json.dumps(model.config),
+        BUFFERS: json.dumps(floats),
+    }
 
 
 def save_model(

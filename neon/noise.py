@@ -15,6 +15,7 @@ from neon.errors import RequestError
 
 SEEDS_PER_PURPOSE = 2**30
 SEEDS_PER_RUN = 2**20
+RUNS = SEEDS_PER_PURPOSE // SEEDS_PER_RUN
 
 
 class Purpose(IntEnum):
@@ -37,10 +38,10 @@ def image_seeds(purpose: Purpose, run_seed: int, num_images: int, start: int = 0
     runs walk on into the seeds of the next run.
 
     Raises:
-        RequestError: `run_seed` is negative.
+        RequestError: there is no such run: `run_seed` is negative, or the images would be those of another run.
     """
-    if run_seed < 0:
-        raise RequestError(f"--seed is {run_seed}; expected 0 or more")
+    if not 0 <= run_seed < RUNS:
+        raise RequestError(f"--seed is {run_seed}; expected 0 to {RUNS - 1}, the runs whose images all differ")
     first = run_seed * SEEDS_PER_RUN + start
     return [purpose * SEEDS_PER_PURPOSE + (first + i) % SEEDS_PER_PURPOSE for i in range(num_images)]
 

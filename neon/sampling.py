@@ -28,18 +28,6 @@ Label = int | Tensor | None
 """which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""
 
 
-def published_batches(num_seeds: int, max_batch: int, world_size: int, rank: int) -> list[range]:
-    """Positions in the seed list of each batch that EDM's published sampling script gives process `rank`.
-
-    As many parts as every process needs rounds, of near-equal size and possibly empty, dealt out in turn.
-    Only for reproducing published images whose rounding depends on their batch.
-    """
-    parts = -(-num_seeds // (max_batch * world_size)) * world_size
-    size, longer = divmod(num_seeds, parts)
-    starts = [part * size + min(part, longer) for part in range(parts + 1)]
-    return [range(starts[part], starts[part + 1]) for part in range(rank, parts, world_size)]
-
-
 def check_label(model: GenerativeModel, label: Label) -> None:
     """Raise a RequestError unless the model can sample images of class `label`."""
     if isinstance(label, Tensor) and model.num_classes:

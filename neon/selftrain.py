@@ -10,7 +10,9 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +31,9 @@ from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
-from neon.runtime.files import append_json, atomic_write
+from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, reading_state, run_folder
 from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"
@@ -116,12 +118,13 @@ def train(
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder = Path(folder)
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
+    image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
     snapshots = [
         Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
     ]
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
     facts |= identity or {}
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, json.dumps(facts, sort_keys=True))
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts)
     run.ordered = processes.device.type == "cpu" if ordered is None else ordered
 
     def tell(reached: int) -> None:
@@ -270,10 +273,10 @@ class TrainingRun:
         seed: int,
         processes: Processes,
         micro_batch: int,
-        identity: str = "",
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
-        self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity
+        self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
         self.ordered = True
         self.start: list[Tensor] = []
         """the weights before training, in the main process"""
@@ -395,11 +398,16 @@ class TrainingRun:
             self._check_identity(path, snapshot.metadata.get("training", "unknown"))
         return True
 
-    def _check_identity(self, path: Path, found: str) -> None:
-        if found != self.identity:
+    def _check_identity(self, path: Path, text: str) -> None:
+        with reading_state(path, "start in another folder"):
+            found = as_json(json.loads(text))
+            if not isinstance(found, dict):
+                raise ValueError("it does not say of which training it is")
+        other = difference(found, self.identity)
+        if other is not None:
             raise RequestError(
-                f"{path}: a run with other settings lies here ({found} instead of {self.identity}); "
-                "continue with those, or start in another folder"
+                f"{path}: a run with other settings lies here ({other}); continue with those, or start in another "
+                "folder"
             )
 
     def resume(self) -> None:
@@ -407,17 +415,29 @@ class TrainingRun:
         path = self.folder / STATE_FILE
         if not self.processes.from_main(path.exists()):
             return
-        # To the CPU, where the optimiser keeps its counts of steps: it would read them from a GPU in every step.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self._check_identity(path, state["identity"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.average = [tensor.to(self.processes.device) for tensor in state["average"]]
-        self.step = state["step"]
+        advice = "delete it, and training begins anew"
+        with reading_state(path, advice):
+            state = _read_state(path)
+            version, identity = state.get(VERSION_KEY), str(state["identity"])
+        check_version(path, version)
+        self._check_identity(path, identity)
+        with reading_state(path, advice):
+            self._take_up(state)
         if self.processes.is_main:
             self._forget_later_steps()
         next(islice(self.visits, self.step * self.recipe.batch_size, self.step * self.recipe.batch_size), None)
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        """Become the run that `save_state` saved; an exception of any kind if `state` is not of one like this."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        average = [tensor.to(self.processes.device) for tensor in state["average"]]
+        if [one.shape for one in average] != [one.shape for one in self.average]:
+            raise ValueError("averages of other shapes than the network's")
+        self.average, self.step = average, int(state["step"])
+        if self.step < 1:
+            raise ValueError(f"step {self.step}")
 
     def save_state(self) -> None:
         """Write what `resume` needs, atomically."""
@@ -427,7 +447,8 @@ class TrainingRun:
             "average": self.average,
             "scaler": self.scaler.state_dict(),
             "step": self.step,
-            "identity": self.identity,
+            "identity": json.dumps(self.identity, sort_keys=True),
+            VERSION_KEY: STATE_VERSION,
         }
         save_torch(self.folder / STATE_FILE, state)
 
@@ -457,7 +478,7 @@ class TrainingRun:
         images_seen = self.step * self.recipe.batch_size
         metadata = {
             "images_seen": str(images_seen),
-            "training": self.identity,
+            "training": json.dumps(self.identity, sort_keys=True),
             "weights": "averaged" if self.average else "raw",
             "moved": f"{moved:.6e}",
         }
@@ -465,12 +486,26 @@ class TrainingRun:
 
     def _forget_later_steps(self) -> None:
         """Take steps out of the log that were lost with a killed run and will be taken again."""
-        lines = (self.folder / LOG_FILE).read_text().splitlines(keepends=True)
-        with atomic_write(self.folder / LOG_FILE) as file:
-            file.write("".join(lines[: self.step]).encode())
+        path = self.folder / LOG_FILE
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        with atomic_write(path) as file:
+            file.write(b"".join(lines[: self.step]))
 
     def log(self, loss: float, lr: float, moved: float | None = None) -> None:
         """Tell of the last step, and at a snapshot how far the weights have `moved`."""
         if self.processes.is_main:
             entry = {"step": self.step, "loss": loss, "lr": lr, "seconds": round(time.monotonic() - self.started, 3)}
             append_json(self.folder / LOG_FILE, entry if moved is None else {**entry, "moved": moved})
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote; an exception of any kind if the file is damaged."""
+    with zipfile.ZipFile(path) as archive:
+        torn = archive.testzip()  # torch does not look at checksums
+    if torn is not None:
+        raise ValueError(f"{torn} is not as it was written")
+    try:
+        # To the CPU, where the optimiser keeps its counts of steps: it would read them from a GPU in every step.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its text advises to load unsafely
+        raise ValueError("it holds what no training leaves") from None

@@ -167,6 +167,12 @@ def test_a_mistyped_command_suggests_the_nearest(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["stats images out.npz", "fid a.npz b.npz"])
+def test_no_images_per_pass_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--batch_size", "0"]) == 2
+    expect_one_line(capsys, command.split()[0], "--batch_size 0: expected at least 1")
+
+
 LIMITED = """
 import resource, sys
 from neon.cli.app import main

@@ -136,14 +136,10 @@ def test_another_plan_in_the_same_folder_is_refused_and_changes_nothing(finished
     assert (finished / "scores.json").read_bytes() == before
 
 
-def test_a_run_of_another_version_is_refused_until_fresh(finished: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_be_told_is_refused_until_fresh(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    record = tmp_path / "run" / "run.json"
-    record.write_text(json.dumps({**json.loads(record.read_text()), "neon": "0.0.9"}))
-    with pytest.raises(RequestError, match=r"neon is '0.0.9', now .*--fresh"):
-        run_demo(SMALL, tmp_path / "run", Processes())
-    record.write_text("half a rec")
-    with pytest.raises(RequestError, match=r"not readable as the record of a run.*--fresh"):
+    (tmp_path / "run" / "run.json").write_text("half a rec")
+    with pytest.raises(RequestError, match=r"run.json: damaged .*--fresh"):
         run_demo(SMALL, tmp_path / "run", Processes())
     with run_folder(tmp_path / "run", SMALL.identity(), fresh=True) as folder:
         assert [file.name for file in folder.iterdir() if file.name != ".lock"] == ["run.json"]
@@ -203,7 +199,7 @@ def test_two_processes_do_not_work_on_one_run(finished: Path) -> None:
     ("arguments", "message"),
     [
         (["--base", "nothing.safetensors"], "nothing.safetensors: no such file"),
-        (["--seed", "-1"], "--seed is -1; expected 0 or more"),
+        (["--seed", "-1"], "--seed is -1; expected 0 to 1023"),
         (["--processes", "0"], "--processes 0: expected at least 1"),
         (["--out", "file"], "file: a file, but a run needs a folder"),
     ],

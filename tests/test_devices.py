@@ -24,8 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._pytree import tree_leaves
 
 from edm.model import EDM
-from edm.sampler import EDMSettings
-from edm.settings import AblationSettings
+from edm.settings import AblationSettings, EDMSettings
 from imm.model import IMM
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from edm.networks import SongUNet
-from edm.sampler import EDMSettings, integrate
+from edm.sampler import integrate
+from edm.settings import EDMSettings
 from neon.errors import RequestError
 from neon.nn.unet import GroupNorm
 from neon.noise import ImageNoise

@@ -14,8 +14,8 @@ from torch import Tensor
 from edm.loss import EDMLoss, VELoss, VPLoss
 from edm.model import EDM
 from edm.precond import PRECONDS, Precond
-from edm.sampler import EDMSettings, SamplerSettings, guided, integrate, noise_levels
-from edm.settings import AblationSettings
+from edm.sampler import guided, integrate, noise_levels
+from edm.settings import AblationSettings, EDMSettings, SamplerSettings
 from neon import selftrain
 from neon.data.augment import AugmentPipe
 from neon.data.images import ArrayDataset, subset_indices, to_uint8, visit_order
@@ -24,7 +24,6 @@ from neon.metrics import FrechetReference, Manifold, Moments, Statistics
 from neon.nn.unet import Conv2d, UNetBlock
 from neon.noise import ImageNoise
 from neon.recipe import Recipe
-from neon.sampling import published_batches
 from tests.golden.recipe import fill_module
 from tests.goldens import (
     DEVICE,
@@ -192,6 +191,17 @@ def training_order(golden: Golden) -> None:
     for name, order in golden.arrays.items():
         n, rank, world, seed = map(int, re.findall(r"\d+", name))
         assert list(islice(visit_order(n, seed), rank, world * len(order), world)) == order.tolist()
+
+
+def published_batches(num_seeds: int, max_batch: int, world_size: int, rank: int) -> list[range]:
+    """Positions in the seed list of each batch that EDM's published sampling script gives process `rank`.
+
+    As many parts as every process needs rounds, of near-equal size and possibly empty, dealt out in turn.
+    """
+    parts = -(-num_seeds // (max_batch * world_size)) * world_size
+    size, longer = divmod(num_seeds, parts)
+    starts = [part * size + min(part, longer) for part in range(parts + 1)]
+    return [range(starts[part], starts[part + 1]) for part in range(rank, parts, world_size)]
 
 
 def seed_batches(golden: Golden) -> None:

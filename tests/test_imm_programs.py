@@ -167,6 +167,9 @@ def test_snapshots_of_another_time_embedding_open_with_it(here: Path, capsys: py
         snapshots = list(Path(f"of-{base}").glob("*snapshot*"))
         assert [load_model(snapshot).network.temb_type for snapshot in snapshots] == ["identity"] * 2, "one is the raw"
     assert "base.pkl: flags changed the network" in capsys.readouterr().err
+    [snapshot] = Path("of-base.pth").glob("snapshot*")
+    merge_files("base.pth", snapshot, [1.0], "neon.safetensors")
+    assert load_model("neon.safetensors").network.temb_type == "identity", "a bare base does not say it"
 
 
 def published_zip(path: Path, moments: torch.Tensor, labels: list[int] | None) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from neon.errors import RequestError, WorkError
 from neon.merge import LiveMerge, MergeWarning, merge_state, merge_tensor
+from neon.merge.entries import buffers_by_name
 from tests.tiny import pair, toy_state
 
 INF = float("inf")
@@ -179,6 +180,7 @@ def test_a_long_list_of_differences_is_a_few_names_and_a_count() -> None:
         merge_state(base, {"layer.0": torch.zeros(1)}, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 def test_an_update_lost_in_rounding_is_reported_with_figures(dtype: torch.dtype) -> None:
     base = {"x": torch.linspace(1.0, 2.0, 1000).to(dtype)}
@@ -187,6 +189,7 @@ def test_an_update_lost_in_rounding_is_reported_with_figures(dtype: torch.dtype)
         merge_state(base, self_trained, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 def test_a_float32_update_below_resolution_is_reported() -> None:
     base = {"x": torch.linspace(1.0, 2.0, 1000)}
     self_trained = {"x": base["x"].double() * (1 + 1e-9)}
@@ -201,6 +204,7 @@ def test_an_update_that_survives_rounding_raises_no_warning() -> None:
         merge_state(toy_state(dtype=torch.bfloat16), toy_state(1.0), 1.5)
 
 
+@pytest.mark.filterwarnings("ignore:base and self-trained differ in dtype", "ignore:the self-trained weights lie")
 def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> None:
     base = torch.ones(1000, 1024)
     self_trained = base.clone()
@@ -212,9 +216,143 @@ def test_the_survival_figures_of_large_tensors_are_estimated_from_a_sample() -> 
 
 
 def test_equal_weights_raise_a_warning() -> None:
+    odd = torch.tensor([float("nan"), 1.0, -INF])
+    with pytest.warns(MergeWarning, match="nothing to extrapolate"):
+        merge_state({"x": odd}, {"x": odd.clone()}, 1.5)
     with pytest.warns(MergeWarning, match="nothing to extrapolate"):
         merged = merge_state(toy_state(), toy_state(), 1.5)
     assert torch.equal(merged["net.weight"], toy_state()["net.weight"])
+
+
+def test_weights_of_two_dtypes_whose_difference_is_mostly_rounding_raise_a_warning() -> None:
+    base, self_trained = pair(torch.float32, (1000,), step=1e-4)
+    with pytest.warns(MergeWarning, match=r"differ in dtype, and rounding to the smaller one is \d+\.\d% of"):
+        merge_state({"x": base}, {"x": self_trained.bfloat16()}, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_state({"x": base}, {"x": self_trained.double()}, 1.0)
+
+
+# --- which entries are weights
+
+
+@pytest.mark.parametrize(
+    ("names", "buffers"),
+    [
+        (
+            "bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked",
+            "running_mean running_var num_batc",
+        ),
+        ("c.weight_orig c.weight_u c.weight_v", "c.weight_u c.weight_v"),
+        ("c.weight_g c.weight_v", ""),
+        ("c.weight_g c.weight_v c.bias_u", ""),
+        ("c.parametrizations.weight.original c.parametrizations.weight.0._u c.parametrizations.weight.0._v", "_u _v"),
+        ("c.parametrizations.weight.original0 c.parametrizations.weight.original1", ""),
+        ("c.weight_orig c.weight_mask", "c.weight_mask"),
+        ("c.weight c.u0 c.sv0", "c.u0 c.sv0"),
+        ("gru.u0 gru.w0", ""),
+        ("decay num_updates betas.weight", "decay num_updates"),
+        ("att.decay", ""),
+        ("alphas_cumprod betas", "alphas_cumprod betas"),
+        ("mixture.betas mixture.sigmas", ""),
+        ("vq.embed vq.embed_avg vq.cluster_size", "vq.embed vq.embed_avg vq.cluster_size"),
+        ("embed", ""),
+        ("rope.inv_freq", "rope.inv_freq"),
+    ],
+)
+def test_buffers_are_told_from_parameters_by_their_names_and_neighbours(names: str, buffers: str) -> None:
+    found = buffers_by_name(names.split())
+    assert found == {name for name in names.split() if any(part in name for part in buffers.split())}
+
+
+@pytest.mark.parametrize("w", [-1, 1.5])
+def test_buffers_of_a_state_dict_are_copied_from_the_base(w: float) -> None:
+    base = {
+        "bn.weight": torch.ones(3),
+        "bn.running_var": torch.full((3,), 0.1),
+        "bn.num_batches_tracked": torch.ones(3),
+    }
+    merged = merge_state(base, {name: 3 * tensor for name, tensor in base.items()}, w)
+    assert torch.equal(merged["bn.weight"], torch.ones(3) * (1 - 2 * w))
+    assert all(torch.equal(merged[name], base[name]) for name in ("bn.running_var", "bn.num_batches_tracked"))
+
+
+def codes(dtype: torch.dtype = torch.uint8, step: int = 0, size: tuple[int, ...] = (6,)) -> torch.Tensor:
+    return (torch.arange(torch.Size(size).numel()).view(size) + step).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        pytest.param({"fc.weight": codes(), "fc.weight.absmax": torch.ones(2)}, "fc.weight", id="bitsandbytes-4"),
+        pytest.param({"fc.weight": codes(), "fc.weight.absmax": torch.ones(2)}, "fc.weight.absmax", id="their-scales"),
+        pytest.param({"fc.weight": codes(), "fc.weight.quant_map": torch.ones(2)}, "fc.weight.quant_map", id="table"),
+        pytest.param({"fc.weight": codes(torch.int8), "fc.SCB": torch.ones(2)}, "fc.SCB", id="bitsandbytes-8"),
+        pytest.param({"fc.qweight": codes(torch.int32), "fc.scales": torch.ones(2).half()}, "fc.scales", id="gptq"),
+        pytest.param({"fc.qweight": codes(torch.int32), "fc.qzeros": codes(torch.int32)}, "fc.qzeros", id="gptq-zeros"),
+        pytest.param({"fc.g_idx": codes(torch.int64), "n": torch.ones(2)}, "fc.g_idx", id="order"),
+        pytest.param({"w": codes(torch.float8_e4m3fn), "fc.weight": codes(torch.float8_e4m3fn),
+                      "fc.weight_scale": torch.tensor(2.0)}, "fc.weight_scale", id="float8"),
+    ],
+)  # fmt: skip
+def test_quantised_weights_that_differ_are_refused(base: dict[str, torch.Tensor], change: str) -> None:
+    self_trained = {**base, change: base[change] + 1}
+    with pytest.raises(RequestError, match=rf"quantised weights: .*{change} .*dequantise both"):
+        merge_state(base, self_trained, 1.0)
+    network = torch.nn.Module()
+    for name, tensor in base.items():  # as GPTQ has them: buffers, scales too
+        network.register_buffer(name.replace(".", "_"), tensor)
+    with pytest.raises(RequestError, match="quantised weights"):
+        LiveMerge(network, *({name.replace(".", "_"): t for name, t in s.items()} for s in (base, self_trained)))
+
+
+def test_quantised_weights_that_are_the_same_in_both_are_copied() -> None:
+    base = {"fc.weight": codes(), "fc.weight.absmax": torch.ones(2), "norm.weight": torch.ones(2)}
+    merged = merge_state(base, {**base, "norm.weight": torch.zeros(2)}, 1.0)
+    assert torch.equal(merged["fc.weight"], base["fc.weight"]) and merged["norm.weight"].tolist() == [2.0, 2.0]
+
+
+def test_scales_that_belong_to_no_codes_are_weights() -> None:
+    base = {
+        "attn.logit_scale": torch.ones(1),
+        "attn.relative_position_index": codes(torch.int64),
+        "scale": torch.ones(1),
+    }
+    trained = {**base, "attn.logit_scale": torch.zeros(1), "scale": torch.zeros(1)}
+    assert merge_state(base, trained, 1.0)["attn.logit_scale"] == 2
+
+
+@pytest.mark.parametrize("name", ["step", "bn.num_batches_tracked", "vq.code_usage", "lr_scheduler.last_epoch"])
+def test_counters_may_differ(name: str) -> None:
+    base = {"x": torch.ones(2), name: torch.tensor([5, 6])}
+    merged = merge_state(base, {"x": torch.zeros(2), name: torch.tensor([7, 9])}, 1.0)
+    assert merged[name].tolist() == [5, 6]
+
+
+def test_masks_that_differ_are_copied_and_said() -> None:
+    base, self_trained = torch.tensor([True, False]), torch.tensor([True, True])
+    with pytest.warns(MergeWarning, match="copied from the base though base and self-trained differ in them: mask"):
+        merged = merge_state({"x": torch.ones(1), "mask": base}, {"x": torch.zeros(1), "mask": self_trained}, 1.0)
+    assert torch.equal(merged["mask"], base)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.int64, torch.float16), (torch.float16, torch.int64), (torch.int32, torch.int64)]
+)
+def test_positions_that_are_floats_in_one_of_both_are_copied(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    base, self_trained = (torch.arange(3000).to(dtype) for dtype in dtypes)
+    merged = merge_state({"x": torch.ones(1), "ids": base}, {"x": torch.zeros(1), "ids": self_trained}, 1.0)
+    assert merged["ids"].dtype == dtypes[0] and torch.equal(merged["ids"], base)
+    with pytest.raises(RequestError, match=r"ids \(torch\.\w+ and torch\.\w+\)"):
+        merge_state({"ids": base}, {"ids": self_trained + 1}, 1.0)
+
+
+def test_scales_of_a_dtype_without_a_merge_are_copied_where_they_are_equal() -> None:
+    scales = torch.ones(2).to(torch.float8_e8m0fnu)
+    base, trained = {"x": torch.ones(1), "s": scales}, {"x": torch.zeros(1), "s": scales.clone()}
+    assert merge_state(base, trained, 1.0)["s"].dtype == scales.dtype
+    with pytest.raises(RequestError, match="s: cannot extrapolate"):
+        merge_state(base, {**trained, "s": torch.full((2,), 2.0).to(torch.float8_e8m0fnu)}, 1.0)
 
 
 # --- live networks

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from edm.loss import EDMLoss, VELoss, VPLoss, loss_of
 from edm.precond import PRECONDS, EDMPrecond, Precond
-from edm.published import PUBLISHED, architecture_keywords, recognised, warn_if_unusual
-from edm.sampler import EDMSettings, integrate, solver_steps
-from edm.settings import AblationSettings
+from edm.published import ARCHITECTURES, PUBLISHED, recognised, warn_if_unusual
+from edm.sampler import integrate, solver_steps
+from edm.settings import AblationSettings, EDMSettings
 from neon.data.augment import AUGMENT_DIM, AugmentPipe, affine, edm_augment, rotation, warp
 from neon.errors import RequestError
 from neon.noise import ImageNoise
@@ -80,8 +80,8 @@ def test_sampling_a_published_network_in_another_way_warns(capsys: pytest.Captur
 
 def test_the_architectures_by_name_are_those_of_the_published_networks() -> None:
     for arch, name in (("ddpmpp", "cifar10-32x32-cond-vp"), ("ncsnpp", "cifar10-32x32-cond-ve")):
-        assert architecture_keywords(arch).items() <= PUBLISHED[f"edm-{name}"].network.items()
-    assert architecture_keywords("adm").items() <= PUBLISHED["edm-imagenet-64x64-cond-adm"].network.items()
+        assert ARCHITECTURES[arch].items() <= PUBLISHED[f"edm-{name}"].network.items()
+    assert ARCHITECTURES["adm"].items() <= PUBLISHED["edm-imagenet-64x64-cond-adm"].network.items()
 
 
 def network_of(precond: str) -> Precond:

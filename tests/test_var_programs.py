@@ -79,6 +79,11 @@ def run_finetune(flags: str) -> int:
     return run_program(TrainVAR, ["--vae_ckpt", "vae.pth", *flags.split()])
 
 
+def run_tokenizer(flags: str) -> int:
+    usual = "--data real --outdir out --base_channels 32 --channel_mult 1 1 --patch_nums 1 2 4"
+    return run_program(TrainTokenizer, [*usual.split(), *flags.split()])
+
+
 def scores(flags: str, name: str = "scores.json") -> dict:
     assert run_fid(f"{flags} --json {name}") == 0
     return json.loads(Path(name).read_text())
@@ -231,6 +236,8 @@ TRAIN = f"--var_ckpt base.pth --data real --outdir out {RUN}"
         (run_finetune, f"{TRAIN} --target_lr 0", "--target_lr 0.0: expected a positive number"),
         (run_finetune, f"{TRAIN} --batch_gpu 3", "micro-batches of 3"),
         (run_finetune, TRAIN.replace("--data real", "--data files"), "expected a folder or zip of images"),
+        (run_tokenizer, "--batch 0", "--batch 0: expected at least 1"),
+        (run_tokenizer, "--lr -1", "lr is -1.0; expected a positive number"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_line_and_leaves_nothing(

@@ -1,11 +1,12 @@
 """Flags that xAR's programs share, spelled as in the published ones, and the model they name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from neon.cli.command_line import values_refused
 from neon.cli.flags import FileOrURL, NetworkFlags, NumberedImages, OptionalFileOrURL, SizeFlags
 from neon.errors import RequestError, warn
 from xAR.settings import SIZES, XARSettings
@@ -22,12 +23,12 @@ NAMES = {**SIZES, "xar_small": {"width": 96, "encoder_depth": 2, "decoder_depth"
 class XARFlags(SizeFlags, NetworkFlags):
     """Transformer and autoencoder."""
 
-    model_ckpt: FileOrURL
-    """the transformer: published .pth, or safetensors by neon"""
+    model_ckpt: OptionalFileOrURL = None
+    """transformer to start from; without: random weights"""
     model: str | None = None
     """xar_base, xar_large, xar_huge or xar_small; checked against the file"""
     vae_path: OptionalFileOrURL = None
-    """by default kl16.ckpt here, in xAR/pretrained/, pretrained/ or checkpoints/"""
+    """by default kl16.ckpt in xAR/pretrained/, here, in checkpoints/ or pretrained/"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, XARModel]":
         """The checkpoint's path and its model with the autoencoder; a RequestError if flags and files disagree."""
@@ -49,13 +50,10 @@ class XARFlags(SizeFlags, NetworkFlags):
         self.check_side(path, model)
 
     def facts(self, model: Any, group: "Processes") -> dict[str, Any]:
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         vae = None if model.pixel_patch else self.autoencoder(group)
-        return {
-            "vae_sha256": None if vae is None else group.on_main(lambda: sha256_file(vae)),
-            **self.recorded_precision(model),
-        }
+        return {**group.on_main(lambda: hashes({"vae_sha256": vae})), **self.recorded_precision(model)}
 
     def autoencoder(self, group: "Processes") -> Path:
         """Where the autoencoder lies."""
@@ -69,6 +67,8 @@ class XARFlags(SizeFlags, NetworkFlags):
 class XARImageFlags(XARFlags, NumberedImages):
     """Sampler."""
 
+    model_ckpt: FileOrURL = field()
+    """the transformer: published .pth, or safetensors by neon"""
     cfg: Annotated[float | None, tyro.conf.arg(aliases=["--guidance"])] = None
     """guidance of the last cell, from 1 at the first; by default the published"""
     flow_steps: Annotated[int | None, tyro.conf.arg(aliases=["--num_steps"])] = None
@@ -81,11 +81,9 @@ class XARImageFlags(XARFlags, NumberedImages):
         guidance = default.guidance if self.cfg is None else self.cfg
         if guidance < 1:
             warn(f"--cfg {guidance:g} is below 1, where there is no guidance: the same as 1")
-        try:
+        with values_refused("--flow_steps or --cfg: "):
             return XARSettings(
                 num_steps=default.num_steps if self.flow_steps is None else self.flow_steps,
                 guidance=guidance,
                 stochastic=not self.deterministic,
             )
-        except ValueError as error:
-            raise RequestError(f"--flow_steps or --cfg: {error}; see --help") from error

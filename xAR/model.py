@@ -23,7 +23,8 @@ from neon.runtime.published_files import usual_file
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe
-from xAR.sampler import XARSettings, generate_latents
+from xAR.sampler import generate_latents
+from xAR.settings import XARSettings
 from xAR.transformer import XAR
 from xAR.vae import AutoencoderKL, center_crop
 
@@ -100,7 +101,7 @@ class XARModel(GenerativeModel):
         """Use `vae`, frozen."""
         side = 2 ** (len(vae.encoder.down) - 1) * self.network.grid
         self.image_shape = (3, side, side)
-        self.vae = vae.to(self._device).eval().requires_grad_(False)
+        self.vae = vae.to(self._network_device).eval().requires_grad_(False)
 
     def _autoencoder(self) -> AutoencoderKL:
         if self.vae is None:
@@ -161,25 +162,18 @@ class XARModel(GenerativeModel):
         with self._autocast():
             return flow_loss(self.network, latents, self._on_device(labels), noise)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def _on_device(self, labels: Tensor | None) -> Tensor:
         assert labels is not None, "xAR is class-conditional"
-        return labels.to(self._device, non_blocking=True)
+        return labels.to(self._network_device, non_blocking=True)
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast_on(self._device)
+        return self.precision.autocast_on(self._network_device)
 
 
 def vae_file(named: Path | None) -> Path:
     """Where the autoencoder lies: `named`, or its usual place; a RequestError if it is not there."""
-    if named is not None:
-        return named
-    folders = ("", "xAR/pretrained", "pretrained", "checkpoints")
     fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
-    return usual_file(VAE_FILE, folders, "the autoencoder", fetch, "--vae_path")
+    return named or usual_file(VAE_FILE, "the autoencoder", fetch, "--vae_path")
 
 
 def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:

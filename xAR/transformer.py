@@ -11,8 +11,9 @@ in float32.
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -175,19 +176,8 @@ class XAR(nn.Module):
         return cast("Iterator[CellBlock]", chain(self.encoder_blocks, self.decoder_blocks))
 
 
-def xar_base(**overrides: Any) -> XAR:
-    """The published network of 172,638,224 parameters; `overrides` are keywords of XAR."""
-    return XAR(**{**SIZES["xar_base"], **overrides})
-
-
-def xar_large(**overrides: Any) -> XAR:
-    """The published network of 608,397,968 parameters; `overrides` are keywords of XAR."""
-    return XAR(**{**SIZES["xar_large"], **overrides})
-
-
-def xar_huge(**overrides: Any) -> XAR:
-    """The published network of 1,186,024,096 parameters; `overrides` are keywords of XAR."""
-    return XAR(**{**SIZES["xar_huge"], **overrides})
+xar_base, xar_large, xar_huge = (partial(XAR, **keywords) for keywords in SIZES.values())
+"""the published networks, of 172,638,224, 608,397,968 and 1,186,024,096 parameters; they take keywords of XAR"""
 
 
 class CellBlock(nn.Module):

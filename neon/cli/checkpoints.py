@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
@@ -51,6 +51,7 @@ class Merge:
     def __call__(self) -> None:
         from tqdm import tqdm
 
+        from neon.checkpoint.common import listing
         from neon.merge import merge_files
         from neon.runtime.files import check_writable, write_json
 
@@ -76,7 +77,8 @@ class Merge:
         print(first.formula)
         print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
         print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied")
+        buffers = f" (of these {len(first.buffers)} as buffers: {listing(first.buffers, 1)})" if first.buffers else ""
+        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
         for report in reports:
             kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
             print(f"w = {report.w:<8g}  {report.output}  ({kept})")
@@ -113,7 +115,7 @@ class Inspect:
             if value is not None:
                 print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
         for name, value in metadata.items():
-            if name not in facts:
+            if name not in (*facts, "buffers"):  # as many names as a network has layers
                 print(f"{name:<13} {value}")
         print(f"tensors       {len(tensors)}")
         width = max(map(len, tensors))
@@ -121,12 +123,26 @@ class Inspect:
             print(f"  {name:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
 
     def _facts(self) -> dict[str, Any]:
-        return self._facts_of_header() or self._facts_of_checkpoint()
-
-    def _facts_of_header(self) -> dict[str, Any] | None:
-        """Those of a safetensors file that says of what architecture it is, without torch; None: another file."""
-        from neon.checkpoint.header import METADATA, dtype_name, entries_in_order, is_safetensors, read_header
         from neon.runtime.files import sha256_file
+
+        read = self._read_header() or self._read_checkpoint()
+        return {
+            "file": str(self.file),
+            "format": read.format,
+            "bytes": self.file.stat().st_size,
+            "sha256": sha256_file(self.file),
+            "architecture": read.described.get("architecture"),
+            "config": read.described.get("config"),
+            "key": read.key,
+            "candidates": list(read.candidates),
+            "parameters": sum(math.prod(t["shape"]) for t in read.tensors.values() if "float" in t["dtype"]),
+            "metadata": read.metadata,
+            "tensors": read.tensors,
+        }
+
+    def _read_header(self) -> "_Contents | None":
+        """That of a safetensors file that says of what architecture it is, without torch; None: another file."""
+        from neon.checkpoint.header import METADATA, dtype_name, entries_in_order, is_safetensors, read_header
 
         if self.key or not self.file.is_file():
             return None
@@ -144,43 +160,39 @@ class Inspect:
             name: {"shape": entry["shape"], "dtype": dtype_name(self.file, name, entry["dtype"])}
             for name, entry in entries_in_order(header)
         }
-        return {
-            "file": str(self.file),
-            "format": "safetensors",
-            "bytes": self.file.stat().st_size,
-            "sha256": sha256_file(self.file),
-            "architecture": metadata["architecture"],
-            "config": metadata.get("config"),
-            "key": "",
-            "candidates": [""],
-            "parameters": sum(math.prod(t["shape"]) for t in tensors.values() if "float" in t["dtype"]),
-            "metadata": metadata,
-            "tensors": tensors,
-        }
+        return _Contents("safetensors", "", ("",), metadata, metadata, tensors)
 
-    def _facts_of_checkpoint(self) -> dict[str, Any]:
+    def _read_checkpoint(self) -> "_Contents":
         from neon.checkpoint import open_checkpoint
         from neon.model import described
-        from neon.runtime.files import sha256_file
 
         with open_checkpoint(self.file, self.key) as checkpoint:
-            specs, metadata = checkpoint.specs, described(checkpoint)
-            return {
-                "file": str(self.file),
-                "format": checkpoint.format,
-                "bytes": self.file.stat().st_size,
-                "sha256": sha256_file(self.file),
-                "architecture": metadata.get("architecture"),
-                "config": metadata.get("config"),
-                "key": checkpoint.key,
-                "candidates": list(checkpoint.candidates),
-                "parameters": sum(spec.numel for spec in specs.values() if spec.dtype.is_floating_point),
-                "metadata": checkpoint.metadata,
-                "tensors": {
-                    name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-                    for name, spec in specs.items()
-                },
+            tensors = {
+                name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+                for name, spec in checkpoint.specs.items()
             }
+            return _Contents(
+                checkpoint.format,
+                checkpoint.key,
+                checkpoint.candidates,
+                checkpoint.metadata,
+                described(checkpoint),
+                tensors,
+            )
+
+
+class _Contents(NamedTuple):
+    """What `neon inspect` reads in a checkpoint."""
+
+    format: str
+    key: str
+    candidates: Sequence[str]
+    metadata: dict[str, str]
+    """as the file has it"""
+    described: dict[str, str]
+    """with architecture and config, if they are recognised"""
+    tensors: dict[str, dict[str, Any]]
+    """shape and dtype by name"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,24 +4,45 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 """
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.flags import Device, Features, File, Key, settings_with
+from neon.cli.command_line import at_least_one
+from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
 from neon.errors import RequestError
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
+    from neon.model import GenerativeModel
     from neon.runtime.distributed import Processes
-
-ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune:
+class ResidentFlags(FeatureFlags):
+    """The model whose weights stay resident while they are merged and scored."""
+
+    set: tuple[str, ...] = ()
+    """settings of the sampler, NAME=VALUE each"""
+    model: ModelName = None
+    """the class of a model of your own; by default as the base says"""
+    vae: Path | None = None
+    """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
+    device: Device = None
+    """by default a GPU where there is one"""
+
+    def open(self, base: Path, key: str | None, processes: "Processes") -> "tuple[GenerativeModel, Any]":
+        """The model of checkpoint `base`, still without its autoencoder, and the sampler's settings."""
+        from neon.model import load_model
+
+        model = load_model(base, key, device=processes.device, kind=self.model)
+        return model, settings_with(model.default_settings, self.set)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(ResidentFlags):
     """Choose w (and guidance, and the snapshot) with few evaluations, and report the choice on other images.
 
     Weights stay resident, every point is merged in place and scored on the same selection images. Base, self-trained
@@ -37,26 +58,14 @@ class Tune:
     """statistics of real images that the choice is made against (.npz)"""
     report_stats: Path | None = None
     """statistics that the report is made against; by default the same"""
-    set: tuple[str, ...] = ()
-    """settings of the sampler, NAME=VALUE each"""
-    model: ModelName = None
-    """the class of a model of your own; by default as the base says"""
-    vae: Path | None = None
-    """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
     real_images: Path | None = None
     """folder or zip of real images: also scores precision and recall"""
     nearest_k: int = 5
     """which nearest neighbour gives the radius in precision and recall"""
-    features: Features = "inception"
-    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
-    inception_weights: File = None
-    """weights of the Inception network; by default those in torch-fidelity's cache"""
     out: Path = Path("runs/tune")
     """folder of the run: evaluations, tune.json, report.html"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
-    device: Device = None
-    """by default a GPU where there is one"""
 
     def __call__(self) -> None:
         """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
@@ -69,53 +78,41 @@ class Tune:
             self._run(group)
 
     def _run(self, processes: "Processes") -> None:
+        from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
         from neon.metrics import FrechetReference
-        from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
-        from neon.model import code_file, load_model, open_autoencoder
-        from neon.runtime.files import sha256_file
+        from neon.metrics.reference import features_file, load_statistics
+        from neon.model import code_file, open_autoencoder
+        from neon.runtime.files import hashes
         from neon.tune.run import tune
 
         plan = self.plan
-        model = load_model(plan.base, plan.key, device=processes.device, kind=self.model)
-        settings = settings_with(model.default_settings, self.set)
-        if plan.guidances and not hasattr(settings, "guidance"):
-            raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
-        if plan.guidances and model.num_classes == 0:
-            raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+        model, settings = self.open(plan.base, plan.key, processes)
+        self._check_plan(model, settings)
         autoencoder = open_autoencoder(model, self.vae)
-        if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
-            raise RequestError(
-                f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "
-                f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
-                "network"
-            )
-        extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        extractor = self.extractor(processes.device)
         report_stats = self.report_stats or self.select_stats
         statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
-        manifold = None
-        if self.real_images is not None:
-            manifold = load_manifold(
-                self.real_images,
-                extractor,
-                nearest_k=self.nearest_k,
-                batch_size=plan.batch_size,
-                processes=processes,
-            )
-        hashed = {
+        real = self.real_images
+        manifold = load_manifold(
+            real, extractor, nearest_k=self.nearest_k, batch_size=plan.batch_size, processes=processes
+        )
+        inputs = {
+            "features_fingerprint": features_file(self.features, self.inception_weights),
+            "real_images_fingerprint": real,
+        }
+        files = {
             "select_stats_sha256": self.select_stats,
             "report_stats_sha256": report_stats,
             "autoencoder_sha256": autoencoder,
             "model_sha256": code_file(self.model),
-            "feature_weights_sha256": self.inception_weights if self.features == INCEPTION else Path(self.features),
+            "feature_weights_sha256": self.feature_weights(),
         }
-        facts: dict[str, Any] = processes.on_main(
-            lambda: {name: None if path is None else sha256_file(path) for name, path in hashed.items()}
-        )
-        facts |= {
+        facts: dict[str, Any] = {
+            **processes.on_main(lambda: hashes(files) | fingerprints(inputs)),
             "features": extractor.name,
-            "real_images": None if self.real_images is None else str(self.real_images),
-            "nearest_k": None if self.real_images is None else self.nearest_k,
+            "real_images": None if real is None else str(real),
+            "nearest_k": None if real is None else self.nearest_k,
         }
         selection, reporting = (
             Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics
@@ -126,9 +123,25 @@ class Tune:
         if processes.is_main:
             print(outcome.text, flush=True)
 
+    def _check_plan(self, model: "GenerativeModel", settings: Any) -> None:
+        """A RequestError if the plan asks for guidance that the model has not, or for FID of too few images."""
+        from neon.metrics.reference import INCEPTION_DIM
+
+        plan = self.plan
+        if plan.guidances and not hasattr(settings, "guidance"):
+            raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
+        if plan.guidances and model.num_classes == 0:
+            raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+        if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
+            raise RequestError(
+                f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "
+                f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
+                "network"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Align:
+class Align(ResidentFlags):
     """Predict the best w from few images: those of the same noise at w = -0.5, 0 and 0.5.
 
     Mean and covariance of their features are interpolated in w, and compared with those of real images. It costs less
@@ -143,10 +156,8 @@ class Align:
     """weights fine-tuned on the base's own samples"""
     stats: Path
     """statistics of real images (.npz), made with the same features"""
-    features: Features
-    """feature network: inception, or a file made by `python -m neon.demo.train features`"""
-    inception_weights: File = None
-    """weights of the Inception network; by default those in torch-fidelity's cache"""
+    features: Features = field()
+    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
     key: Key = None
     """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
     self_trained_key: Key = None
@@ -159,16 +170,8 @@ class Align:
     """images at each of the three w, at least twice as many as there are features"""
     batch_size: int = 64
     """images per forward pass of one process"""
-    set: tuple[str, ...] = ()
-    """settings of the sampler, NAME=VALUE each"""
-    model: ModelName = None
-    """the class of a model of your own; by default as the base says"""
-    vae: Path | None = None
-    """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
     seed: int = 0
     """of the images"""
-    device: Device = None
-    """by default a GPU where there is one"""
     json: File = None
     """also write the figures to this file"""
 
@@ -180,20 +183,18 @@ class Align:
             raise RequestError(
                 "--real, --synthetic: gradients are compared of both; give both sets of images, or neither"
             )
-        if self.batch_size < 1:
-            raise RequestError(f"--batch-size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
             self._run(group)
 
     def _run(self, processes: "Processes") -> None:
         import torch
 
-        from neon.checkpoint import load_state
         from neon.data.images import ImageDataset
-        from neon.merge import LiveMerge, check_same_network
+        from neon.merge import LiveMerge, check_same_network, load_self_trained
         from neon.metrics.features import score_name
-        from neon.metrics.reference import load_extractor, load_statistics
-        from neon.model import load_model, open_autoencoder
+        from neon.metrics.reference import load_statistics
+        from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
         from neon.tune.align import features_at, prediction_text, rounding
         from neon.tune.gradients import gradient_alignment
@@ -202,10 +203,9 @@ class Align:
         if (file := self.json) is not None:
             processes.on_main(lambda: check_writable(file, overwrite=True))
         check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
-        model = load_model(self.base, self.key, device=processes.device, kind=self.model)
-        settings = settings_with(model.default_settings, self.set)
+        model, settings = self.open(self.base, self.key, processes)
         open_autoencoder(model, self.vae)
-        extractor = load_extractor(self.features, self.inception_weights, processes.device)
+        extractor = self.extractor(processes.device)
         reference = load_statistics(self.stats, model, extractor)
         fewest = 2 * max(extractor.dim, GROUPS)
         if self.num_images < fewest:
@@ -216,7 +216,7 @@ class Align:
         sets = None
         if self.real is not None and self.synthetic is not None:
             sets = ImageDataset(self.real), ImageDataset(self.synthetic)
-        trained = load_state(self.self_trained, self.self_trained_key or self.key)
+        trained = load_self_trained(model.network, self.base, self.self_trained, self.key, self.self_trained_key)
         own = next(model.network.parameters()).dtype
         left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
         compared = sets and gradient_alignment(model, *sets, seed=self.seed, processes=processes)
@@ -299,8 +299,7 @@ class Demo:
         """Run it in several processes, or in this one if that is one of several."""
         from neon.runtime.launch import available_cpus, launched, run_in_processes
 
-        if self.processes is not None and self.processes < 1:
-            raise RequestError(f"--processes {self.processes}: expected at least 1")
+        at_least_one(processes=self.processes)
         if not launched():
             from neon.cli.app import main
 

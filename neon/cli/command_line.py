@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-from neon.errors import RequestError, WorkError, one_line
+from neon.errors import RequestError, WorkError, is_first_process, one_line
 
 Command = Callable[[], int | None]
 
@@ -34,12 +34,8 @@ def run_program(program: type[Command], argv: Sequence[str] | None = None, *, na
     words = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> int | None:
-        try:
+        with values_refused():
             command = parse(program, words, called)
-        except ValueError as error:  # settings refuse values that make no sense
-            if isinstance(error, RequestError):
-                raise
-            raise RequestError(f"{error}; see --help") from error
         return command()
 
     return exit_code(called, run)
@@ -74,7 +70,7 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except (RequestError, WorkError) as error:
         # Under torchrun a wrong request is wrong in every process: one of them says so.
-        if isinstance(error, WorkError) or _is_first_process():
+        if isinstance(error, WorkError) or is_first_process():
             print(f"{command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
@@ -87,12 +83,30 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return 130
 
 
+@contextlib.contextmanager
+def values_refused(flags: str = "") -> Iterator[None]:
+    """Within, what settings say of values that make no sense becomes a RequestError, which begins with `flags`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except ValueError as error:
+        raise RequestError(f"{flags}{error}; see --help") from error
+
+
 def number(flag: str, text: str) -> float:
     """`text` as a number, or a RequestError that names the flag."""
     try:
         return float(text)
     except ValueError:
         raise RequestError(f"{flag} {text}: not a number; give merge weights such as 0.5 1 1.5") from None
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """A RequestError for a flag, named as its keyword, whose number is below 1; None: it was not given."""
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise RequestError(f"--{name} {value}: expected at least 1")
 
 
 def seed_list(text: str) -> list[int]:
@@ -118,7 +132,7 @@ def seed_list(text: str) -> list[int]:
 
 def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
     """`words` without published values of switches: `--cond=1` and `--cond 1` are `--cond`, `--cond=0` is nothing."""
-    switches = _switches(program)
+    switches = _flags_of(program, lambda hint: hint is bool)
     plain: list[str] = []
     left = list(words)
     while left:
@@ -168,11 +182,6 @@ def _split_lists(program: type, words: Sequence[str]) -> list[str]:
     return split
 
 
-def _switches(program: type) -> set[str]:
-    """The flags of a command that are true or false, as `_comparable`."""
-    return _flags_of(program, lambda hint: hint is bool)
-
-
 def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
     """The flags of a command, as `_comparable`, whose type `is_one`; of optional ones the type without None."""
     found: set[str] = set()
@@ -180,7 +189,9 @@ def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
         names = [f"--{name}"]
         if hasattr(hint, "__metadata__"):
             settings = hint.__metadata__[0]
-            names += [*(getattr(settings, "aliases", None) or ()), *_named(settings)]
+            names += getattr(settings, "aliases", None) or ()
+            if called := getattr(settings, "name", None):  # not as its field
+                names.append(f"--{called}")
             hint = hint.__origin__
         if dataclasses.is_dataclass(hint):  # settings of a sampler: their fields are flags
             found |= _flags_of(hint, is_one)  # type: ignore[arg-type]
@@ -191,12 +202,6 @@ def _flags_of(program: type, is_one: Callable[[Any], bool]) -> set[str]:
     return found
 
 
-def _named(settings: object) -> list[str]:
-    """The flag of a field that is not called as the field."""
-    name = getattr(settings, "name", None)
-    return [f"--{name}"] if name else []
-
-
 def _comparable(flag: str) -> str:
     return flag.replace("_", "-")
 
@@ -204,12 +209,8 @@ def _comparable(flag: str) -> str:
 @contextlib.contextmanager
 def _silent_unless_first() -> Iterator[None]:
     """Nothing is printed by the other processes of a run: what is wrong is wrong in all of them."""
-    if _is_first_process():
+    if is_first_process():
         yield
         return
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -93,51 +93,67 @@ class Doctor:
 
 def examine() -> Diagnosis:
     """Import everything, launch processes, and open every published file that is there."""
-    found = Diagnosis(versions={"neon": neon.__version__, "python": platform.python_version()})
+    diagnosis = Diagnosis(versions={"neon": neon.__version__, "python": platform.python_version()})
+    _import_packages(diagnosis)
+    if diagnosis.versions["torch"] is None:  # without which nothing else can be told
+        return diagnosis
+    _import_architectures(diagnosis)
+    _launch_on_devices(diagnosis)
+    diagnosis.findings = [look_for(file) for file in published_files()]
+    diagnosis.free_bytes = _free_bytes(diagnosis.findings)
+    diagnosis.gaps += _commands(diagnosis.findings)
+    return diagnosis
+
+
+def _import_packages(diagnosis: Diagnosis) -> None:
     for name in PACKAGES:
-        found.versions[name] = None
+        diagnosis.versions[name] = None
         try:
-            found.versions[name] = importlib.import_module(name).__version__
+            diagnosis.versions[name] = importlib.import_module(name).__version__
         except Exception as error:  # a broken package can raise anything while it is imported
             if name in OPTIONAL and isinstance(error, ModuleNotFoundError) and error.name == name:
-                found.gaps.append(f"{OPTIONAL[name]}  ({name} is not installed)")
+                diagnosis.gaps.append(f"{OPTIONAL[name]}  ({name} is not installed)")
             else:
-                found.faults.append(f"import {name}: {type(error).__name__}: {one_line(error)}; install it again")
-    if found.versions["torch"] is None:  # without which nothing else can be told
-        return found
+                diagnosis.faults.append(f"import {name}: {type(error).__name__}: {one_line(error)}; install it again")
+
+
+def _import_architectures(diagnosis: Diagnosis) -> None:
     from importlib.metadata import entry_points
 
-    import torch
-
     from neon.model import GROUP
-    from neon.runtime.launch import available_cpus
 
+    advice = "run `pip install -e .` in the checkout"
     architectures = entry_points(group=GROUP)
     if not architectures:
-        found.faults.append("no architecture is installed; run `pip install -e .` in the checkout")
+        diagnosis.faults.append(f"no architecture is installed; {advice}")
     for entry in architectures:
         try:
             entry.load()
         except Exception as error:  # as above
-            found.faults.append(
-                f"import {entry.value}: {type(error).__name__}: {one_line(error)}; "
-                "run `pip install -e .` in the checkout"
-            )
+            diagnosis.faults.append(f"import {entry.value}: {type(error).__name__}: {one_line(error)}; {advice}")
+
+
+def _launch_on_devices(diagnosis: Diagnosis) -> None:
+    import torch
+
+    from neon.runtime.launch import available_cpus
+
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    found.devices.append(f"{available_cpus()} CPUs")
-    found.devices += [f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for index, gpu in enumerate(gpus)]
-    found.launches += [launch("gloo", 2), *([launch("nccl", len(gpus))] if gpus else [])]
-    failed = [each for each in found.launches if each.error is not None]
-    found.faults += [f"{each.processes} processes with {each.backend}: {each.error}" for each in failed]
-    found.findings = [look_for(file) for file in published_files()]
+    diagnosis.devices.append(f"{available_cpus()} CPUs")
+    diagnosis.devices += [f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB" for index, gpu in enumerate(gpus)]
+    diagnosis.launches += [launch("gloo", 2), *([launch("nccl", len(gpus))] if gpus else [])]
+    failed = [each for each in diagnosis.launches if each.error is not None]
+    diagnosis.faults += [f"{each.processes} processes with {each.backend}: {each.error}" for each in failed]
+
+
+def _free_bytes(findings: Sequence[Finding]) -> dict[str, int]:
+    """By folder that files are fetched to, one for each disk."""
     folders: dict[int, Path] = {}
-    for finding in found.findings:
+    for finding in findings:
         parents = Path(finding.file.places[0]).absolute().parents
         folder = next(parent for parent in parents if parent.exists())
         folders.setdefault(folder.stat().st_dev, folder)
-    found.free_bytes = {str(folder): shutil.disk_usage(folder).free for folder in folders.values()}
-    found.gaps += _commands(found.findings)
-    return found
+    return {str(folder): shutil.disk_usage(folder).free for folder in folders.values()}
 
 
 def look_for(file: PublishedFile) -> Finding:

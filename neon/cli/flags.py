@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from neon import __version__
-from neon.cli.command_line import Weights, number
+from neon.cli.command_line import Weights, at_least_one, number
 from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
+    import torch
+
+    from neon.metrics.features import FeatureExtractor
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.runtime.distributed import Processes
@@ -32,6 +34,9 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
 Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
+INCEPTION = "inception"
+"""what `--features` calls the network of FID; any other name is a file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +60,25 @@ class NetworkFlags(ABC):
         """What, besides network and settings, determines images and training, as JSON."""
 
     def open(
-        self, name: str, kind: "type[SomeModel]", group: "Processes", **arguments: Any
+        self, name: str | None, kind: "type[SomeModel]", group: "Processes", **arguments: Any
     ) -> "tuple[Path, SomeModel]":
         """The path and the model of the checkpoint at a file or URL; a RequestError if it is not of class `kind`."""
         from neon.model import load_model
         from neon.runtime.download import shared_file
 
+        assert name is not None, "training from scratch opens no checkpoint"
         path = shared_file(name, group)
         model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
         assert isinstance(model, kind)
         return path, model
 
-    def tell_precision(self, model: "GenerativeModel", group: "Processes") -> None:
+    def print_precision(self, model: "GenerativeModel", group: "Processes") -> None:
         """Say what is computed in and why, unless it is plain float32."""
         if group.is_main and model.precision.name != "fp32":
             print(f"computing in {model.precision.reason}", file=sys.stderr)
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
-        """The precision of `model` as `facts` tell it."""
+        """The precision of `model` among its `facts`."""
         return {"precision": model.precision.name}
 
 
@@ -117,7 +123,7 @@ class ImageFlags(NetworkFlags):
         return self
 
     @abstractmethod
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         """Which images these are, as JSON, in what determines a set."""
 
     @abstractmethod
@@ -126,15 +132,14 @@ class ImageFlags(NetworkFlags):
 
     def check(self) -> None:
         """A RequestError for numbers that make no sense."""
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
 
     def start(self, group: "Processes") -> "tuple[Path, GenerativeModel, Any]":
         """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
         from neon.sampling import check_label
 
         path, model = self.load(group)
-        self.tell_precision(model, group)
+        self.print_precision(model, group)
         check_label(model, self.class_)
         settings = self.settings_for(model)
         if self.compile:
@@ -164,10 +169,7 @@ class NumberedImages(ImageFlags):
         check_alternatives(self, "num_images", "per_class_count")
         if self.num_images is None and self.per_class_count is None and self.usual_count is None:
             raise RequestError("--num_images: not given; say how many in all, or of each class with --per_class_count")
-        for name in ("num_images", "per_class_count"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"--{name} {value}: expected at least 1")
+        at_least_one(num_images=self.num_images, per_class_count=self.per_class_count)
 
     def counted(self: SomeNumbered, model: "GenerativeModel") -> SomeNumbered:
         """These flags with the `num_images` that they come to for `model`."""
@@ -194,7 +196,7 @@ class NumberedImages(ImageFlags):
 
         return image_seeds(purpose, self.seed, self.count)
 
-    def described_seeds(self) -> dict[str, Any]:
+    def recorded_seeds(self) -> dict[str, Any]:
         return {"num_images": self.count, "seed": self.seed}
 
     def labels(self, model: "GenerativeModel") -> "Label":
@@ -222,10 +224,20 @@ class OutputFlags:
 class FeatureFlags:
     """What images are compared by."""
 
-    features: Features = "inception"
+    features: Features = INCEPTION
     """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+
+    def extractor(self, device: "torch.device") -> "FeatureExtractor":
+        """The feature network."""
+        from neon.metrics.reference import load_extractor
+
+        return load_extractor(self.features, self.inception_weights, device)
+
+    def feature_weights(self) -> Path | None:
+        """Its file; None: Inception's, where it usually lies."""
+        return self.inception_weights if self.features == INCEPTION else Path(self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +248,8 @@ class ScoringFlags(FeatureFlags):
     """statistics of real images: .npz with mu and sigma"""
     self_trained: File = None
     """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
+    self_trained_key: Key = None
+    """nesting of the state dict in their file; by default that of --key if it is there, else chosen"""
     w: Weights = field(default_factory=list)
     """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
     precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
@@ -255,6 +269,8 @@ class ScoringFlags(FeatureFlags):
             raise RequestError("--w: merging needs the second network; name it with --self_trained")
         if self.self_trained is not None and not self.w:
             raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
+        if self.self_trained is None and self.self_trained_key is not None:
+            raise RequestError("--self_trained_key: goes with --self_trained, the file it is a part of")
         ws = [number("--w", text) + 0.0 for text in self.w]
         if len(set(ws)) < len(ws):
             raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
@@ -348,6 +364,20 @@ class BudgetFlags(TrainingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageFlags:
+    """Averaging of weights, beside `--ema`."""
+
+    ema_rate: Annotated[float | None, tyro.conf.arg(aliases=["--ema_beta"])] = None
+    """the same as --ema, as decay per step; 0: no averaging; published: 0.9999"""
+
+    def check(self) -> None:
+        """A RequestError for a rate that makes no sense."""
+        if self.ema_rate is not None and not 0 <= self.ema_rate < 1:
+            raise RequestError(f"--ema_rate {self.ema_rate}: expected 0 (no averaging) or more, below 1")
+        check_alternatives(self, "ema_rate", "ema")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long and in what batches to train; an architecture adds how fast."""
 
@@ -399,19 +429,3 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
-
-
-def recorded(path: Path, flags: ImageFlags, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
-    """What determines a set of images, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
-    from neon.runtime.files import sha256_file
-
-    return {
-        "neon": __version__,
-        "network_sha256": sha256_file(path),
-        **flags.described_seeds(),
-        "class": flags.class_,
-        "batch_size": flags.batch_size,
-        "settings": asdict(settings),
-        **({"compile": True} if flags.compile else {}),  # left out as by runs before there was a choice
-        **facts,
-    }

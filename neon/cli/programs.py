@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon import __version__
+from neon.cli.command_line import at_least_one
 from neon.cli.flags import (
     BudgetFlags,
     BudgetPlan,
@@ -22,13 +23,13 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImageFlags,
+    ModelName,
     NetworkFlags,
     NumberedImages,
     OutputFlags,
     Plan,
     ScoringFlags,
     TrainingFlags,
-    recorded,
     settings_with,
 )
 from neon.errors import RequestError, warn
@@ -51,7 +52,7 @@ class SampleProgram(OutputFlags, ImageFlags):
     def __call__(self) -> None:
         from neon.noise import Purpose
         from neon.runtime.distributed import processes
-        from neon.sampling import check_enough, sample_set
+        from neon.sampling import check_enough
 
         self.check()
         with processes(self.device) as group:
@@ -59,19 +60,31 @@ class SampleProgram(OutputFlags, ImageFlags):
             images, facts = self.counted(model), self.facts(model, group)
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
-            sample_set(
-                model,
-                seeds,
-                settings,
-                self.outdir,
-                batch_size=self.batch_size,
-                processes=group,
-                identity=group.on_main(lambda: recorded(path, images, settings, facts)),
-                label=images.labels(model),
-                fresh=self.fresh,
-            )
+            identity = group.on_main(lambda: images.identity(path, settings, facts))
+            self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images in all")
+
+    def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
+        from neon.runtime.files import sha256_file
+
+        return {
+            "neon": __version__,
+            "network_sha256": sha256_file(path),
+            **self.recorded_seeds(),
+            "class": self.class_,
+            "batch_size": self.batch_size,
+            "settings": asdict(settings),
+            **({"compile": True} if self.compile else {}),  # left out as by runs before there was a choice
+            **facts,
+        }
+
+    def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
+        """Write what is not in the output yet; `arguments` as of `sample_set`."""
+        from neon.sampling import sample_set
+
+        sample_set(model, seeds, settings, self.outdir, batch_size=self.batch_size, fresh=self.fresh, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +101,8 @@ class ScoreProgram(ScoringFlags, ImageFlags):
             images = self.counted(model)
             sampling = Sampling(
                 seeds=images.seeds_of(self.purpose()),
-                seeds_text=self.seeds_text(),
                 settings=settings,
                 label=images.labels(model),
-                batch_size=self.batch_size,
-                key=self.key,
-                compiled=self.compile,
                 facts=self.facts(model, group),
             )
             score_network(path, model, sampling, self, group)
@@ -138,6 +147,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
+        from neon.data.fingerprint import fingerprint
         from neon.runtime.distributed import processes
         from neon.runtime.files import sha256_file
         from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
@@ -146,7 +156,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
-            self.tell_precision(model, group)
+            self.print_precision(model, group)
             plan = self.plan(model)
             published = self.recipe(model, plan, dataset)
             shortened = published if base is None else published.scaled_to(self.budget(plan))
@@ -161,6 +171,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
                 "config": model.config,
                 "data": str(self.data),
+                "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
                 **self.facts(model, group),
             }
             snapshots = train_in_folder(
@@ -285,8 +296,7 @@ class EncodeProgram:
         from neon.data.images import ImageDataset
         from neon.runtime.distributed import processes
 
-        if self.batch_size < 1:
-            raise RequestError(f"--batch_size {self.batch_size}: expected at least 1")
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
             encoder, dataset = self.encoder(group), ImageDataset(self.data)
             encode_set(
@@ -328,7 +338,7 @@ class AnyModelFlags(NetworkFlags):
 
     network: FileOrURL
     """the network: a checkpoint"""
-    model: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
+    model: ModelName = None
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
@@ -344,13 +354,10 @@ class AnyModelFlags(NetworkFlags):
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
         from neon.model import code_file
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
 
         files = {"model_sha256": code_file(self.model), "autoencoder_sha256": model.autoencoder_file(self.vae)}
-        hashes = group.on_main(
-            lambda: {name: None if path is None else sha256_file(path) for name, path in files.items()}
-        )
-        return {**hashes, **self.recorded_precision(model)}
+        return {**group.on_main(lambda: hashes(files)), **self.recorded_precision(model)}
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
         """Nothing for float32, as runs before there was a choice."""
@@ -463,16 +470,16 @@ class Stats(FeatureFlags):
         from neon.data.images import ImageDataset
         from neon.evaluate import tally_images
         from neon.metrics import Statistics
-        from neon.metrics.reference import load_extractor
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
 
         output, overwrite = self.output, self.overwrite
+        at_least_one(batch_size=self.batch_size)
         if output.suffix != ".npz":
             raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
             dataset = ImageDataset(self.images)
-            extractor = load_extractor(self.features, self.inception_weights, group.device)
+            extractor = self.extractor(group.device)
             group.on_main(lambda: check_writable(output, overwrite=overwrite))
             tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
 
@@ -510,19 +517,7 @@ class Fid(FeatureFlags):
     def __call__(self) -> None:
         from neon.cli.score import score_images
         from neon.runtime.distributed import processes
-        from neon.runtime.files import check_writable
 
+        at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
-            if self.json is not None:
-                output = self.json
-                group.on_main(lambda: check_writable(output, overwrite=True))
-            score_images(
-                self.a,
-                self.b,
-                features=self.features,
-                inception_weights=self.inception_weights,
-                nearest_k=self.nearest_k if self.precision_recall else None,
-                batch_size=self.batch_size,
-                processes=group,
-                output=self.json,
-            )
+            score_images(self, group)

@@ -10,53 +10,49 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from neon import __version__
-from neon.checkpoint import load_state
-from neon.cli.flags import ScoringFlags
+from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
-from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images
-from neon.merge import LiveMerge, check_same_network
+from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images, unfinished
+from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
-from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_extractor, load_statistics
+from neon.metrics.reference import INCEPTION_DIM, features_file, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
-from neon.runtime.files import check_writable, sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.files import check_writable, hashes, sha256_file, write_json
+from neon.runtime.run_folder import RUN_FILE, difference, read_record, run_folder
 from neon.sampling import Label, check_enough, check_label
+
+if TYPE_CHECKING:
+    from neon.cli.programs import Fid, ScoreProgram
 
 LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which images of a network are scored."""
+    """Which images of a network are scored, in what its flags leave to the model."""
 
     seeds: Sequence[int]
-    seeds_text: str
-    """as the user wrote them"""
     settings: Any
     """of the sampler: a frozen dataclass of the architecture"""
     label: Label
-    batch_size: int
-    key: str | None
-    """nesting of the state dict in checkpoints"""
-    compiled: bool
-    """whether the network is"""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any]
     """what else determines the images, as JSON"""
 
 
 def score_network(
-    path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoringFlags, processes: Processes
+    path: Path, model: GenerativeModel, sampling: Sampling, flags: "ScoreProgram", processes: Processes
 ) -> None:
     """Score the network of checkpoint `path`, loaded as `model`, or its merges; the scores go to stdout and `--json`.
 
@@ -65,47 +61,81 @@ def score_network(
     ws = flags.merge_weights()
     check_enough(len(sampling.seeds), processes)
     check_label(model, sampling.label)
-    if flags.json is not None:
-        processes.on_main(lambda: check_writable(flags.json, overwrite=True))  # type: ignore[arg-type]
+    _check_output(flags.json, processes)
     ref = shared_file(flags.ref, processes)
-    extractor = load_extractor(flags.features, flags.inception_weights, processes.device)
+    extractor = flags.extractor(processes.device)
     statistics = load_statistics(ref, model, extractor)
     if len(sampling.seeds) <= extractor.dim:
         warn(
             f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
             "biased; compare it with scores of as many images only"
         )
-    live = None
-    if flags.self_trained is not None:
-        check_same_network(path, flags.self_trained, sampling.key)
-        base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        live = LiveMerge(model.network, base, load_state(flags.self_trained, sampling.key))
+    live = _live_merge(path, model, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
-    manifold = None
-    if flags.precision_recall is not None:
-        manifold = load_manifold(
-            flags.precision_recall,
-            extractor,
-            nearest_k=flags.nearest_k,
-            batch_size=sampling.batch_size,
-            processes=processes,
-        )
+    manifold = load_manifold(
+        flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
+    )
     reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
-    scores = _evaluate_all(model, live, ws, sampling, flags, processes, extractor, reference, protocol)
+    folder = flags.run_dir or processes.on_main(lambda: _usual_folder(f"{model.architecture}-fid", protocol))
+
+    def score(w: float | None) -> Scores:
+        if live is not None and w is not None:
+            live.set(w)
+        return evaluate(
+            model,
+            sampling.seeds,
+            sampling.settings,
+            extractor,
+            reference,
+            batch_size=flags.batch_size,
+            processes=processes,
+            label=sampling.label,
+            title="evaluating" if w is None else f"evaluating w = {w:g}",
+            state=folder / STATE_FILE,
+            identity=json.dumps(w),
+        )
+
+    with contextlib.ExitStack() as stack:
+        processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
+        log = ScoreLog(folder / LOG_FILE, processes)
+        wanted: Sequence[float | None] = ws or (None,)
+        begun = processes.on_main(lambda: unfinished(folder / STATE_FILE))
+        scored = {  # first what a killed run has begun
+            w: log.get_or(f"w = {w!r}", partial(score, w)) for w in sorted(wanted, key=lambda w: json.dumps(w) != begun)
+        }
+        scores = {w: scored[w] for w in wanted}
+        # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
+        processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
     record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
     processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+
+
+def _check_output(output: Path | None, processes: Processes) -> None:
+    """Raise now, before any work, what writing scores to `output` would raise at the end."""
+    if output is not None:
+        processes.on_main(lambda: check_writable(output, overwrite=True))
+
+
+def _live_merge(path: Path, model: GenerativeModel, flags: "ScoreProgram") -> LiveMerge | None:
+    """What sets the network of `path` to a merge with `--self_trained`, if that is given."""
+    if flags.self_trained is None:
+        return None
+    trained = load_self_trained(model.network, path, flags.self_trained, flags.key, flags.self_trained_key)
+    base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    return LiveMerge(model.network, base, trained)
 
 
 def _protocol(
     path: Path,
     model: GenerativeModel,
     sampling: Sampling,
-    flags: ScoringFlags,
+    flags: "ScoreProgram",
     ref: Path,
     extractor: FeatureExtractor,
 ) -> dict[str, Any]:
     """All that determines the scores, as JSON."""
-    weights = flags.inception_weights if flags.features == INCEPTION else Path(flags.features)
+    real = flags.precision_recall
+    keys = {"key": flags.key, "self_trained_key": flags.self_trained_key}  # named in records where they were given
     return {
         "neon": __version__,
         "torch": torch.__version__,
@@ -114,65 +144,39 @@ def _protocol(
         "network": str(path),
         "network_sha256": sha256_file(path),
         "self_trained": None if flags.self_trained is None else str(flags.self_trained),
-        "self_trained_sha256": None if flags.self_trained is None else sha256_file(flags.self_trained),
+        **hashes({"self_trained_sha256": flags.self_trained}),
+        **{name: key for name, key in keys.items() if key is not None},
         "conditional": model.num_classes > 0,
-        "seeds": sampling.seeds_text,
+        "seeds": flags.seeds_text(),
         "class": sampling.label if isinstance(sampling.label, int) else None,
-        "batch_size": sampling.batch_size,
+        "batch_size": flags.batch_size,
         "settings": asdict(sampling.settings),
-        "compile": sampling.compiled,
+        "compile": flags.compile,
         **model.protocol,
         **sampling.facts,
         "features": extractor.name,
-        "feature_weights_sha256": None if weights is None else sha256_file(weights),
+        **hashes({"feature_weights_sha256": flags.feature_weights()}),
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
-        "real_images": None if flags.precision_recall is None else str(flags.precision_recall),
-        "nearest_k": None if flags.precision_recall is None else flags.nearest_k,
+        "real_images": None if real is None else str(real),
+        "nearest_k": None if real is None else flags.nearest_k,
+        **fingerprints(
+            {
+                "features_fingerprint": features_file(flags.features, flags.inception_weights),
+                "real_images_fingerprint": real,
+            }
+        ),
     }
 
 
-def _evaluate_all(
-    model: GenerativeModel,
-    live: LiveMerge | None,
-    ws: Sequence[float],
-    sampling: Sampling,
-    flags: ScoringFlags,
-    processes: Processes,
-    extractor: FeatureExtractor,
-    reference: Reference,
-    protocol: dict[str, Any],
-) -> dict[float | None, Scores]:
-    """The scores for each w (None: the network as it is); what a killed evaluation finished is not computed again."""
+def _usual_folder(name: str, protocol: dict[str, Any]) -> Path:
+    """The folder below runs/ where such an evaluation was killed, or that of a new one."""
     digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()
-    folder = flags.run_dir or Path("runs") / f"{model.architecture}-fid-{digest[:12]}"
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
-        log = ScoreLog(folder / LOG_FILE, processes)
-
-        def one(w: float | None) -> Scores:
-            if live is not None and w is not None:
-                live.set(w)
-            return evaluate(
-                model,
-                sampling.seeds,
-                sampling.settings,
-                extractor,
-                reference,
-                batch_size=sampling.batch_size,
-                processes=processes,
-                label=sampling.label,
-                title="evaluating" if w is None else f"evaluating w = {w:g}",
-                state=folder / STATE_FILE,
-                identity=json.dumps(w),
-            )
-
-        found: dict[float | None, Scores] = {}
-        for w in ws or (None,):
-            found[w] = log.get_or(f"w = {w!r}", lambda w=w: one(w))  # type: ignore[misc]
-        # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
-        processes.on_main(lambda: _close(folder, found, keep=flags.run_dir is not None))
-    return found
+    for record in sorted(Path("runs").glob(f"{name}-*/{RUN_FILE}")):
+        with contextlib.suppress(RequestError):  # another's record, that need not be readable
+            if difference(read_record(record.parent), protocol) is None:
+                return record.parent
+    return Path("runs") / f"{name}-{digest[:12]}"
 
 
 def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> None:
@@ -187,7 +191,7 @@ def _report(
     scores: dict[float | None, Scores], metric: str, protocol: dict[str, Any], output: str | os.PathLike[str] | None
 ) -> None:
     """Print one line per w and last the one of the lowest distance; write the same as JSON."""
-    entries = [_entry(w, found, metric) for w, found in scores.items()]
+    entries = [_entry(w, of_w, metric) for w, of_w in scores.items()]
     best = min(entries, key=lambda entry: entry[metric])
     about = "conditional" if protocol["conditional"] else "unconditional"
     steps = protocol["settings"].get("num_steps")
@@ -227,57 +231,47 @@ def _text(entry: dict[str, Any], metric: str) -> str:
     return "  ".join(parts)
 
 
-def score_images(
-    a: Path,
-    b: Path,
-    *,
-    features: str,
-    inception_weights: Path | None,
-    nearest_k: int | None,
-    batch_size: int,
-    processes: Processes,
-    output: Path | None,
-) -> None:
-    """Score images or statistics `a` against images or statistics `b`; to stdout and, as JSON, to `output`.
-
-    `nearest_k`: also precision, recall, density and coverage, by the k-th nearest neighbour.
-    """
-    sides = [Statistics.load(path) if path.suffix == ".npz" else ImageDataset(path) for path in (a, b)]
-    if nearest_k is not None and any(isinstance(side, Statistics) for side in sides):
+def score_images(flags: "Fid", processes: Processes) -> None:
+    """Score the images or statistics of `neon fid`; to stdout and, as JSON, to `--json`."""
+    _check_output(flags.json, processes)
+    paths = (flags.a, flags.b)
+    sides = [Statistics.load(path) if path.suffix == ".npz" else ImageDataset(path) for path in paths]
+    if flags.precision_recall and any(isinstance(side, Statistics) for side in sides):
         raise RequestError("--precision_recall: needs images on both sides; statistics hold no single image")
     extractor = None
     if any(isinstance(side, ImageDataset) for side in sides):
-        extractor = load_extractor(features, inception_weights, processes.device)
+        extractor = flags.extractor(processes.device)
     statistics: list[Statistics] = []
     tallies: list[Tally] = []
-    for path, side in zip((a, b), sides, strict=True):
+    for path, side in zip(paths, sides, strict=True):
         if isinstance(side, Statistics):
             statistics.append(side)
             continue
         assert extractor is not None
         tally = tally_images(
-            side, extractor, batch_size=batch_size, processes=processes, keep_features=nearest_k is not None
+            side, extractor, batch_size=flags.batch_size, processes=processes, keep_features=flags.precision_recall
         )
         tallies.append(tally)
         statistics.append(Statistics.from_moments(tally.moments, name=str(path)))
 
     def report() -> None:
+        nearest_k = flags.nearest_k if flags.precision_recall else None
         manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
         reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)
         if isinstance(sides[0], Statistics):
-            found = Scores(distance=reference.frechet.distance(statistics[0]), num_images=statistics[0].count)
+            scores = Scores(distance=reference.frechet.distance(statistics[0]), num_images=statistics[0].count)
         else:
-            found = tallies[0].scores(reference, str(a))
-        name = _statistics_name(statistics[0]) if extractor is None else score_name(extractor)
-        entry = _entry(None, found, name)
-        print(_text(entry, name), flush=True)
-        if output is not None:
-            facts = {"a": str(a), "b": str(b), "features": name, "nearest_k": nearest_k, "neon": __version__}
-            write_json(output, {"metric": name, **entry, **facts})
+            scores = tallies[0].scores(reference, str(flags.a))
+        metric = _metric_of(statistics[0]) if extractor is None else score_name(extractor)
+        entry = _entry(None, scores, metric)
+        print(_text(entry, metric), flush=True)
+        if flags.json is not None:
+            facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}
+            write_json(flags.json, {"metric": metric, **entry, **facts, "neon": __version__})
 
     processes.on_main(report)
 
 
-def _statistics_name(statistics: Statistics) -> str:
+def _metric_of(statistics: Statistics) -> str:
     """The name of a score of bare statistics: only their size says which features they are of."""
     return "fid" if statistics.dim == INCEPTION_DIM else f"fd_{statistics.dim}"

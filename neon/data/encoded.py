@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.data.fingerprint import fingerprint
 from neon.data.images import ImageDataset, TrainingImages
 from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
@@ -104,8 +105,13 @@ def encode_set(
             return encode(images.to(processes.device)), labels
 
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
+
+    def hold_folder() -> None:
+        record["data_fingerprint"] = fingerprint(dataset.path)
+        stack.enter_context(run_folder(folder, record, fresh=fresh))
+
     with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+        processes.on_main(hold_folder)
         write_examples(
             compute,
             len(dataset),

@@ -20,7 +20,7 @@ from neon.evaluate import Reference
 from neon.merge import merge_files
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import features_of, load_features, score_name
-from neon.model import load_model
+from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.report.record import conclusions
@@ -98,46 +98,54 @@ def run_demo(plan: DemoPlan, out: Path, processes: Processes, *, fresh: bool = F
             micro_batch=plan.micro_batch,
             title="self-training",
         )
-        extractor = load_features(FEATURES, processes.device)
-        manifold = Manifold(features_of(extractor, real_images().to(processes.device)), k=plan.nearest_k)
-        selection, reporting = (
-            Reference(frechet=FrechetReference(Statistics.load(path)), manifold=manifold)
-            for path in (TRAIN_STATISTICS, TEST_STATISTICS)
-        )
-        tune_plan = TunePlan(
-            base=plan.base,
-            self_trained=(snapshots[-1].path,),
-            w=(0.0, HIGHEST_W),
-            num_images=plan.num_images,
-            report_images=plan.num_images,
-            blocks=plan.num_blocks,
-            batch_size=plan.batch_size,
-            seed=plan.seed,
-            limit=5,
-        )
-        presentation = Presentation(
-            title="Neon on Fashion-MNIST",
-            base_rows={TWICE_THE_STEPS: replace(sampler, num_steps=2 * plan.num_steps)},
-            picture_w=plan.picture_w,
-            grid_size=50,
-            real=real_images()[:50],
-            calls=lambda settings: settings.num_steps,
-            notes=_notes(plan, model.image_shape[-1], score_name(extractor), extractor.dim),
-        )
-        # By values: 5 points, w = 0.88 and 9.76 with seed 0. By moments it is 4 points, w = 0.94 and 9.67, within the
-        # noise of that, and every figure in docs/demo.md would have to be measured again.
-        tuner = Tuner(
-            tune_plan, model, sampler, extractor, selection, reporting, out, processes, presentation, by_values=True
-        )
+        self_trained = snapshots[-1].path
+        tuner = _tuner(plan, model, sampler, self_trained, out, processes)
         outcome = choose(tuner, processes.on_main(lambda: _provenance(plan, tuner)))
         seconds = time.monotonic() - started
 
         def finish() -> None:
-            merge_files(plan.base, snapshots[-1].path, [outcome.report.w], out / NEON_FILE, overwrite=True)
+            merge_files(plan.base, self_trained, [outcome.report.w], out / NEON_FILE, overwrite=True)
             write_json(out / SCORES_FILE, _scores(plan, outcome, seconds))
 
         processes.on_main(finish)
     return outcome
+
+
+def _tuner(
+    plan: DemoPlan, model: GenerativeModel, sampler: Any, self_trained: Path, out: Path, processes: Processes
+) -> Tuner:
+    """What scores merges of the base with the weights in `self_trained`, and chooses among them."""
+    extractor = load_features(FEATURES, processes.device)
+    manifold = Manifold(features_of(extractor, real_images().to(processes.device)), k=plan.nearest_k)
+    selection, reporting = (
+        Reference(frechet=FrechetReference(Statistics.load(path)), manifold=manifold)
+        for path in (TRAIN_STATISTICS, TEST_STATISTICS)
+    )
+    tune_plan = TunePlan(
+        base=plan.base,
+        self_trained=(self_trained,),
+        w=(0.0, HIGHEST_W),
+        num_images=plan.num_images,
+        report_images=plan.num_images,
+        blocks=plan.num_blocks,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        limit=5,
+    )
+    presentation = Presentation(
+        title="Neon on Fashion-MNIST",
+        base_rows={TWICE_THE_STEPS: replace(sampler, num_steps=2 * plan.num_steps)},
+        picture_w=plan.picture_w,
+        grid_size=50,
+        real=real_images()[:50],
+        calls=lambda settings: settings.num_steps,
+        notes=_notes(plan, model.image_shape[-1], score_name(extractor), extractor.dim),
+    )
+    # By values: 5 points, w = 0.88 and 9.76 with seed 0. By moments it is 4 points, w = 0.94 and 9.67, within the
+    # noise of that, and every figure in docs/demo.md would have to be measured again.
+    return Tuner(
+        tune_plan, model, sampler, extractor, selection, reporting, out, processes, presentation, by_values=True
+    )
 
 
 def _scores(plan: DemoPlan, outcome: Outcome, seconds: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import tyro
 from torch import nn
 
 from neon.checkpoint import load_state
+from neon.data.fingerprint import fingerprint
 from neon.data.images import pack_set, write_images, write_labels
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
@@ -85,6 +86,7 @@ class TrainBase:
             processes=Processes(),
             micro_batch=MICRO_BATCH,
             title=f"base, seed {self.seed}",
+            identity={"data_fingerprint": fingerprint(self.data)},
         )
         state = load_state(snapshots[-1].path)
         load_weights(model.network, state, snapshots[-1].path)

@@ -4,7 +4,8 @@ w = 0 is the base, w = -1 the self-trained model, w > 0 Neon.
 """
 
 from neon.merge.extrapolate import LEAST_CHANGE, Change, MergeWarning, UpdateStats, merge_tensor
-from neon.merge.files import MergeReport, check_same_network, merge_files
+from neon.merge.files import MergeReport, merge_files
+from neon.merge.pair import check_same_network, load_self_trained
 from neon.merge.states import LiveMerge, merge_state
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MergeWarning",
     "UpdateStats",
     "check_same_network",
+    "load_self_trained",
     "merge_files",
     "merge_state",
     "merge_tensor",

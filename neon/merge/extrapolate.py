@@ -150,9 +150,15 @@ def _work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:
 
 
 def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
-    """Whether any value of two tensors differs."""
-    work = _work_dtype(base.dtype, self_trained.dtype)
-    return not torch.equal(base.to(work), self_trained.to(work))
+    """Whether any value of two tensors differs; integers beside floats are compared as these would hold them."""
+    floats = [t.dtype for t in (base, self_trained) if is_merged(t.dtype)]
+    if not floats and base.dtype == self_trained.dtype:  # bytes, which every dtype has
+        return not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (base, self_trained)))
+    if len(floats) == 1:
+        base, self_trained = base.to(floats[0]), self_trained.to(floats[0])
+    work = _work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
+    b, s = base.to(work), self_trained.to(work)
+    return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
 
 LEAST_CHANGE = 1e-5
@@ -210,6 +216,8 @@ class UpdateStats:
     lost: float = 0.0  # of these, elements where the result equals the base
     exact: float = 0.0  # sum of squares of the update
     error: float = 0.0  # sum of squares of (realised - exact update)
+    norm: float = 0.0  # sum of squares of the base
+    noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
 
     @property
     def share_lost(self) -> float:
@@ -220,6 +228,11 @@ class UpdateStats:
     def relative_error(self) -> float:
         """Norm of the error of the realised update over the norm of the exact one."""
         return math.sqrt(self.error / self.exact) if self.exact else 0.0
+
+    @property
+    def relative_noise(self) -> float:
+        """Norm of the rounding of whichever weights have the smaller dtype over that of base - self_trained."""
+        return math.sqrt(self.noise / self.exact) if self.exact else 0.0
 
     @torch.no_grad()
     def add(self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor) -> None:
@@ -235,21 +248,42 @@ class UpdateStats:
         b, s, m = (t[::stride].to(wide) for t in (base, self_trained, merged))
         stands_for = base.numel() / b.numel()  # elements of the tensor per element of the sample
         update, realised = w * (b - s), m - b
+        if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
+            self.noise += stands_for * _rounding(base[::stride], self_trained[::stride]) * w**2
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)
         self.wanted += stands_for * int(torch.count_nonzero(update))
         self.lost += stands_for * int(torch.count_nonzero((update != 0) & (realised == 0)))
         self.exact += stands_for * float(update.abs().square().sum())
+        self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float) -> list[str]:
-        """What a user should know about the rounding at this w, in sentences with figures."""
-        if self.share_lost <= _BAD_LOSS and self.relative_error <= _BAD_ERROR:
-            return []
-        return [
-            f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do not, "
-            f"and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
-        ]
+    def warnings(self, w: float, *, any_differ: bool) -> list[str]:
+        """What a user should know about the merge at this w, in sentences with figures.
+
+        `any_differ`: whether base and self-trained do, anywhere.
+        """
+        found = []
+        if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
+            found.append(
+                f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
+                f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
+            )
+        if self.relative_noise > _BAD_ERROR:
+            found.append(
+                "base and self-trained differ in dtype, and rounding to the smaller one is "
+                f"{self.relative_noise:.1%} of what they differ by, which w multiplies; merge weights of one dtype"
+            )
+        if not any_differ:
+            found.append("base and self-trained are equal: nothing to extrapolate")
+        elif w != 0 and (text := Change(moved=self.exact / w**2, norm=self.norm).warning()):
+            found.append(text)
+        return found
 
 
-EQUAL_WARNING = "base and self-trained are equal: nothing to extrapolate"
+def _rounding(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sum of squares of what rounding to the dtype of the one takes from the other, whose dtype holds more."""
+    fine, coarse = sorted((a, b), key=lambda t: torch.finfo(t.dtype).eps)
+    wide = torch.promote_types(_WORK_DTYPES[fine.dtype], torch.float64)
+    lost = fine.to(wide) - fine.to(coarse.dtype).to(wide)
+    return float(torch.where(torch.isfinite(lost), lost, 0).abs().square().sum())

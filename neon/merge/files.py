@@ -5,7 +5,6 @@ weights, because torch writes objects and not streams.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +21,14 @@ from neon.checkpoint import (
     PickleWriter,
     SafetensorsWriter,
     TensorSpec,
-    open_checkpoint,
     save_torch,
     stream_safetensors,
 )
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
-from neon.merge.extrapolate import EQUAL_WARNING, SERIAL_CHUNK, UpdateStats, check_weight, differ, is_merged, merge_flat
-from neon.merge.states import check_pair
+from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat
+from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, says_its_config, view_as
 from neon.model import described
 from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
 
@@ -39,7 +37,6 @@ FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
 _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 _PICKLE_SUFFIX = ".pkl"
 _SUFFIXES = (".safetensors", *_TORCH_SUFFIXES, _PICKLE_SUFFIX)
-_BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
 _UNKNOWN_HASH = "0" * 64
 
 Progress = Callable[[int, int], None]
@@ -61,7 +58,8 @@ class MergeReport:
     self_trained_candidates: tuple[str, ...]
     self_trained_sha256: str
     merged_tensors: int
-    copied_tensors: int  # not of a float dtype
+    copied_tensors: int
+    buffers: tuple[str, ...]  # names of those copied although of a float dtype (see `Roles`)
     share_lost: float  # see UpdateStats
     relative_error: float
     warnings: tuple[str, ...]
@@ -102,16 +100,16 @@ def merge_files(
         progress: called with (bytes merged so far, bytes in all).
 
     Raises:
-        RequestError: an input cannot be read, the inputs do not fit each other, a w is not finite, an output exists,
-            is an input, has an unknown suffix or one that the base cannot have, or cannot be written where it is
-            asked for.
+        RequestError: an input cannot be read, the inputs do not fit each other or are quantised, a w is not finite, an
+            output exists, is an input, has an unknown suffix or one that the base cannot have, or cannot be written
+            where it is asked for.
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
     jobs = _jobs(ws, output)
-    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
-        _check_same_network(b, s)
+    with open_pair(base, self_trained, key, self_trained_key) as opened:
+        b, s = opened.base, opened.self_trained
         _check_outputs(jobs, b, s, overwrite=overwrite)
-        pair = _Pair(b, s, progress)
+        pair = _Reader(opened, progress)
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
             base_hash = pool.submit(sha256_file, b.path)
@@ -144,13 +142,6 @@ def _w_text(w: float) -> str:
     return short if float(short) == w else repr(w)
 
 
-def _open_self_trained(path: str | os.PathLike[str], base_key: str | None, key: str | None) -> Checkpoint:
-    if key is None and base_key is not None:
-        with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
-            return open_checkpoint(path, base_key)
-    return open_checkpoint(path, key)
-
-
 def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:
     for job in jobs:
         for source in (base, self_trained):
@@ -174,44 +165,6 @@ def _pickle(base: Checkpoint, output: Path) -> PickleCheckpoint:
     return base
 
 
-def check_same_network(
-    base: str | os.PathLike[str],
-    self_trained: str | os.PathLike[str],
-    key: str | None = None,
-    self_trained_key: str | None = None,
-) -> None:
-    """Raise a RequestError, naming both files, unless their weights are of one network and can be merged."""
-    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as s:
-        _check_same_network(b, s)
-
-
-def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
-    """Refuse weights that do not fit each other, and those of two networks that happen to have the same shapes."""
-    try:
-        check_pair(base.specs, self_trained.specs)
-    except RequestError as error:
-        raise RequestError(f"{base.path} and {self_trained.path}: {error}") from None
-    ours, theirs = described(base), described(self_trained)
-    # A config that was guessed from shapes says no more than these, which were compared.
-    both_say = all("config" in file.metadata or file.constructor is not None for file in (base, self_trained))
-    for entry in ("architecture", "config") if both_say else ("architecture",):
-        a, b = _parsed(ours.get(entry)), _parsed(theirs.get(entry))
-        if a is not None and b is not None and a != b:
-            raise RequestError(
-                f"base and self-trained differ in {entry}: {base.path} has {str(a)[:200]}, "
-                f"{self_trained.path} has {str(b)[:200]}; both must come from the same network"
-            )
-
-
-def _parsed(text: str | None) -> object:
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 class _Piece(NamedTuple):
     """Consecutive elements of one tensor; `self_trained` is None where the base is copied."""
 
@@ -230,12 +183,11 @@ class _Piece(NamedTuple):
         return self.out
 
 
-class _Pair:
-    """Both inputs, read side by side in pieces."""
+class _Reader:
+    """Both inputs of a merge, read side by side in pieces."""
 
-    def __init__(self, base: Checkpoint, self_trained: Checkpoint, progress: Progress | None) -> None:
-        self.base = base
-        self.self_trained = self_trained
+    def __init__(self, pair: Pair, progress: Progress | None) -> None:
+        self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
         self.any_differ = False
         self._progress = progress
         self._done = 0
@@ -243,30 +195,20 @@ class _Pair:
     def pieces(self, layout: Mapping[str, TensorSpec], passes: int = 1) -> Iterator[_Piece]:
         """Every tensor of `layout` in its order, cut into pieces whose values live until the next one is asked for."""
         total = passes * sum(spec.nbytes for spec in layout.values())
-        base_buffer, self_buffer, out_buffer = (torch.empty(_BUFFER_BYTES, dtype=torch.uint8) for _ in range(3))
+        buffers, out_buffer = [new_buffer(), new_buffer()], new_buffer()
         for name, spec in layout.items():
-            self_dtype = self.self_trained.dtype(name)
-            merged = is_merged(spec.dtype)
-            step = _BUFFER_BYTES // max(spec.dtype.itemsize, self_dtype.itemsize)
-            for start in range(0, spec.numel, step):
-                count = min(step, spec.numel - start)
-                base = _view(base_buffer, spec.dtype, count)
-                self.base.read(name, start, base)
-                self_trained = _view(self_buffer, self_dtype, count) if merged else None
+            files = (self.base, self.self_trained) if name in self.roles.merged else (self.base,)
+            for start, (base, *others) in read_pieces(name, files, buffers):
+                self_trained = others[0] if others else None
                 if self_trained is not None:
-                    self.self_trained.read(name, start, self_trained)
                     self.any_differ = self.any_differ or differ(base, self_trained)
-                yield _Piece(name, start, base, self_trained, _view(out_buffer, spec.dtype, count))
-                self._done += count * spec.dtype.itemsize
+                yield _Piece(name, start, base, self_trained, view_as(out_buffer, spec.dtype, len(base)))
+                self._done += base.nbytes
                 if self._progress:
                     self._progress(self._done, total)
 
 
-def _view(buffer: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tensor:
-    return buffer[: count * dtype.itemsize].view(dtype)
-
-
-def _write_safetensors(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+def _write_safetensors(pair: _Reader, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
     layout = aligned(pair.base.specs)
     with contextlib.ExitStack() as stack:
         writers = [
@@ -280,7 +222,7 @@ def _write_safetensors(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], t
             writer.replace_metadata(_metadata(pair, job, hashes()))
 
 
-def _write_pickles(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+def _write_pickles(pair: _Reader, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
     base = _pickle(pair.base, jobs[0].output)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(base.stream_copy(job.output)) for job in jobs]
@@ -294,7 +236,7 @@ def _write_pickles(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple
 
 
 def _stream(
-    pair: _Pair,
+    pair: _Reader,
     layout: Mapping[str, TensorSpec],
     jobs: Sequence[_Job],
     writers: Sequence[SafetensorsWriter | PickleWriter],
@@ -304,7 +246,7 @@ def _stream(
             writer.write(piece.merge(job))
 
 
-def _write_torch(pair: _Pair, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
+def _write_torch(pair: _Reader, jobs: Sequence[_Job], hashes: Callable[[], tuple[str, str]]) -> None:
     # One copy of the weights, filled again for every w: the inputs are mapped or in the page cache by then.
     merged = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in pair.base.specs.items()}
     for job in jobs:
@@ -329,42 +271,40 @@ def _sidecar(output: Path) -> Path:
     return output.with_name(output.name + ".json")
 
 
-def _metadata(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
-    return {**described(pair.base), **_provenance(pair, job, hashes)}
+def _metadata(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
+    network = described(pair.base)
+    if not says_its_config(pair.base) and says_its_config(pair.self_trained):  # which was told more than shapes tell
+        theirs = described(pair.self_trained)
+        network = {**network, **{name: theirs[name] for name in ("architecture", "config") if name in theirs}}
+    return {**network, **_provenance(pair, job, hashes)}
 
 
-def _provenance(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
-    base, self_trained = pair.base, pair.self_trained
-    return {
-        "formula": FORMULA,
-        "w": repr(job.w),
-        "base": base.path.name,
-        "base_key": base.key,
-        "base_sha256": hashes[0],
-        "self_trained": self_trained.path.name,
-        "self_trained_key": self_trained.key,
-        "self_trained_sha256": hashes[1],
-        "neon_version": neon.__version__,
-    }
+def _provenance(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
+    inputs = _inputs(pair, hashes)
+    names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
+    return {"formula": FORMULA, "w": repr(job.w), **inputs, **names, "neon_version": neon.__version__}
 
 
-def _report(pair: _Pair, job: _Job, hashes: tuple[str, str]) -> MergeReport:
-    merged = sum(is_merged(spec.dtype) for spec in pair.base.specs.values())
+def _inputs(pair: _Reader, hashes: tuple[str, str]) -> dict[str, str]:
+    """Which weights were merged."""
+    found = dict[str, str]()
+    for side, file, digest in (("base", pair.base, hashes[0]), ("self_trained", pair.self_trained, hashes[1])):
+        found |= {side: str(file.path), f"{side}_key": file.key, f"{side}_sha256": digest}
+    return found
+
+
+def _report(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> MergeReport:
     return MergeReport(
         output=str(job.output),
         w=job.w,
         formula=FORMULA,
-        base=str(pair.base.path),
-        base_key=pair.base.key,
+        **_inputs(pair, hashes),
         base_candidates=pair.base.candidates,
-        base_sha256=hashes[0],
-        self_trained=str(pair.self_trained.path),
-        self_trained_key=pair.self_trained.key,
         self_trained_candidates=pair.self_trained.candidates,
-        self_trained_sha256=hashes[1],
-        merged_tensors=merged,
-        copied_tensors=len(pair.base.specs) - merged,
+        merged_tensors=len(pair.roles.merged),
+        copied_tensors=len(pair.base.specs) - len(pair.roles.merged),
+        buffers=pair.roles.buffers,
         share_lost=job.stats.share_lost,
         relative_error=job.stats.relative_error,
-        warnings=(*job.stats.warnings(job.w), *(() if pair.any_differ else (EQUAL_WARNING,)), *job.warnings),
+        warnings=(*pair.notes, *job.stats.warnings(job.w, any_differ=pair.any_differ), *job.warnings),
     )

@@ -6,51 +6,49 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from neon.checkpoint import TensorSpec
-from neon.checkpoint.common import listing, specs_of
-from neon.errors import RequestError
-from neon.merge.extrapolate import (
-    EQUAL_WARNING,
-    MergeWarning,
-    UpdateStats,
-    check_mergeable,
-    check_weight,
-    differ,
-    is_merged,
-    merge_tensor,
-)
+from neon.checkpoint.common import specs_of
+from neon.merge.entries import Roles, check_pair, roles_of
+from neon.merge.extrapolate import MergeWarning, UpdateStats, check_mergeable, check_weight, differ, merge_tensor
 
 State = Mapping[str, torch.Tensor]
 
 
 def merge_state(
-    base: State, self_trained: State, w: float, *, fixed: Collection[str] = frozenset()
+    base: State, self_trained: State, w: float, *, fixed: Collection[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """Merge two state dicts into new tensors of the base's dtypes and devices; see `merge_tensor`.
 
     Emits a `MergeWarning` if both are equal or if rounding loses much of the update.
 
     Args:
-        fixed: names copied from the base whatever their dtype (buffers of a network).
+        fixed: names copied from the base whatever their dtype (buffers of a network); by default told by their names.
 
     Raises:
-        RequestError: names or shapes differ, or as `merge_tensor`.
+        RequestError: names or shapes differ, as `roles_of`, or as `merge_tensor`.
         DegenerateError: as `merge_tensor`.
     """
     check_weight(w)
     check_pair(specs_of(base), specs_of(self_trained))
+    roles = _roles(base, self_trained, fixed)
     merged, stats, any_differ = {}, UpdateStats(), False
     for name, b in base.items():
-        if name in fixed or not is_merged(b.dtype):
+        if name not in roles.merged:
             merged[name] = b.detach().clone()
             continue
         s = self_trained[name].to(b.device)
         merged[name] = merge_tensor(b, s, w, name=name)
         stats.add(b, s, w, merged[name])
         any_differ = any_differ or differ(b, s)
-    for message in [*stats.warnings(w), *([] if any_differ else [EQUAL_WARNING])]:
+    for message in [*stats.warnings(w, any_differ=any_differ), *roles.notes]:
         warnings.warn(message, MergeWarning, stacklevel=2)
     return merged
+
+
+def _roles(base: State, self_trained: State, buffers: Collection[str] | None) -> Roles:
+    def differs(name: str) -> bool:
+        return differ(base[name], self_trained[name].to(base[name].device))
+
+    return roles_of(specs_of(base), specs_of(self_trained), differs, buffers)
 
 
 class LiveMerge:
@@ -65,7 +63,7 @@ class LiveMerge:
     and copied from the base. The states may be the network's own tensors: these are copied first.
 
     Raises:
-        RequestError: names or shapes of the states and the network differ.
+        RequestError: names or shapes of the states and the network differ, or as `roles_of`.
     """
 
     def __init__(self, network: torch.nn.Module, base: State, self_trained: State) -> None:
@@ -73,9 +71,11 @@ class LiveMerge:
         check_pair(specs_of(base), specs_of(self_trained))
         check_pair(specs_of(base), specs_of(live), sides=("states", "network"))
         own = {tensor.untyped_storage().data_ptr() for tensor in live.values()}
-        buffers = {name for name, _ in network.named_buffers(remove_duplicate=False)}
+        roles = _roles(base, self_trained, {name for name, _ in network.named_buffers(remove_duplicate=False)})
+        for name in roles.merged:
+            check_mergeable(name, base[name].dtype, live[name].dtype)
         self._tensors = [
-            _Resident(name, name in buffers, target, *(_keep(s[name], target, own) for s in (base, self_trained)))
+            _Resident(name, name in roles.merged, target, *(_keep(s[name], target, own) for s in (base, self_trained)))
             for name, target in live.items()
         ]
 
@@ -94,9 +94,9 @@ class _Resident:
     """One tensor of a live network with its base and self-trained values."""
 
     def __init__(
-        self, name: str, is_buffer: bool, target: torch.Tensor, base: torch.Tensor, self_trained: torch.Tensor
+        self, name: str, is_merged: bool, target: torch.Tensor, base: torch.Tensor, self_trained: torch.Tensor
     ) -> None:
-        self.name, self.is_buffer = name, is_buffer
+        self.name, self.is_merged = name, is_merged
         self.target, self.base, self.self_trained = target, base, self_trained
         is_plain = base.dtype == self_trained.dtype == target.dtype == torch.float32
         self.magnitude = max(map(_largest_magnitude, (base, self_trained))) if is_plain else math.inf
@@ -104,7 +104,7 @@ class _Resident:
     def write(self, w: float) -> None:
         # Finite weights whose merge cannot overflow need no check: one pass over memory, and no wait for a GPU.
         is_safe = self.magnitude * 2 * (1 + abs(w)) < torch.finfo(torch.float32).max
-        if self.is_buffer:
+        if not self.is_merged:
             self.target.copy_(self.base)
         elif not is_safe:
             merge_tensor(self.base, self.self_trained, w, out=self.target, name=self.name)
@@ -127,32 +127,3 @@ def _keep(tensor: torch.Tensor, target: torch.Tensor, own: set[int]) -> torch.Te
     if tensor.untyped_storage().data_ptr() in own:
         tensor = tensor.clone()
     return tensor.to(target.device).contiguous()
-
-
-def check_pair(
-    base: Mapping[str, TensorSpec],
-    self_trained: Mapping[str, TensorSpec],
-    *,
-    sides: tuple[str, str] = ("base", "self-trained"),
-) -> None:
-    """Raise a RequestError, listing both sides, unless names and shapes agree and every dtype can be merged."""
-    ours, theirs = sides
-    problems = []
-    for side, mine, other in ((ours, base, self_trained), (theirs, self_trained, base)):
-        if extra := [name for name in mine if name not in other]:
-            problems.append(f"only in {side}: {listing(extra)}")
-    shapes = [
-        f"{name} {list(base[name].shape)} / {list(self_trained[name].shape)}"
-        for name in base
-        if name in self_trained and base[name].shape != self_trained[name].shape
-    ]
-    if shapes:
-        problems.append(f"different shapes ({ours} / {theirs}): {listing(shapes)}")
-    if problems:
-        raise RequestError(
-            f"{ours} and {theirs} do not fit each other ({len(base)} and {len(self_trained)} tensors): "
-            + "; ".join(problems)
-            + "; both must come from the same network (is a --key wrong?)"
-        )
-    for name, spec in base.items():
-        check_mergeable(name, spec.dtype, self_trained[name].dtype)

@@ -56,6 +56,13 @@ class InceptionFeatures:
             return features @ self._network.fc.weight.T
 
 
+def weights_file(weights: str | os.PathLike[str] | None = None) -> Path:
+    """Where the weights of the network lie: in the file `weights`, or where torch-fidelity caches its own."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name) if weights is None else Path(weights)
+
+
 def load_inception(
     weights: str | os.PathLike[str] | None = None, device: torch.device | str = "cpu"
 ) -> InceptionFeatures:
@@ -69,7 +76,7 @@ def load_inception(
     # Imports torchvision: 1.7 s that only those who use this network pay.
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-    path = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name) if weights is None else Path(weights)
+    path = weights_file(weights)
     fetch = f"`curl -L --create-dirs -o {shlex.quote(str(path))} {URL_INCEPTION_V3}`"
     if not path.exists():
         raise RequestError(

@@ -8,7 +8,7 @@ import torch
 from neon.errors import RequestError, warn
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, load_features
-from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.metrics.inception import InceptionFeatures, load_inception, weights_file
 from neon.model import GenerativeModel
 
 INCEPTION, INCEPTION_DIM = InceptionFeatures.name, InceptionFeatures.dim
@@ -19,6 +19,11 @@ def load_extractor(features: str, inception_weights: Path | None, device: torch.
     if features == INCEPTION:
         return load_inception(inception_weights, device)
     return load_features(features, device)
+
+
+def features_file(features: str, inception_weights: Path | None) -> Path:
+    """The file of that network."""
+    return weights_file(inception_weights) if features == INCEPTION else Path(features)
 
 
 def load_statistics(ref: Path, model: GenerativeModel, extractor: FeatureExtractor) -> Statistics:

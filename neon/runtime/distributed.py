@@ -15,6 +15,7 @@ import torch.distributed.nn
 from torch import Tensor
 
 from neon.errors import RequestError, WorkError
+from neon.runtime.launch import launched
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ def processes(device: str | None = None) -> Iterator[Processes]:
                 "start fewer processes (--nproc_per_node), or compute with --device cpu"
             )
         torch.cuda.set_device(local)
-    if "RANK" not in os.environ:
+    if not launched():
         yield Processes(device=local)
         return
     if dist.is_initialized():  # by a caller, who ends it too

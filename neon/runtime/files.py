@@ -7,7 +7,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +117,11 @@ def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
             file.write(line)
     except OSError as error:
         raise write_failure(error, path) from error
+
+
+def hashes(files: Mapping[str, Path | None]) -> dict[str, str | None]:
+    """The SHA-256 of each file, under its name here; None of what is no file."""
+    return {name: None if path is None else sha256_file(path) for name, path in files.items()}
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

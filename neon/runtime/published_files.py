@@ -66,17 +66,18 @@ class PublishedFile:
         return None
 
 
-def usual_file(
-    name: str, folders: Sequence[str], what: str, fetch: str, flag: str, *, cached: Path | None = None
-) -> Path:
-    """The published file (or folder) `name` where it usually lies: in one of `folders`, or at `cached`.
+def usual_places(name: str) -> list[Path]:
+    """Where programs look for the published file `name`."""
+    return [Path(place) for file in published_files() if file.name == name for place in file.places]
+
+
+def usual_file(name: str, what: str, fetch: str, flag: str, places: Sequence[Path] = ()) -> Path:
+    """The published file (or folder) `name` where it usually lies: at one of `places`, by default those of the table.
 
     Raises:
         RequestError: it is nowhere there; the message says how to fetch it, and the `flag` that names another.
     """
-    places = [Path(folder) / name for folder in folders]
-    if cached is not None:
-        places.append(cached)
+    places = places or usual_places(name)
     for place in places:
         if place.exists():
             return place

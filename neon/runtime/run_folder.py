@@ -5,22 +5,29 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from neon.errors import RequestError
+from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.files import as_json, check_writable, write_json
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
+VERSION_KEY = "state_version"
+STATE_VERSION = 1
+"""of the files in which a run leaves what it has done; those of before there was a version have none"""
+FINGERPRINT = "_fingerprint"
+"""how an entry of an identity is called that tells the contents of an input, which may change under its name"""
+_NOT_COMPARED = ("neon", VERSION_KEY)  # said in a record: what neon's results are does not change with its version
 
 
 @contextlib.contextmanager
-def run_folder(folder: str | os.PathLike[str], identity: dict[str, Any], *, fresh: bool = False) -> Iterator[Path]:
+def run_folder(folder: str | os.PathLike[str], identity: Mapping[str, Any], *, fresh: bool = False) -> Iterator[Path]:
     """Hold `folder` for a run described by `identity` (JSON): created, continued if equal, emptied if `fresh`.
 
-    The hold ends with the block, or with the process however it dies.
+    The hold ends with the block, or with the process however it dies. Every program that works in a run folder has
+    the flag `--fresh`.
 
     Raises:
         RequestError: the folder is another run's or no run's, is in use, or cannot be written.
@@ -28,26 +35,103 @@ def run_folder(folder: str | os.PathLike[str], identity: dict[str, Any], *, fres
     folder = Path(folder)
     record = folder / RUN_FILE
     if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder}: a file, but a run needs a folder; name another with --out")
+        raise RequestError(f"{folder}: a file, but a run needs a folder; name another one")
     if folder.is_dir() and not record.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
-        raise RequestError(
-            f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder with --out"
-        )
+        raise RequestError(f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder")
     check_writable(record, overwrite=True)
     with open(folder / LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RequestError(
-                f"{folder}: another process works on this run; wait for it, or name another folder with --out"
+                f"{folder}: another process works on this run; wait for it, or name another folder"
             ) from error
         if fresh:
             _empty(folder)
         if record.exists():
-            _check_identity(record, identity)
+            other = difference(read_record(folder), identity)
+            if other is not None:
+                raise RequestError(
+                    f"{folder}: holds a run with other settings ({other}); add --fresh to replace it, or name another "
+                    "folder"
+                )
         else:
-            write_json(record, identity)
+            write_json(record, {VERSION_KEY: STATE_VERSION, **identity})
         yield folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the run in `folder` is determined by, as it was recorded.
+
+    Raises:
+        RequestError: the record is damaged, or of a later version of neon.
+    """
+    file = folder / RUN_FILE
+    with reading_state(file, "add --fresh to start this run anew, or name another folder"):
+        record = as_json(json.loads(file.read_bytes()))
+        if not isinstance(record, dict):
+            raise ValueError(f"{type(record).__name__} instead of a table")
+    check_version(file, record.get(VERSION_KEY))
+    return record
+
+
+def difference(found: Mapping[str, Any], identity: Mapping[str, Any]) -> str | None:
+    """In what a run that was recorded as `found` is not that of `identity`, in words; None: it is.
+
+    neon's version does not count. Contents of inputs are compared where they were recorded; earlier runs did not.
+    """
+    before, now = _flat(found), _flat(json.loads(json.dumps(as_json(identity))))
+    different = [
+        key
+        for key in {**now, **before}
+        if key not in _NOT_COMPARED
+        and before.get(key) != now.get(key)
+        and (key in before or not key.endswith(FINGERPRINT))
+    ]
+    if not different:
+        return None
+    key = different[0]
+    if key.endswith(FINGERPRINT):
+        text = f"the contents of {key.removesuffix(FINGERPRINT)} have changed: {before[key]}, now {now.get(key)}"
+    else:
+        text = f"{key} is {before.get(key)!r}, now {now.get(key)!r}"
+    return text + (f", and {len(different) - 1} more" if len(different) > 1 else "")
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The entries of nested tables by dotted names."""
+    entries: dict[str, Any] = {}
+    for key, value in record.items():
+        entries |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return entries
+
+
+def check_version(file: Path, version: object) -> None:
+    """Raise a RequestError if `file` says a version of state that is not known here; None: it says none."""
+    if version is None:
+        return
+    if not isinstance(version, int) or not 0 < version <= STATE_VERSION:
+        raise RequestError(
+            f"{file}: written by another version of neon ({VERSION_KEY} {version}, this one knows 1 to "
+            f"{STATE_VERSION}); go on with that one, or name another folder"
+        )
+
+
+@contextlib.contextmanager
+def reading_state(file: Path, advice: str) -> Iterator[None]:
+    """Whatever goes wrong inside, where a `file` that a run left is read, is a RequestError: the file is damaged.
+
+    `advice` says what to do, and what is lost by it.
+    """
+    try:
+        yield
+    except WorkError:
+        raise
+    except Exception as error:  # what readers raise of damaged bytes is of any kind
+        if isinstance(error, OSError) and error.errno is not None:  # the disk, not the bytes
+            raise
+        reason = error if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: {error}"
+        raise RequestError(f"{file}: damaged ({one_line(reason)[:200]}); {advice}") from error
 
 
 def _empty(folder: Path) -> None:
@@ -57,21 +141,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK_FILE:
             path.unlink()
-
-
-def _check_identity(record: Path, identity: dict[str, Any]) -> None:
-    try:
-        found = dict(json.loads(record.read_text()))
-    except (ValueError, TypeError) as error:
-        raise RequestError(
-            f"{record}: not readable as the record of a run ({error}); add --fresh to start anew"
-        ) from error
-    expected = json.loads(json.dumps(as_json(identity)))
-    different = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
-    if different:
-        key = different[0]
-        raise RequestError(
-            f"{record.parent}: holds a run with other settings ({key} is {found.get(key)!r}, now {expected.get(key)!r}"
-            f"{f', and {len(different) - 1} more' if len(different) > 1 else ''}); "
-            "add --fresh to replace it, or name another folder with --out"
-        )

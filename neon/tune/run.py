@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from neon import __version__
-from neon.checkpoint import load_state
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.merge import LiveMerge, check_same_network
+from neon.merge import LiveMerge, check_same_network, load_self_trained
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel
@@ -37,13 +36,13 @@ LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors
 STATISTICS = "statistics"
 """folder with the statistics of each point of a search"""
 
-METRICS: dict[Metric, Callable[[Scores], float | None]] = {
-    "distance": lambda scores: scores.distance,
-    "is": lambda scores: None if scores.is_mean is None else -scores.is_mean,
-    "precision": lambda scores: None if scores.precision is None else -scores.precision,
-    "recall": lambda scores: None if scores.recall is None else -scores.recall,
+METRICS: dict[Metric, tuple[str, int]] = {
+    "distance": ("distance", 1),
+    "is": ("is_mean", -1),
+    "precision": ("precision", -1),
+    "recall": ("recall", -1),
 }
-"""what a search minimises: the distance, or one of these with its sign turned"""
+"""what a search minimises: a field of `Scores`, and the sign that it is minimised with"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,10 @@ class Tuner:
         self.plan, self.model, self.settings, self.extractor = plan, model, settings, extractor
         self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
         self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        self.states = [load_state(path, plan.self_trained_key or plan.key) for path in plan.self_trained]
+        self.states = [
+            load_self_trained(model.network, plan.base, path, plan.key, plan.self_trained_key)
+            for path in plan.self_trained
+        ]
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
 
@@ -195,12 +197,13 @@ class Tuner:
     def value(self, point: Point) -> float:
         """What the search minimises."""
         try:
-            value = METRICS[self.plan.metric](self.scores(point, Purpose.SELECTION))
+            scores = self.scores(point, Purpose.SELECTION)
         except DegenerateError as error:
             raise EvaluationFailed(str(error)) from error
-        if value is None:
+        field_name, sign = METRICS[self.plan.metric]
+        if (score := getattr(scores, field_name)) is None:
             raise RequestError(f"--metric {self.plan.metric}: is not scored here; add --real_images, or use distance")
-        return value
+        return sign * score
 
     def search(self) -> Search:
         """The search, or the grid, of the plan."""

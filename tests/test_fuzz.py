@@ -1,0 +1,39 @@
+"""Files that are almost valid: every reader takes them or refuses them in one line, in little memory and time.
+
+`python benchmarks/fuzz.py` gives each reader many more; a fault there prints the command that makes its input again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.programs import ROOT
+
+EACH = 150
+READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "model", "features", "training",
+           "scores", "download", "report"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of the inputs of each reader, in a process of their own, whose memory is theirs."""
+    figures = tmp_path_factory.mktemp("fuzz") / "fuzz.json"
+    command = [sys.executable, "benchmarks/fuzz.py", f"--inputs={EACH * len(READERS)}", f"--json_file={figures}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert figures.exists(), done.stderr
+    rows = {row["reader"]: row for row in json.loads(figures.read_text())["readers"]}
+    assert list(rows) == READERS
+    return rows
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_is_almost_valid_is_read_or_refused(outcomes: dict[str, Any], name: str) -> None:
+    row = outcomes[name]
+    assert row["faults"] == []
+    assert row["inputs"] == EACH
+    assert row["refused"] > EACH / 10, "the inputs are no longer changed where it matters"
