@@ -114,7 +114,7 @@ def train(
         RequestError: the images do not fit the model, or batch sizes do not divide.
         WorkError: the loss is not finite.
     """
-    micro_batch = micro_batch or recipe.batch_size
+    micro_batch = recipe.batch_size if micro_batch is None else micro_batch
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder = Path(folder)
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})

@@ -243,6 +243,7 @@ def test_a_snapshot_that_does_not_say_how_far_it_moved_says_none(tmp_path: Path)
         ("xAR/finetune.py", "--warmup_epochs 1 --lr_rampup 1", "--warmup_epochs and --lr_rampup: both say the same"),
         ("xAR/finetune.py", "--ema_rate 0.9 --ema 1", "--ema_rate and --ema: both say the same"),
         ("imm/finetune.py", "--ema_rate 0.9 --ema 1", "--ema_rate and --ema: both say the same"),
+        ("edm/finetune.py", "--batch_gpu 0", "in micro-batches of 0: expected the micro-batch to divide the batch"),
         # A network from scratch, beside a base that is another
         ("edm/finetune.py", "--arch adm", "--arch adm: is of a network from scratch, and base.pkl is built with"),
         ("edm/finetune.py", "--cres 1,2", "--cres 1 2: is of a network from scratch, and base.pkl is built with"),
