@@ -115,7 +115,7 @@ def train(
         RequestError: the images do not fit the model, or batch sizes do not divide.
         WorkError: the loss is not finite.
     """
-    micro_batch = micro_batch or recipe.batch_size
+    micro_batch = recipe.batch_size if micro_batch is None else micro_batch
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder = Path(folder)
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
@@ -195,10 +195,11 @@ def train_in_folder(
     return snapshots
 
 
-def pickle_copies(base: Path | None, key: str | None) -> Callable[[Snapshot], None] | None:
-    """What writes a snapshot also as a copy of the published pickle `base`; None if `base` is not one.
+def pickle_copies(base: Path | None, key: str | None, model: GenerativeModel) -> Callable[[Snapshot], None] | None:
+    """What writes a snapshot of `model` also as a copy of the published pickle `base`; None if `base` is not one.
 
-    The copies are named by thousand images. Warns if `base` is such a pickle and cannot be copied.
+    The copies are named by thousand images; of several snapshots of one name the last stays, as published. Warns if
+    `base` is such a pickle and cannot be copied, or would say of the copies that they are another network.
     """
     if base is None:
         return None
@@ -210,10 +211,17 @@ def pickle_copies(base: Path | None, key: str | None) -> Callable[[Snapshot], No
         except RequestError as error:
             warn(f"{error}; snapshots will be .safetensors only")
             return None
+        if json.dumps(type(model).config_of(checkpoint)) != json.dumps(model.config):
+            changed = "flags changed the network, and a copy of the file would not say so"
+            warn(f"{base}: {changed}; snapshots will be .safetensors only")
+            return None
 
     def write(snapshot: Snapshot) -> None:
-        copy = snapshot.path.with_name(f"network-snapshot-{snapshot.images_seen // 1000:06d}.pkl")
-        if not copy.exists():
+        kimg = snapshot.images_seen // 1000
+        copy = snapshot.path.with_name(f"network-snapshot-{kimg:06d}.pkl")
+        of_this_name = snapshot.path.parent.glob(f"snapshot-{kimg:06d}.*-kimg.safetensors")
+        is_written = copy.exists() and copy.stat().st_mtime_ns > snapshot.path.stat().st_mtime_ns
+        if snapshot.path == max(of_this_name) and not is_written:
             with open_checkpoint(base, key) as checkpoint:
                 assert isinstance(checkpoint, PickleCheckpoint)
                 checkpoint.save_with(copy, load_state(snapshot.path))

@@ -189,11 +189,11 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 recipe=recipe,
                 seed=self.seed,
                 processes=group,
-                micro_batch=self.batch_gpu or multiple * fitting,
+                micro_batch=multiple * fitting if self.batch_gpu is None else self.batch_gpu,
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,
-                on_snapshot=pickle_copies(base, self.key),
+                on_snapshot=pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
             )
             if group.is_main:
