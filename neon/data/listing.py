@@ -1,0 +1,45 @@
+"""The files below a folder, by name: links are followed, and what systems leave behind is passed over."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from neon.errors import RequestError
+
+LEFT_BEHIND = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+"""what Windows and macOS put beside images; the rest of it is hidden (.DS_Store, ._a.png)"""
+
+
+def is_ours(name: str) -> bool:
+    """Whether the file or folder `name` (without its folder) is none that is hidden or that a system left behind."""
+    return not name.startswith(".") and name not in LEFT_BEHIND
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(name relative to `folder`, with slashes; its entry) of every file below it, in no order.
+
+    Links to files and folders are followed, but no folder is entered from inside itself; a dead link counts as a file
+    (which cannot be read), so that a set does not shrink in silence.
+
+    Raises:
+        RequestError: `folder`, or one below it, cannot be listed.
+    """
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(os.fspath(folder), "", frozenset())]
+    while waiting:
+        path, prefix, above = waiting.pop()
+        try:
+            stat = Path(path).stat()
+            here = (stat.st_dev, stat.st_ino)
+            if here in above:
+                continue
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if not is_ours(entry.name):
+                        continue
+                    name = prefix + entry.name
+                    if entry.is_dir():
+                        waiting.append((entry.path, f"{name}/", above | {here}))
+                    elif entry.is_file() or entry.is_symlink():
+                        yield name, entry
+        except OSError as error:
+            raise RequestError(f"{path}: the folder cannot be listed ({error.strerror or error})") from error
