@@ -45,5 +45,10 @@ def one_line(text: object) -> str:
 
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
+    note(f"warning: {message}")
+
+
+def note(message: str) -> None:
+    """Print what a user should know, once however many processes there are; to stderr, since it is no result."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from scipy.special import stdtrit
 from torch import Tensor
 
+from neon.data.pictures import load_picture
 from neon.errors import RequestError
 from neon.evaluate import Scores
 from neon.report.grids import as_png, image_grid, images_of
@@ -319,8 +319,7 @@ def _real_file(folder: Path) -> Path:
 
 def _read_images(path: Path, shape: Sequence[int]) -> Tensor:
     try:
-        with Image.open(path) as picture:
-            return images_of(picture, shape)
+        return images_of(load_picture(path.read_bytes()), shape)
     except (OSError, ValueError) as error:
         raise RequestError(
             f"{path}: not readable as the samples of this report ({error}); run again what wrote it"
