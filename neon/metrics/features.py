@@ -41,6 +41,8 @@ class SmallFeatures(nn.Module):
 
     def __init__(self, name: str, image_shape: tuple[int, int, int], dim: int, num_classes: int) -> None:
         super().__init__()
+        if not isinstance(name, str) or not isinstance(dim, int):
+            raise TypeError(f"{name!r} with {dim!r} features")
         self.name, self.dim = name, dim
         self.image_shape = tuple(image_shape)
         self.config = {"name": name, "image_shape": list(image_shape), "dim": dim, "num_classes": num_classes}
@@ -83,7 +85,7 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
     """The extractor that `SmallFeatures.save` wrote, in eval mode.
 
     Raises:
-        RequestError: the file holds no feature network.
+        RequestError: the file holds no feature network, or weights of another.
     """
     with open_checkpoint(path) as checkpoint:
         if "features" not in checkpoint.metadata:
@@ -91,8 +93,17 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
                 f"{path}: not a feature network; expected safetensors with the metadata `features` "
                 "as written by `python -m neon.demo.train features`"
             )
-        extractor = SmallFeatures(**json.loads(checkpoint.metadata["features"]))
-        extractor.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()})
+        try:
+            # Nothing is allocated before the weights are known to be there.
+            with torch.device("meta"):
+                extractor = SmallFeatures(**json.loads(checkpoint.metadata["features"]))
+        except Exception as error:  # json's on foreign text, torch's on foreign sizes
+            raise RequestError(f"{path}: its metadata `features` describe no feature network ({error!r})") from error
+        expected = {name: tuple(tensor.shape) for name, tensor in extractor.state_dict().items()}
+        if expected != {name: checkpoint.shape(name) for name in checkpoint.names()}:
+            raise RequestError(f"{path}: its weights are not those of the feature network that its metadata describe")
+        weights = {name: checkpoint.tensor(name).to(torch.float32) for name in expected}
+        extractor.load_state_dict(weights, assign=True)
     return extractor.to(device).eval().requires_grad_(False)
 
 
