@@ -14,7 +14,7 @@ from neon.data.storage import Archive
 from neon.errors import RequestError
 
 MAGIC = b"\x93NUMPY"
-LARGEST_HEADER = 1 << 14
+LARGEST_HEADER = 10_000
 LARGEST_ARRAY = 1 << 30
 """bytes of an array in an `.npz`: a covariance of 11,585 features"""
 

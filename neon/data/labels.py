@@ -114,28 +114,39 @@ def folder_classes(files: Sequence[str], folders: Collection[str]) -> FolderClas
             return None
         top -= 1
     for name, part in zip(files, parts, strict=True):
-        if len(part) != top + 1:
-            if len(part) == top:
-                raise ValueError(f"{name} lies beside folders with others")
+        if len(part) == top:
+            raise ValueError(f"{name} lies beside folders with others")
+        if len(part) > top + 1:
             raise ValueError(f"{name} lies in a folder of {part[top]}; if that is a part of the set, name it instead")
     names = sorted({part[top] for part in parts})
-    numbers = [int(name) for name in names if _is_number(name)]
     if {name.lower() for name in names} <= SPLITS:
         raise ValueError(f"its folders {' and '.join(names)} are parts of a set, not classes; name one of them")
-    if numbers and len(numbers) < len(names):
-        other = next(name for name in names if not _is_number(name))
-        raise ValueError(f"folder {numbers[0]} is named by a class number, {other} is not")
-    if not numbers:
-        around = "".join(f"{part}/" for part in parts[0][:top])
-        beside = {name.removeprefix(around).rstrip("/") for name in folders if name.startswith(around)}
-        if empty := sorted(name for name in beside - {*names, ""} if "/" not in name):
-            raise ValueError(f"folder {around}{empty[0]} holds none, so that it is not known whether it is a class")
-        numbers = list(range(len(names)))
-    elif len(set(numbers)) < len(names) or not 0 <= min(numbers) <= max(numbers) <= LARGEST_CLASS:
-        raise ValueError(f"its folders are numbers, but not of one class each, 0 to {LARGEST_CLASS}")
+    if any(map(_is_number, names)):
+        numbers = _numbers(names)
+    else:
+        _check_none_is_empty(names, "".join(f"{part}/" for part in parts[0][:top]), folders)
+        numbers = range(len(names))
     by_name = dict(zip(names, numbers, strict=True))
-    by_number = sorted((number, name) for name, number in by_name.items())
-    return FolderClasses([by_name[part[top]] for part in parts], dict(by_number))
+    by_number = dict(sorted((number, name) for name, number in by_name.items()))
+    return FolderClasses([by_name[part[top]] for part in parts], by_number)
+
+
+def _numbers(names: Sequence[str]) -> Sequence[int]:
+    """The class numbers that folders are named by; a ValueError if one is not, or two are the same."""
+    if others := [name for name in names if not _is_number(name)]:
+        number = next(name for name in names if _is_number(name))
+        raise ValueError(f"folder {number} is named by a class number, {others[0]} is not")
+    numbers = [int(name) for name in names]
+    if len(set(numbers)) < len(names) or not 0 <= min(numbers) <= max(numbers) <= LARGEST_CLASS:
+        raise ValueError(f"its folders are numbers, but not of one class each, 0 to {LARGEST_CLASS}")
+    return numbers
+
+
+def _check_none_is_empty(names: Sequence[str], around: str, folders: Collection[str]) -> None:
+    """A ValueError if a folder beside the class folders `names`, below `around`, holds no files: was it a class?"""
+    beside = {name.removeprefix(around).rstrip("/") for name in folders if name.startswith(around)}
+    if empty := sorted(name for name in beside - {*names, ""} if "/" not in name):
+        raise ValueError(f"folder {around}{empty[0]} holds none, so that it is not known whether it is a class")
 
 
 def _is_number(name: str) -> bool:
