@@ -257,12 +257,12 @@ def visit(
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None, ImageNoise]:
     """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
-    examples, labels = dataset.load(indices)
+    examples, labels = dataset.load(indices) if model.num_classes else (dataset.examples(indices), None)
     noise = ImageNoise(noise_seeds, device)
     examples = examples.to(device, non_blocking=True)
     if not dataset.encoded:
         examples = model.encode(examples, noise)
-    known = None if labels is None or not model.num_classes else labels.to(device, non_blocking=True)
+    known = None if labels is None else labels.to(device, non_blocking=True)
     return examples, known, noise
 
 
