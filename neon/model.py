@@ -384,10 +384,14 @@ def _parsed_config(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
 
 def _greatest_number(config: Any) -> int:
     """The greatest whole number in a config, by its size."""
-    if isinstance(config, dict | list):
-        parts = config.values() if isinstance(config, dict) else config
-        return max(map(_greatest_number, parts), default=0)
-    return abs(config) if isinstance(config, int) else 0
+    greatest, waiting = 0, [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict | list):
+            waiting += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int):
+            greatest = max(greatest, abs(part))
+    return greatest
 
 
 def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type[GenerativeModel]) -> dict[str, Any]:
