@@ -57,5 +57,10 @@ def is_first_process() -> bool:
 
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
+    note(f"warning: {message}")
+
+
+def note(message: str) -> None:
+    """Print what a user should know, once however many processes there are; to stderr, since it is no result."""
     if is_first_process():
-        print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)

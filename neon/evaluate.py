@@ -9,9 +9,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
-from neon.runtime.files import append_json
+from neon.runtime.files import append_json, from_json
 from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
 from neon.runtime.signals import Stopped
 from neon.sampling import Label, sample_block
@@ -220,7 +219,7 @@ def sampled_images(
 
 def stored_images(dataset: TrainingImages, processes: Processes) -> Callable[[range], Tensor]:
     """The images of a block, read: what `features_in_order` computes from for a set of images."""
-    return lambda block: dataset.load(block)[0].to(processes.device)
+    return lambda block: dataset.examples(block).to(processes.device)
 
 
 def tally_images(
@@ -322,18 +321,10 @@ def evaluate(
 
 def scores_from(entry: Any) -> Scores:
     """Scores from their fields as JSON; a ValueError if they are none."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{type(entry).__name__} instead of scores")
-    known = {field.name for field in fields(Scores)}
-    bad = [
-        name
-        for name, value in entry.items()
-        if name not in known or isinstance(value, bool) or not isinstance(value, (int, float, NoneType))
-    ]
-    distance = entry.get("distance")
-    if bad or distance is None or not math.isfinite(distance) or "num_images" not in entry:
-        raise ValueError(f"{', '.join(map(str, bad or entry))}: no scores")
-    return Scores(**entry)
+    scores = from_json(Scores, entry)
+    if not math.isfinite(scores.distance):
+        raise ValueError(f"distance is {scores.distance}")
+    return scores
 
 
 class ScoreLog:

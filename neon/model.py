@@ -165,7 +165,7 @@ def _installed(name: str) -> type[GenerativeModel]:
     if name not in found:
         known = ", ".join(sorted(found, key=str.lower)) or "(none installed)"
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {known}, or --model path/to/file.py:NAME of your own"
+            f"architecture {name!r} is unknown; expected one of {known}, or path/to/file.py:NAME of your own"
         )
     return _loaded(found[name])
 
@@ -359,7 +359,7 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
         raise RequestError(
             f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "
-            "for a model of your own add --model path/to/file.py:NAME"
+            "a model of your own is named to neon's commands: --model path/to/file.py:NAME"
         )
     config, greatest = _parsed_config(path, metadata["config"])
     if greatest > _MAX_NUMBER:
@@ -386,10 +386,14 @@ def _parsed_config(path: str | os.PathLike[str], text: str) -> tuple[dict[str, A
 
 def _greatest_number(config: Any) -> int:
     """The greatest whole number in a config, by its size."""
-    if isinstance(config, dict | list):
-        parts = config.values() if isinstance(config, dict) else config
-        return max(map(_greatest_number, parts), default=0)
-    return abs(config) if isinstance(config, int) else 0
+    greatest, waiting = 0, [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict | list):
+            waiting += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int):
+            greatest = max(greatest, abs(part))
+    return greatest
 
 
 def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type[GenerativeModel]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
     present = listing([name or '"" (the file itself)' for name in nestings], first=8)
     chosen = usual_key(nestings) if key is None else key
     if chosen is None:
-        raise RequestError(f"{path}: no state dict in a usual place; present: {present}; choose with --key")
+        raise RequestError(
+            f"{path}: no state dict in a usual place; present: {present}; choose with --key, where a command has it"
+        )
     if chosen not in nestings:
         raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
     return chosen

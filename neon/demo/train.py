@@ -135,7 +135,7 @@ class ExportImages:
     def __call__(self) -> None:
         training = load_fashion(self.data, "train")
         assert training.labels is not None
-        check_writable(self.output, overwrite=False)
+        check_writable(self.output, overwrite=False, flag=None)
         with TemporaryDirectory() as folder:
             write_images(folder, range(len(training)), training.images)
             write_labels(folder, training.labels.tolist(), len(training))

@@ -10,10 +10,12 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from neon.errors import RequestError, WorkError
 
+T = TypeVar("T")
 _BAD_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
@@ -55,10 +57,13 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True, flush:
         os.close(lock)
 
 
-def check_writable(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end."""
+def check_writable(path: str | os.PathLike[str], *, overwrite: bool, flag: str | None = "--overwrite") -> None:
+    """Create the folder of `path` and raise now, before any work, what `atomic_write` would raise at the end.
+
+    `flag` is that by which users say `overwrite`; None: they cannot.
+    """
     try:
-        probe, file = _open_partial(Path(path), overwrite=overwrite)
+        probe, file = _open_partial(Path(path), overwrite=overwrite, flag=flag)
         with file:
             probe.unlink()
     except OSError as error:
@@ -70,7 +75,7 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _open_partial(path: Path, *, overwrite: bool) -> tuple[Path, IO[bytes]]:
+def _open_partial(path: Path, *, overwrite: bool, flag: str | None = "--overwrite") -> tuple[Path, IO[bytes]]:
     """An empty temporary file beside `path`, locked; a RequestError if `path` may not be written.
 
     It is the one of `partial_path`, also where a killed process has left it, or one of another name if a living
@@ -79,7 +84,8 @@ def _open_partial(path: Path, *, overwrite: bool) -> tuple[Path, IO[bytes]]:
     if path.is_dir():
         raise RequestError(f"{path}: cannot write a file here, this is a folder; name a file inside it")
     if path.exists() and not overwrite:
-        raise RequestError(f"{path}: already exists; choose another name or pass --overwrite to replace it")
+        replace = "" if flag is None else f" or pass {flag} to replace it"
+        raise RequestError(f"{path}: already exists; choose another name{replace}")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
     with contextlib.suppress(OSError):
@@ -128,6 +134,25 @@ def as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def from_json(kind: type[T], entry: Any) -> T:
+    """The dataclass `kind` of its fields as JSON (those that are no JSON built before); a ValueError if they are not.
+
+    A float may be written as an integer.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{type(entry).__name__} instead of a table")
+    hints = get_type_hints(kind)
+    for name, value in entry.items():
+        hint = hints.get(name)
+        kinds = {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            raise ValueError(f"{name} is {value!r}" if name in hints else f"{name} is not known")
+    try:
+        return kind(**entry)
+    except TypeError as error:  # a field is missing
+        raise ValueError(str(error)) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
