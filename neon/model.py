@@ -361,8 +361,8 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "
             "a model of your own is named to neon's commands: --model path/to/file.py:NAME"
         )
-    config, greatest = _parsed_config(path, metadata["config"])
-    if greatest > _MAX_NUMBER:
+    config = _parsed_config(path, metadata["config"])
+    if _greatest_number(config) > _MAX_NUMBER:
         raise RequestError(f"{path}: its config holds a number above {_MAX_NUMBER:,}, which no network has; {_CONFIG}")
     try:
         return _installed(metadata["architecture"]), config
@@ -370,18 +370,16 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
         raise RequestError(f"{path}: {error}") from error
 
 
-def _parsed_config(path: str | os.PathLike[str], text: str) -> tuple[dict[str, Any], int]:
-    """The config in the metadata of a file, and the greatest whole number in it; a RequestError if it is none."""
-    greatest = 0
+def _parsed_config(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    """The config in the metadata of a file; a RequestError if it is none."""
     try:
         config = json.loads(text)
-        greatest = _greatest_number(config)
         problem = f"is a {type(config).__name__}"
     except (ValueError, RecursionError) as error:
         config, problem = None, f"is no JSON that can be read ({error})"
     if not isinstance(config, dict):
         raise RequestError(f"{path}: the config in its metadata {problem}; {_CONFIG}")
-    return config, greatest
+    return config
 
 
 def _greatest_number(config: Any) -> int:
@@ -405,7 +403,7 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
         )
     config = _config_of(kind, checkpoint)
     if "config" in checkpoint.metadata:
-        config, _ = _parsed_config(path, checkpoint.metadata["config"])
+        config = _parsed_config(path, checkpoint.metadata["config"])
     if config is None:
         raise RequestError(
             f"{path}: carries no config, and config_of of {kind.__name__} finds none in it; write the file with "
