@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -208,3 +209,13 @@ def test_a_list_of_labels_is_not_read_if_it_is_too_large(tmp_path: Path) -> None
     os.truncate(folder / "dataset.json", 1 << 30)
     with pytest.raises(RequestError, match=r"dataset\.json cannot be read \(1073741824 bytes"):
         labels(folder)
+
+
+def test_json_that_would_swell_is_not_parsed(tmp_path: Path) -> None:
+    folder = images(tmp_path / "set", "a.png")
+    (folder / "dataset.json").write_bytes(b'{"labels": [' + b"[]," * 5_000_000 + b"[]]}")
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="more entries than 2097154 labels"):
+        labels(folder)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    tracemalloc.stop()

@@ -1,6 +1,7 @@
 """Sets of encoded images: any index from any shard, and one line for what does not fit."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,13 @@ def test_a_damaged_index_is_refused_by_name(tmp_path: Path, content: str) -> Non
     ExampleSet(tmp_path, "toys")
     (tmp_path / INDEX_FILE).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(RequestError, match=r"examples\.json: not the index of a set"):
+        ExampleSet(tmp_path, "toys")
+
+
+def test_an_index_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    os.truncate(tmp_path / INDEX_FILE, 1 << 30)
+    with pytest.raises(RequestError, match=r"examples\.json cannot be read \(1073741824 bytes"):
         ExampleSet(tmp_path, "toys")
 
 

@@ -28,6 +28,8 @@ from neon.runtime.files import write_json
 from neon.runtime.run_folder import held_by_main
 
 INDEX_FILE = "examples.json"
+LARGEST_INDEX = 1 << 25
+"""bytes of the index: 300,000 shards"""
 OPEN_SHARDS = 64
 """shards kept open; a system allows about a thousand files"""
 
@@ -192,7 +194,7 @@ def _read_index(file: Path) -> _Index:
     if not file.is_file():
         raise RequestError(f"{file}: no such file; expected a set of encoded images that was finished")
     try:
-        content = json.loads(Storage(file.parent, "encoded images").read(file.name))
+        content = json.loads(Storage(file.parent, "encoded images").read(file.name, LARGEST_INDEX))
         channels, height, width = map(_count, content["image_shape"])
         shards = {_file_name(shard["file"]): _count(shard["count"]) for shard in content["shards"]}
         if not shards or len(shards) < len(content["shards"]):

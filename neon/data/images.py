@@ -18,7 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neon.data.labels import FORM, LABELS_FILE, folder_classes, labels_file, largest_labels_file, parse_labels
+from neon.data.labels import (
+    FORM,
+    LABELS_FILE,
+    folder_classes,
+    labels_file,
+    largest_labels_file,
+    most_labels,
+    parse_labels,
+)
 from neon.data.listing import plain
 from neon.data.pictures import as_coloured, decode_image, is_grey
 from neon.data.storage import Storage
@@ -231,7 +239,7 @@ class FileDataset(Labelled):
         """The labels of the files by `dataset.json`, which names them as they are seen from its folder, or ours."""
         data = self._storage.read(file, largest_labels_file(len(self.names)))
         try:
-            by_name = parse_labels(data)
+            by_name = parse_labels(data, most_labels(len(self.names)))
         except (ValueError, MemoryError) as error:
             raise RequestError(f"{self.path}: {file} is not of the form {FORM}: {error}") from error
         if by_name is None:

@@ -18,17 +18,26 @@ SHOWN = 4
 
 
 def largest_labels_file(num_files: int) -> int:
-    """Bytes that the `dataset.json` of a set may have: ImageNet's takes 40 to 80 an image, 1.3 million in all."""
+    """Bytes that the `dataset.json` of a set may have: ImageNet's takes 30 to 60 an image, of 1.3 million."""
     return (1 << 26) + 256 * num_files
 
 
-def parse_labels(data: bytes) -> dict[str, int] | None:
+def most_labels(num_files: int) -> int:
+    """Labels that the `dataset.json` of a set may have: all of ImageNet's, also beside a part of its images."""
+    return (1 << 21) + 2 * num_files
+
+
+def parse_labels(data: bytes, most: int) -> dict[str, int] | None:
     """The class of each file by `dataset.json`, names with slashes; None if it says that there are none.
+
+    JSON that cannot be `most` labels is not parsed: a few bytes of it, such as `[],`, can take a hundred of memory.
 
     Raises:
         ValueError: it is no JSON of this form, names a file twice, or has a label that is no class number. 3.0 is
             one; 0.7, true, "3" and lists are none.
     """
+    if data.count(b"[") + data.count(b"{") > 2 * most or data.count(b",") > 4 * most:
+        raise ValueError(f"it has more entries than {most} labels")
     try:
         content = json.loads(data)
     except RecursionError:
