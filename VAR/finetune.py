@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from neon.cli.command_line import run_program
+from neon.cli.command_line import between, run_program
 from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
@@ -112,6 +112,7 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
         if not 1 <= self.mid_reso < math.inf:
             raise RequestError(f"--mid_reso {self.mid_reso}: expected 1 or more")
         check_alternatives(self, "constant_lr", "lr_rampup")
+        between(0, math.inf, weight_decay=self.weight_decay)
 
     def dataset(self) -> "TrainingImages":
         """Images, or tokens."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from edm.flags import EDMFlags
-from neon.cli.command_line import at_least_one, run_program
+from neon.cli.command_line import at_least_one, between, positive, run_program
 from neon.cli.flags import NetworkOfScratch, Plan
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
@@ -69,7 +69,7 @@ def tick_steps(batch: int, duration: float, tick: float, snap: int) -> list[int]
     A tick ends with the first step that completes `tick` thousand images since the last one ended; every
     `snap`-th tick from the first on is saved, and the end (`duration` million images).
     """
-    steps_per_tick = -(-round(tick * 1000) // batch)
+    steps_per_tick = max(-(-round(tick * 1000) // batch), 1)
     last = -(-round(duration * 1e6) // batch)
     return sorted({*range(steps_per_tick, last, steps_per_tick * snap), last})
 
@@ -151,7 +151,10 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
         if self.preset and self.network_pkl is None:
             raise RequestError(f"--preset {self.preset}: is of a self-training; name the base network with --transfer")
         at_least_one(max_size=self.max_size)
-        self.plan()
+        between(0, 1, dropout=self.dropout, label_dropout=self.label_dropout)
+        positive(ls=self.ls)
+        if self.budget(self.plan()) < 1:
+            raise RequestError(f"--duration {self.duration}: is less than an image; it counts them in millions")
 
     def plan(self, model: Any = None) -> EDMPlan:
         return self.completed(PRESETS[self.preset] if self.preset else EDMPlan(), zero=["augment"])

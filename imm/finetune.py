@@ -10,6 +10,7 @@ the starting network is a published .pkl, a copy of it with the averaged weights
 a CPU to the bits of one that was never killed, whatever the number of processes.
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ import tyro
 
 from imm.flags import CONFIGURED, IMMFlags
 from imm.settings import SIZE_FLAGS
-from neon.cli.command_line import run_program, values_refused
+from neon.cli.command_line import at_least_one, between, run_program, values_refused
 from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
@@ -111,6 +112,12 @@ class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgra
     """a step is 2^-k of the range of noise ratios; ImageNet: 12, CIFAR-10: 15"""
     min_tr_gap: float | None = None
     """shortest step in time; published: 1e-4 for ImageNet, none for CIFAR-10"""
+
+    def check(self) -> None:
+        super().check()
+        between(0, 1, dropout=self.dropout, label_dropout=self.label_dropout)
+        between(0, math.inf, weight_decay=self.weight_decay)
+        at_least_one(matrix_size=self.matrix_size)
 
     def dataset(self) -> "TrainingImages":
         """Images, a set of latents of ours, or a published one."""

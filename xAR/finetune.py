@@ -9,13 +9,14 @@ them. A killed run goes on where it was; on a CPU to the bits of one that was ne
 of processes.
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from neon.cli.command_line import run_program
+from neon.cli.command_line import between, positive, run_program
 from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import BUDGET, FIXED, LOADING, NO_EFFECT, RESUMED, TORCHRUN
@@ -116,6 +117,9 @@ class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgra
     def check(self) -> None:
         super().check()
         check_alternatives(self, "warmup_epochs", "lr_rampup")
+        between(0, 1, attn_dropout=self.attn_dropout, proj_dropout=self.proj_dropout)
+        between(0, math.inf, weight_decay=self.weight_decay)
+        positive(grad_clip=self.grad_clip)
 
     def dataset(self) -> "TrainingImages":
         """Images, or moments of their latents."""

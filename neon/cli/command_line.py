@@ -6,6 +6,7 @@ the work. 0: done, 1: the work failed, 2: the request was wrong; an error is one
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +116,21 @@ def at_least_one(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise RequestError(f"--{name} {value}: expected at least 1")
+
+
+def positive(**numbers: float | None) -> None:
+    """A RequestError for the first of these flags that is given and not a finite number above 0."""
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(f"--{name} {value}: expected a positive number")
+
+
+def between(low: float, high: float, **numbers: float | None) -> None:
+    """A RequestError for the first of these flags that is given and not a finite number from `low` to `high`."""
+    for name, value in numbers.items():
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            expected = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+            raise RequestError(f"--{name} {value}: expected {expected}")
 
 
 def seed_list(text: str) -> list[int]:

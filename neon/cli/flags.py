@@ -4,6 +4,7 @@ Nothing here, nor in a program's file, imports torch before the work begins: `--
 """
 
 import dataclasses
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -311,7 +312,7 @@ class TrainingFlags:
             # What a plan leaves open, or a yes or no, is no number.
             if value is None or isinstance(value, bool):
                 continue
-            if not (value > 0 or (name in zero and value == 0)):
+            if not (0 < value < math.inf or (name in zero and value == 0)):
                 raise RequestError(f"--{name} {value}: expected a positive number")
         return plan
 
