@@ -99,6 +99,5 @@ def _answer(number: int, frame: FrameType | None) -> None:
     if not _holds:
         raise Stopped(number)
     if os.environ.get("RANK", "0") == "0":
-        os.write(
-            2, b"\nstopping at the end of this step; Ctrl-C again stops at once\n"
-        )  # print may be interrupted here
+        # Not by print, in the middle of which this may be.
+        os.write(2, b"\nstopping at the end of this step; Ctrl-C again stops at once\n")
