@@ -381,7 +381,7 @@ def test_an_optimiser_step_waits_for_its_loss_only(tmp_path: Path, name: str, sc
     def gradients(run: TrainingRun, *_: object) -> Tensor:
         for parameter in run.parameters:
             parameter.grad = torch.empty_like(parameter)
-        return torch.empty((), device=run.processes.device)
+        return torch.empty(2, device=run.processes.device)
 
     model = tiny_edm()
     with pretended() as gpu, mock.patch.object(TrainingRun, "_gradients", gradients):

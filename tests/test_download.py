@@ -1,14 +1,18 @@
 """Files behind a URL: fetched once, whole or not at all, and never half of one version and half of another."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from neon.cli.command_line import exit_code
 from neon.errors import RequestError, WorkError
 from neon.runtime import download as module
 from neon.runtime.distributed import Processes
@@ -173,6 +177,23 @@ def test_a_file_that_the_server_cannot_continue_starts_anew(server: str, name: s
     part = broken_off(url)
     part.write_bytes(bytes(len(CONTENT)))
     assert local_file(url).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("version", [("ETag", '"1"'), None])
+def test_a_download_that_is_stopped_says_whether_it_goes_on(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys, version: tuple[str, str] | None
+) -> None:
+    Handler.version = version
+    url, write = f"{server}/net.pkl", module._write
+
+    def write_and_stop(*arguments: Any) -> None:
+        write(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "_write", write_and_stop)
+    assert exit_code("neon", lambda: print(local_file(url))) == 143
+    stopped = "neon: stopped" + ("" if version is None else "; the same command goes on from what has come of net.pkl")
+    assert capsys.readouterr().err.splitlines()[-1] == stopped
 
 
 @pytest.mark.parametrize("version", [None, ("ETag", 'W/"1"')])

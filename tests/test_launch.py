@@ -105,3 +105,26 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            ValueError("MASTER_ADDR expected, but not set"),
+            RequestError,
+            "RANK is set.* MASTER_ADDR expected.* torchrun",
+        ),
+        (torch.distributed.DistNetworkError("port: 1, EADDRINUSE"), WorkError, "no connection between.*EADDRINUSE"),
+    ],
+)
+def test_a_group_that_cannot_be_joined_is_told_in_one_line(
+    raised: Exception, expected: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(backend: str) -> None:
+        raise raised
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    with pytest.raises(expected, match=message), processes("cpu"):
+        pass

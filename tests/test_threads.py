@@ -61,14 +61,14 @@ def test_processors_are_counted_by_affinity_and_quota(
 
 
 def test_small_networks_take_one_thread_and_large_ones_what_there_is(
-    sixteen: None, monkeypatch: pytest.MonkeyPatch
+    sixteen: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(threads, "available_cpus", lambda: 2)
     use_threads(CPU)
     assert Processes().threads == 2
     small, large = nn.Linear(10, 10), nn.Linear(threads.SMALL // 10, 10, device="meta")
     use_threads(CPU, small)
-    assert Processes().threads == 1
+    assert Processes().threads == 1 and "one thread of 2" in capsys.readouterr().err
     use_threads(CPU, small, large, object())
     assert Processes().threads == 2
     for name, value in {"OMP_NUM_THREADS": "2", "RANK": "0"}.items():
@@ -77,6 +77,7 @@ def test_small_networks_take_one_thread_and_large_ones_what_there_is(
             use_threads(CPU, small)
             assert Processes().threads == 2
     use_threads(torch.device("cuda"), small)
+    assert capsys.readouterr().err == ""
     assert Processes().threads == 2 and Processes(device=torch.device("cuda")).threads is None
 
 

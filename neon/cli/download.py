@@ -12,6 +12,7 @@ from neon.errors import RequestError, WorkError
 from neon.runtime.download import NoConnectionError, download, download_from_hub
 from neon.runtime.files import check_writable
 from neon.runtime.published_files import Architecture, PublishedFile, published_files
+from neon.runtime.signals import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ class Download:
             except (RequestError, WorkError, OSError) as error:
                 failed.append(f"{file.places[0]}: {str(error).removeprefix(f'{file.places[0]}: ')}")
                 print(f"failed   {failed[-1]}", file=sys.stderr)
-            except KeyboardInterrupt:
-                print("interrupted; run again to go on", file=sys.stderr)
+            except Stopped as stop:
+                stop.kept = stop.kept or file.name
                 raise
         if self.dry_run:
             free = _free_megabytes(Path())

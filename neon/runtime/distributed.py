@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor
 
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.launch import launched
 from neon.runtime.signals import Stopped, requested
 from neon.runtime.threads import use_threads
@@ -124,17 +124,30 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
         return
     try:
-        dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
+        _join("nccl" if local.type == "cuda" else "gloo")
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistNetworkError) or "onnection" in str(error)
-        if lost and not isinstance(error, WorkError):
-            if stop := requested():
-                raise stop from error
-            early = WorkError("another process of this run ended early; its own message says why")
-            early.shared = True
-            raise early from error
+        if "onnection" in str(error) and not isinstance(error, WorkError):
+            raise _ended("another process of this run ended early; its own message says why") from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    try:
+        dist.init_process_group(backend)
+    except ValueError as error:
+        raise RequestError(
+            f"RANK is set, as for one of several processes, but: {error}; start them with torchrun, or unset RANK"
+        ) from error
+    except dist.DistNetworkError as error:
+        raise _ended(f"no connection between the processes of this run ({one_line(error)[:200]})") from error
+
+
+def _ended(message: str) -> WorkError | Stopped:
+    """The error to raise where other processes are lost: in all of them, and if a signal came it is because of that."""
+    error = requested() or WorkError(message)
+    error.shared = True
+    return error

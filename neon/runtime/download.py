@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.files import write_failure
+from neon.runtime.signals import Stopped
 
 if TYPE_CHECKING:
     from neon.runtime.distributed import Processes  # imports torch, for which no --help should wait
@@ -168,6 +169,9 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
                 if not (origin.exists() and part.exists() and part.stat().st_size):
                     part.unlink(missing_ok=True)
                     origin.unlink(missing_ok=True)
+    except Stopped as stop:
+        stop.kept = f"what has come of {path.name}" if origin.exists() else ""
+        raise
     except OSError as error:
         raise write_failure(error, path) from error
 

@@ -105,8 +105,9 @@ def _child(main: Main, arguments: list[str], rank: int, num_processes: int, port
         WORLD_SIZE=str(num_processes),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        TORCH_CPP_LOG_LEVEL="ERROR",  # no stack of a lost connection where another process says what is wrong
     )
+    # No stack of a lost connection where another process says what is wrong.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch  # not before this process can follow its parent into death
 
     torch.set_num_threads(1)

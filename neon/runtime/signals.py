@@ -101,6 +101,5 @@ def _answer(number: int, frame: FrameType | None) -> None:
     if not _holds:
         raise Stopped(number)
     if is_first_process():
-        os.write(
-            2, b"\nstopping at the end of this step; Ctrl-C again stops at once\n"
-        )  # print may be interrupted here
+        # Not by print, in the middle of which this may be.
+        os.write(2, b"\nstopping at the end of this step; Ctrl-C again stops at once\n")

@@ -2,14 +2,16 @@
 
 import math
 import os
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-SMALL = 20_000_000
-"""parameters up to which one thread is best: on two busy processors the demo's network (0.3 million) made 19 images a
-second with one thread and 1 with two, which wait for each other where the system gives them turns"""
+SMALL = 5_000_000
+"""parameters up to which one thread is safest: where other programs run, threads wait for one that has not its turn. On
+two processors with ten such programs one thread was 19 times as fast as two for a network of 0.3 million, 17 times for
+0.4 and 9 times for 1.8; where nothing else runs several are faster, the more the larger the network"""
 _DEFAULT = torch.get_num_threads()
 
 
@@ -47,4 +49,12 @@ def use_threads(device: torch.device, *networks: object) -> None:
     if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or "RANK" in os.environ:
         return
     size = sum(p.numel() for network in networks if isinstance(network, nn.Module) for p in network.parameters())
-    torch.set_num_threads(1 if networks and size <= SMALL else min(_DEFAULT, available_cpus()))
+    most = min(_DEFAULT, available_cpus())
+    threads = 1 if networks and size <= SMALL else most
+    if threads < most:
+        print(
+            f"computing with one thread of {most}, which suits small networks; `torchrun --standalone --nproc_per_node="
+            f"{most} ...` uses all, OMP_NUM_THREADS says otherwise",
+            file=sys.stderr,
+        )
+    torch.set_num_threads(threads)
