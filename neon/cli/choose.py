@@ -148,8 +148,8 @@ class Align(ResidentFlags):
 
     Mean and covariance of their features are interpolated in w, and compared with those of real images. With a small
     feature network it costs less than one evaluation, and tells whether the others are worth it; with Inception it
-    takes 4,096 images at each w and about five minutes of a processor. `neon tune` finds the w to use. What follows +- is the
-    standard error of the images, not of the interpolation.
+    takes 4,096 images at each w and about five minutes of a processor. `neon tune` finds the w to use. What follows +-
+    is the standard error of the images, not of the interpolation.
 
     Example: neon align --base base.safetensors --self-trained tuned.pth --features net.safetensors --stats train.npz
     """
