@@ -276,6 +276,30 @@ SWELLING: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: entries(text("w") + tensor(), *(number(index * ((1 << 61) - 1)) + b"N" for index in range(2000))),
         "uses a int as a key",
     ),
+    "one state of many objects": (
+        lambda: entries(
+            text("w") + tensor(),
+            text("s") + entries(*(number(index) + b"N" for index in range(10_000))) + b"\x94",
+            text("x") + b"](" + (named("stranger", "Options") + b")\x81h\x00b") * 10_000 + b"e",
+        ),
+        "more steps",
+    ),
+    "one list of many sets": (
+        lambda: entries(
+            text("w") + tensor(),
+            text("s") + b"](" + b"N" * 10_000 + b"e\x94",
+            text("x") + b"](" + (named("builtins", "set") + b"h\x00\x85R") * 10_000 + b"e",
+        ),
+        "more steps",
+    ),
+    "one long name of many objects": (
+        lambda: entries(
+            text("w") + tensor(),
+            text("s") + text("a" * 1_000_000) + b"\x94",
+            text("x") + b"](" + (named("builtins", "getattr") + named("a", "B") + b"h\x00\x86R") * 10_000 + b"e",
+        ),
+        "unknown arguments",
+    ),
     "deep lists": (lambda: entries(text("w") + tensor(), text("x") + b"]" * 100_000 + b"a" * 99_999), ""),
 }
 

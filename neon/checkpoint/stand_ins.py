@@ -55,6 +55,7 @@ _MAX_DIMS = 64
 _MAX_ELEMENTS = 1 << 62
 _MAGIC = 0x1950A86A20F9469CFC6C
 _OLD_STYLE = 1001
+_USUAL_HEAD = 1000  # bytes of the first three pickles of a stream, of which torch writes 137
 
 
 def stand_in(module: str, name: str) -> Global | None:
@@ -96,7 +97,7 @@ def _persistent_object(machine: Machine, content: dict[str, Any]) -> Record:
     if type(content) is not dict or content.get("type") != "class":
         raise TypeError
     class_name, state = content.get("class_name"), content.get("state")
-    if not (isinstance(class_name, str) and class_name.isidentifier() and len(class_name) <= SHOWN):
+    if not (isinstance(class_name, str) and len(class_name) <= SHOWN and class_name.isidentifier()):
         raise TypeError
     if type(state) not in (dict, type(None)):
         raise TypeError
@@ -120,18 +121,21 @@ def _enumerated(machine: Machine, value: str) -> str:
 def _set(machine: Machine, values: list[Any]) -> set[Any]:
     if type(values) is not list:
         raise TypeError
+    machine.budget.spend(len(values))
     return set(map(machine.key, values))
 
 
 def _size(machine: Machine, sizes: tuple[Any, ...]) -> torch.Size:
-    if type(sizes) is not tuple or any(type(size) is not int for size in sizes):
+    if type(sizes) is not tuple or len(sizes) > _MAX_DIMS or any(type(size) is not int for size in sizes):
         raise TypeError
     return torch.Size(sizes)
 
 
 def _attribute(machine: Machine, owner: Any, name: Any) -> Opaque:
     """A member of an enumeration, as Python 3.11 pickles them."""
-    if not isinstance(owner, Global) or _is_known(owner.module) or type(name) is not str or not name.isidentifier():
+    if not isinstance(owner, Global) or _is_known(owner.module):
+        raise TypeError
+    if type(name) is not str or len(name) > SHOWN or not name.isidentifier():
         raise TypeError
     return Opaque(name, {})
 
@@ -264,7 +268,8 @@ def old_style_storage(machine: Machine, blob: Blob) -> Storage:
     inner = Machine(blob, machine.budget, _storage_class, persistent=typed_storage)
     if not inner.skip(machine.stream_head):
         check_stream_head(inner)
-        machine.stream_head = Blob(blob.data, blob.start, inner.rest.start).read()
+        head = Blob(blob.data, blob.start, inner.rest.start)
+        machine.stream_head = head.read() if head.size <= _USUAL_HEAD else b""
     (dtype, key, numel), keys = inner.run(), inner.run()
     counted = inner.number(8)
     if keys != [key] or counted != numel or inner.rest.size != numel * dtype.itemsize:

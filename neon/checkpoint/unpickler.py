@@ -392,6 +392,8 @@ class Machine:
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
+        if type(state) is dict:
+            self.budget.spend(len(state))  # one for many objects would be copied again and again
         if isinstance(target, Record) and not target.state and type(state) is dict:
             target.state.update(state)
         elif isinstance(target, Setting) and type(state) is dict:

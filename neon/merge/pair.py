@@ -51,7 +51,7 @@ def open_pair(
     Raises:
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
-    with open_checkpoint(base, key) as b, _open_self_trained(self_trained, key, self_trained_key) as original:
+    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key) as original:
         names = fitted(b.specs, original.specs) or {name: name for name in original.specs}
         s = Renamed(original, names)
         notes = [] if all(name == held for name, held in names.items()) else [f"{s.path}: {names_differ(names)}"]
@@ -101,7 +101,8 @@ def load_self_trained(
     return state
 
 
-def _open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:
+def open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:
+    """The self-trained file of a pair, at its own key, else at that of the base if it has it; errors as `open_pair`."""
     if key is None and base_key is not None:
         with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
             return open_checkpoint(path, base_key)

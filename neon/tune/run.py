@@ -114,8 +114,8 @@ class Tuner:
             load_self_trained(model.network, plan.base, path, plan.key, plan.self_trained_key)
             for path in plan.self_trained
         ]
-        key = plan.self_trained_key or plan.key
-        self.names, self.budgets = snapshot_names(plan.self_trained), budgets(plan.self_trained, key)
+        self.names = snapshot_names(plan.self_trained)
+        self.budgets = budgets(plan.self_trained, plan.key, plan.self_trained_key)
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from neon.checkpoint import open_checkpoint
+from neon.merge.pair import open_self_trained
 
 _NAMED = re.compile(r"(?:^|-)snapshot-(\d+\.\d+)-kimg$|^network-snapshot-(\d+)$")
 """the stems of files that our and the published loops write: of thousand images, both"""
@@ -27,18 +27,18 @@ def as_file_name(name: str) -> str:
     return name.replace(", ", "_").replace(" ", "-").replace("/", "%2F")
 
 
-def budgets(paths: Sequence[Path], key: str | None = None) -> list[float | None]:
+def budgets(paths: Sequence[Path], base_key: str | None = None, key: str | None = None) -> list[float | None]:
     """Thousand images behind each of the files: as it says itself, or else by its name; None: it is not known.
 
     None for all of them if two are of the same, which the budget does not tell apart.
     """
-    found = [_budget(path, key) for path in paths]
+    found = [_budget(path, base_key, key) for path in paths]
     known = [budget for budget in found if budget is not None]
     return found if len(set(known)) == len(known) else [None] * len(paths)
 
 
-def _budget(path: Path, key: str | None) -> float | None:
-    with open_checkpoint(path, key) as checkpoint:
+def _budget(path: Path, base_key: str | None, key: str | None) -> float | None:
+    with open_self_trained(path, base_key, key) as checkpoint:
         images_seen = checkpoint.metadata.get("images_seen", "")
     if images_seen.isdecimal():
         return int(images_seen) / 1000
