@@ -26,6 +26,7 @@ from VAR.settings import ENLARGEMENT, VARSettings
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE, fit_usage_buffer
 
+VAE_FLAG = "--vae_ckpt (neon's commands: --vae)"
 TOKENS = "VAR tokens"
 """what sets of encoded images hold"""
 
@@ -91,7 +92,7 @@ class VARModel(GenerativeModel):
 
     def _tokenizer(self) -> VQVAE:
         if self.tokenizer is None:
-            raise RequestError("VAR needs its tokenizer; name it with --vae_ckpt")
+            raise RequestError(f"VAR needs its tokenizer; name it with {VAE_FLAG}")
         return self.tokenizer
 
     def compile_parts(self) -> None:
@@ -153,7 +154,7 @@ class VARModel(GenerativeModel):
 def tokenizer_file(named: Path | None) -> Path:
     """Where the tokenizer lies: `named`, or its usual place; a RequestError if it is not there."""
     fetch = f"hf download FoundationVision/var {TOKENIZER_FILE} --local-dir ."
-    return named or usual_file(TOKENIZER_FILE, "the tokenizer", fetch, "--vae_ckpt")
+    return named or usual_file(TOKENIZER_FILE, "the tokenizer", fetch, VAE_FLAG)
 
 
 def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> VQVAE:
@@ -164,7 +165,7 @@ def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> V
     """
     state = load_state(path)
     if "word_embed.weight" in state:
-        raise RequestError(f"{path}: a transformer, not a tokenizer; name the tokenizer with --vae_ckpt")
+        raise RequestError(f"{path}: a transformer, not a tokenizer; name the tokenizer with {VAE_FLAG}")
     try:
         keywords = recognise_tokenizer({name: tuple(tensor.shape) for name, tensor in state.items()})
         tokenizer = VQVAE(**keywords, patch_nums=patch_nums)

@@ -15,7 +15,7 @@ from imm.published import canonical, published_row, recognise
 from imm.recipe import IMMRecipe
 from imm.sampler import generate
 from imm.settings import IMMSettings
-from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, Codec, load_codec, weights_file
+from imm.vae import DOWNSAMPLING, IMAGENET, LATENT_CHANNELS, VAE_FLAG, Codec, load_codec, weights_file
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augment_dim, augmentation_for
 from neon.data.images import from_uint8, to_uint8
@@ -172,5 +172,5 @@ class IMM(GenerativeModel):
 
     def _codec(self) -> Codec:
         if self.codec is None:
-            raise RequestError("a network of latents needs its autoencoder; name it with --vae_path")
+            raise RequestError(f"a network of latents needs its autoencoder; name it with {VAE_FLAG}")
         return self.codec

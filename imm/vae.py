@@ -24,6 +24,7 @@ from neon.runtime.published_files import usual_file, usual_places
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
 
+VAE_FLAG = "--vae_path (neon's commands: --vae)"
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
 """side of an image over that of its latent, with the published levels"""
@@ -112,12 +113,12 @@ def vae_folder(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         *folders, _ = (file.parent for file in usual_places(CONFIG_FILE))
         fetch = f"hf download {REPOSITORY} --local-dir {folders[0]}"
-        path = usual_file(FOLDER, "the autoencoder", fetch, "--vae_path", [*folders, _cached_folder()])
+        path = usual_file(FOLDER, "the autoencoder", fetch, VAE_FLAG, [*folders, _cached_folder()])
     if not (Path(path) / CONFIG_FILE).is_file():
         found = "a folder without it" if Path(path).is_dir() else "a file" if Path(path).exists() else "nothing"
         raise RequestError(
             f"{path}: found {found}; expected the folder of an autoencoder, with {CONFIG_FILE} and "
-            f"{WEIGHTS_FILES[0]}; name it with --vae_path"
+            f"{WEIGHTS_FILES[0]}; name it with {VAE_FLAG}"
         )
     return Path(path)
 

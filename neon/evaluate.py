@@ -9,9 +9,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
@@ -25,8 +24,9 @@ from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
-from neon.runtime.files import append_json
+from neon.runtime.files import append_json, from_json
 from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
+from neon.runtime.signals import Stopped
 from neon.sampling import Label, sample_block
 
 SAVE_EVERY_SECONDS = 60.0
@@ -219,7 +219,7 @@ def sampled_images(
 
 def stored_images(dataset: TrainingImages, processes: Processes) -> Callable[[range], Tensor]:
     """The images of a block, read: what `features_in_order` computes from for a set of images."""
-    return lambda block: dataset.load(block)[0].to(processes.device)
+    return lambda block: dataset.examples(block).to(processes.device)
 
 
 def tally_images(
@@ -279,23 +279,29 @@ def evaluate(
         processes.on_main(lambda: tally.resume(state, identity))
     saved = time.monotonic()
     started = saved - (tally.seconds or 0.0)
-    for features in features_in_order(
-        sampled_images(model, seeds, settings, processes, label),
-        len(seeds),
-        extractor,
-        batch_size=batch_size,
-        processes=processes,
-        title=title,
-        done=processes.from_main(tally.done),
-    ):
-        if not processes.is_main:
-            continue
-        tally.update(features)
-        now = time.monotonic()
-        tally.seconds = now - started
-        if state is not None and now - saved > SAVE_EVERY_SECONDS:
+    try:
+        for features in features_in_order(
+            sampled_images(model, seeds, settings, processes, label),
+            len(seeds),
+            extractor,
+            batch_size=batch_size,
+            processes=processes,
+            title=title,
+            done=processes.from_main(tally.done),
+        ):
+            if not processes.is_main:
+                continue
+            tally.update(features)
+            now = time.monotonic()
+            tally.seconds = now - started
+            if state is not None and now - saved > SAVE_EVERY_SECONDS:
+                tally.save(state, identity)
+                saved = time.monotonic()
+    except Stopped as stop:
+        if state is not None and processes.is_main and tally.done:
             tally.save(state, identity)
-            saved = time.monotonic()
+            stop.kept = f"image {tally.done:,} of {len(seeds):,} ({title})"
+        raise
     if processes.is_main and processes.device.type == "cuda":  # which has not yet done all that it was asked for
         torch.cuda.synchronize(processes.device)
         tally.seconds = time.monotonic() - started
@@ -315,18 +321,10 @@ def evaluate(
 
 def scores_from(entry: Any) -> Scores:
     """Scores from their fields as JSON; a ValueError if they are none."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{type(entry).__name__} instead of scores")
-    known = {field.name for field in fields(Scores)}
-    bad = [
-        name
-        for name, value in entry.items()
-        if name not in known or isinstance(value, bool) or not isinstance(value, (int, float, NoneType))
-    ]
-    distance = entry.get("distance")
-    if bad or distance is None or not math.isfinite(distance) or "num_images" not in entry:
-        raise ValueError(f"{', '.join(map(str, bad or entry))}: no scores")
-    return Scores(**entry)
+    scores = from_json(Scores, entry)
+    if not math.isfinite(scores.distance):
+        raise ValueError(f"distance is {scores.distance}")
+    return scores
 
 
 class ScoreLog:

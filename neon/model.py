@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -24,16 +24,21 @@ from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
-from neon.errors import RequestError, warn
+from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 
+T = TypeVar("T")
+
 GROUP = "neon.architectures"
-ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
-"""what `__init__` of a GenerativeModel sets"""
 BUFFERS = "buffers"
 """in a file's metadata, the names of the network's float buffers as a JSON list"""
+_MAX_NUMBER = 1 << 24  # in the config of a network of an installed architecture
+_TENSORS_BUILT = 10  # while a network is built, for each that it has in the end: some are replaced on the way
+_CONFIG = "expected the config that neon wrote; write the file again, or take its `config` out"
+ATTRIBUTES = ("network", "image_shape", "num_classes", "config", "default_settings", "recipe")
+"""what `__init__` of a GenerativeModel sets"""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -160,7 +165,7 @@ def _installed(name: str) -> type[GenerativeModel]:
     if name not in found:
         known = ", ".join(sorted(found, key=str.lower)) or "(none installed)"
         raise RequestError(
-            f"architecture {name!r} is unknown; expected one of {known}, or --model path/to/file.py:NAME of your own"
+            f"architecture {name!r} is unknown; expected one of {known}, or path/to/file.py:NAME of your own"
         )
     return _loaded(found[name])
 
@@ -229,12 +234,26 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
+    try:
+        _ = checkpoint.constructor
+    except RequestError:  # a network that no keywords build is none of ours
+        return metadata
     checkpoint = unwrapped(checkpoint)
     for entry in entry_points(group=GROUP):
-        config = _loaded(entry).config_of(checkpoint)
+        config = _config_of(_loaded(entry), checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
+
+
+def _config_of(kind: type[GenerativeModel], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config of a published network; None also where names are those of one, and shapes of another."""
+    try:
+        return kind.config_of(checkpoint)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RequestError | WorkError):
+            raise
+        return None
 
 
 def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
@@ -288,8 +307,8 @@ def load_model(
             raise RequestError(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
-        model = _built(path, kind, config, arguments)
-        names = fitted(model.network.state_dict(), file.specs) or {name: name for name in file.names()}
+        model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
+        names = _our_names(model.network.state_dict(), {name: name for name in file.names()})
         if any(name != held for name, held in names.items()):
             warn(f"{path}: {names_differ(names)}")
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
@@ -336,15 +355,43 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
     """The installed architecture of a checkpoint, and its config."""
     metadata = described(checkpoint)
     if "architecture" not in metadata or "config" not in metadata:
+        _ = checkpoint.constructor  # says so, if that is what cannot be read
         raise RequestError(
             f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "
-            "for a model of your own add --model path/to/file.py:NAME"
+            "a model of your own is named to neon's commands: --model path/to/file.py:NAME"
         )
+    config = _parsed_config(path, metadata["config"])
+    if _greatest_number(config) > _MAX_NUMBER:
+        raise RequestError(f"{path}: its config holds a number above {_MAX_NUMBER:,}, which no network has; {_CONFIG}")
     try:
-        return _installed(metadata["architecture"]), json.loads(metadata["config"])
+        return _installed(metadata["architecture"]), config
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
+
+
+def _parsed_config(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
+    """The config in the metadata of a file; a RequestError if it is none."""
+    try:
+        config = json.loads(text)
+        problem = f"is a {type(config).__name__}"
+    except (ValueError, RecursionError) as error:
+        config, problem = None, f"is no JSON that can be read ({error})"
+    if not isinstance(config, dict):
+        raise RequestError(f"{path}: the config in its metadata {problem}; {_CONFIG}")
+    return config
+
+
+def _greatest_number(config: Any) -> int:
+    """The greatest whole number in a config, by its size."""
+    greatest, waiting = 0, [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict | list):
+            waiting += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int):
+            greatest = max(greatest, abs(part))
+    return greatest
 
 
 def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type[GenerativeModel]) -> dict[str, Any]:
@@ -354,9 +401,9 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
         raise RequestError(
             f"{path}: a checkpoint of {found!r}, but --model names {kind.__name__} of {kind.architecture!r}"
         )
-    config = kind.config_of(checkpoint)
+    config = _config_of(kind, checkpoint)
     if "config" in checkpoint.metadata:
-        config = json.loads(checkpoint.metadata["config"])
+        config = _parsed_config(path, checkpoint.metadata["config"])
     if config is None:
         raise RequestError(
             f"{path}: carries no config, and config_of of {kind.__name__} finds none in it; write the file with "
@@ -366,15 +413,22 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
 
 
 def _built(
-    path: str | os.PathLike[str], kind: type[GenerativeModel], config: dict[str, Any], arguments: dict[str, Any]
+    path: str | os.PathLike[str],
+    kind: type[GenerativeModel],
+    config: dict[str, Any],
+    arguments: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> GenerativeModel:
+    """The model that a file describes, which holds tensors of these shapes."""
+    check_outline(lambda: kind(config, **arguments).network, shapes, path)
     try:
         model = kind(config, **arguments)
-    except RequestError:
+    except (RequestError, ModuleNotFoundError):
         raise
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # constructors do not look at what they are given: it is the file's fault
         raise RequestError(
-            f"{path}: no {kind.architecture} network can be built as the file describes it ({error})"
+            f"{path}: no {kind.architecture} network can be built as the file describes it "
+            f"({type(error).__name__}: {error}); {_CONFIG}"
         ) from error
     lacking = [name for name in ATTRIBUTES if not hasattr(model, name)]
     if lacking:
@@ -384,19 +438,68 @@ def _built(
     return model
 
 
+def check_outline(
+    build: Callable[[], nn.Module], shapes: Mapping[str, tuple[int, ...]], source: str | os.PathLike[str]
+) -> None:
+    """Refuse a network that is not that of a file's tensors before memory or time is spent on it.
+
+    It is built without memory for its values. Networks that cannot be built so are let pass.
+
+    Raises:
+        RequestError: it has far more tensors than the file, or others.
+    """
+    left = _TENSORS_BUILT * len(shapes) + _TENSORS_BUILT
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RequestError(
+                f"{source}: its config describes a network of far more tensors than the {len(shapes)} in it; {_CONFIG}"
+            )
+
+    registered = torch.nn.modules.module
+    hooks = [
+        registered.register_module_parameter_registration_hook(count),
+        registered.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        with torch.device("meta"):
+            own = build().state_dict()
+    except RequestError:
+        raise
+    except Exception:  # whatever is wrong shows when it is built for use
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, _our_names(own, shapes), source)
+
+
+def _our_names(own: Iterable[str], held: Mapping[str, T]) -> dict[str, T]:
+    """What a file holds by the names of our network, if those differ by a wrapper's words at most; else by its own."""
+    names = fitted(own, held)
+    return dict(held) if names is None else {name: held[theirs] for name, theirs in names.items()}
+
+
 def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
     """Copy `state` into `network`, every name and shape checked.
 
     Raises:
         RequestError: names or shapes differ; both sides are listed.
     """
-    own = network.state_dict()
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
+    own, found = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (network.state_dict(), state))
+    _check_fit(own, found, source)
+    network.load_state_dict(state)
+
+
+def _check_fit(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str | os.PathLike[str]
+) -> None:
+    missing = [name for name in own if name not in found]
+    unknown = [name for name in found if name not in own]
     reshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} {found[name]} instead of {own[name]}" for name in own if name in found and found[name] != own[name]
     ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -405,7 +508,6 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
     ]
     if problems:
         raise RequestError(f"{source}: the weights do not fit the model ({'; '.join(problems)})")
-    network.load_state_dict(state)
 
 
 def model_metadata(model: GenerativeModel) -> dict[str, str]:

@@ -6,11 +6,11 @@ of processes, and a killed run that continues ends with the weights of one that 
 gradients are reduced by NCCL, in the order that is fastest.
 """
 
-import contextlib
 import json
 import math
 import os
 import pickle
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,8 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, reading_state, run_folder
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, held_by_main, reading_state
+from neon.runtime.signals import Stopped, postponed, requested
 from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"
@@ -152,7 +153,7 @@ def train(
     processes.on_main(lambda: tell(run.step))
     last_saved = time.monotonic()
     batch = recipe.batch_size
-    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress:
+    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress, postponed():
         while run.step < num_steps:
             loss, lr = run.one_step()
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
@@ -161,9 +162,14 @@ def train(
             run.log(loss, lr, moved)
             if moved is not None:
                 processes.on_main(partial(write_snapshot, moved))
-            if processes.is_main and (at_snapshot or time.monotonic() - last_saved > state_every_seconds):
+            due = at_snapshot or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            if processes.is_main and due:
                 run.save_state()
                 last_saved = time.monotonic()
+            if run.stop is not None:
+                processes.barrier()  # nobody leaves before the state is written
+                run.stop.kept = f"step {run.step:,} of {num_steps:,}"
+                raise run.stop
     processes.barrier()
     model.network.eval().requires_grad_(False)
     return snapshots
@@ -184,8 +190,7 @@ def train_in_folder(
     Raises:
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+    with held_by_main(folder, record, processes, fresh=fresh):
         snapshots = train(model, dataset, folder, processes=processes, **settings)
     return snapshots
 
@@ -252,12 +257,12 @@ def visit(
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None, ImageNoise]:
     """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
-    examples, labels = dataset.load(indices)
+    examples, labels = dataset.load(indices) if model.num_classes else (dataset.examples(indices), None)
     noise = ImageNoise(noise_seeds, device)
     examples = examples.to(device, non_blocking=True)
     if not dataset.encoded:
         examples = model.encode(examples, noise)
-    known = None if labels is None or not model.num_classes else labels.to(device, non_blocking=True)
+    known = None if labels is None else labels.to(device, non_blocking=True)
     return examples, known, noise
 
 
@@ -287,6 +292,8 @@ class TrainingRun:
         self.optimizer = recipe.optimizer(self.network)
         self.average = [p.detach().clone() for p in self.parameters] if recipe.averages else []
         self.step = 0
+        self.stop: Stopped | None = None
+        """what to raise after this step: a signal has reached one of the processes"""
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
         self.scaler = torch.amp.GradScaler(
@@ -312,7 +319,9 @@ class TrainingRun:
         recipe.repair_gradients(self.parameters)
         # The one value that a GPU is waited for (the scaler, if there is one, looks for an overflow right after). Read
         # here, so that what is done above is queued by then, and the host goes on while the optimiser works.
-        loss = float(total)
+        loss, stopping = total.tolist()
+        if stopping:
+            self.stop = requested() or Stopped(signal.SIGTERM)
         if not math.isfinite(loss):
             raise WorkError(
                 f"{self.folder}: the loss is {loss} at step {self.step + 1}; lower the learning rate "
@@ -330,13 +339,17 @@ class TrainingRun:
         return loss, lr
 
     def _gradients(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
-        """Set every parameter's gradient to that of the mean loss of the batch; returns the mean loss."""
+        """Set every parameter's gradient to that of the mean loss of the batch.
+
+        Returns the mean loss and, so that all processes learn of it at no cost, how many of them a signal has reached.
+        """
         parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
         if self.ordered and self.processes.world_size > 1:
             return self._gradients_in_order(indices, noise_seeds, parts)
-        total = torch.zeros((), device=self.processes.device)
+        total = torch.zeros(2, device=self.processes.device)
         for part in parts[self.processes.rank :: self.processes.world_size]:
-            total += self._backward(indices[part], noise_seeds[part], len(parts))
+            total[0] += self._backward(indices[part], noise_seeds[part], len(parts))
+        total[1] = requested() is not None
         if self.processes.world_size > 1:
             self._set_gradients(self.processes.sum(self._flat_gradients()))
         return self.processes.sum(total)
@@ -344,15 +357,16 @@ class TrainingRun:
     def _gradients_in_order(self, indices: list[int], noise_seeds: list[int], parts: list[slice]) -> Tensor:
         """The same with the additions of one process, in its order; gathers the gradients of every process."""
         world, rank = self.processes.world_size, self.processes.rank
-        total = torch.zeros((), device=self.processes.device)
+        total = torch.zeros(2, device=self.processes.device)
         for first in range(0, len(parts), world):
             here = parts[first : first + world]
-            loss = torch.zeros((), device=self.processes.device)
+            told = torch.zeros(2, device=self.processes.device)
             before = [p.grad for p in self.parameters]
             self.optimizer.zero_grad(set_to_none=True)
             if rank < len(here):
-                loss = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
-            for other in self.processes.gather(loss)[: len(here)]:
+                told[0] = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
+            told[1] = requested() is not None
+            for other in self.processes.gather(told):
                 total += other
             self._add_in_order(before, len(here))
         return total

@@ -177,7 +177,7 @@ def test_gradients_are_compared_of_real_and_synthetic_images(here: Path, capsys:
     ("flags", "message"),
     [
         ("--stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
-        ("--num-images 19", "--num-images 19: too few for the covariance of 6 features; expected at least 20"),
+        ("--num-images 19", "--num_images 19: too few for the covariance of 6 features; expected at least 20"),
         ("--real real", "--real, --synthetic: gradients are compared of both"),
         ("--real real --synthetic real", "real: 60 images do not make two batches of 128"),
         ("--batch-size 0", "--batch_size 0: expected at least 1"),

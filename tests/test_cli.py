@@ -12,7 +12,6 @@ import torch
 
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.cli.app import main
-from neon.cli.checkpoints import Inspect
 from neon.model import load_model
 from neon.runtime.files import sha256_file
 from tests import pickles
@@ -193,15 +192,6 @@ def test_a_write_that_fails_midway_is_one_line_and_exit_code_1_with_nothing_half
     assert run.returncode == 1
     assert run.stderr == f"neon merge: {output}: writing failed (File too large); nothing was written\n"
     assert sorted(folder.iterdir()) == before
-
-
-def test_ctrl_c_ends_quietly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(command: Inspect) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Inspect, "__call__", interrupt)
-    assert main(["inspect", "base.pth"]) == 130
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:

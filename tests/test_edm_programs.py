@@ -238,6 +238,17 @@ def test_statistics_of_images_are_a_reference(here: Path) -> None:
     assert json.loads(Path("a.json").read_text())["fd_6"] < 1e-6
 
 
+def test_a_score_of_fewer_images_than_features_shows_few_digits_and_warns(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Statistics.from_features(torch.rand(6, 6, generator=torch.Generator().manual_seed(0))).save("few.npz")
+    assert cli.main(["fid", "few.npz", "real.npz", "--json", "a.json"]) == 0
+    out, err = capsys.readouterr()
+    exact = json.loads(Path("a.json").read_text())["fd_6"]
+    assert out == f"FD_6={exact:.3g}  6 images\n" and len(str(exact)) > 10
+    assert "few.npz: 6 images for 6 features: the covariance is singular" in err and "real.npz:" not in err
+
+
 def test_a_sweep_scores_what_merged_files_score(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merge_files("base.pkl", "tuned.safetensors", [0.5], "neon.pkl")
     flags = "--seeds 0-29 --batch_size 8"
@@ -507,3 +518,9 @@ def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_pat
     lines = [line for line in done.stderr.splitlines() if line.startswith("sample.py:")]
     assert len(lines) == 1 and "2 processes for 1 images" in lines[0]
     assert "exitcode  : 2" in done.stderr
+
+
+def test_a_signal_to_one_process_stops_all_of_them(tmp_path: Path, workers: Workers) -> None:
+    workers.run("tests.test_signals:stop_one_of_two", str(tmp_path / "run"), folder=tmp_path, world_size=2)
+    assert "train: stopped; the same command goes on from step 3 of 12\n" in (tmp_path / "stderr").read_text()
+    assert torch.load(tmp_path / "run" / "training-state.pt")["step"] == 3

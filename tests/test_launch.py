@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neon.errors import RequestError
+from neon.errors import RequestError, WorkError
 from neon.runtime.distributed import processes
 from neon.runtime.launch import run_in_processes
 
@@ -59,7 +59,8 @@ def test_processes_join_and_a_refusal_in_the_main_one_reaches_all(tmp_path: Path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent into death on Linux only")
-def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_no_process_outlives_a_killed_parent(tmp_path: Path, early: bool) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "from neon.runtime.launch import run_in_processes\nfrom tests.test_launch import sleep\n"
@@ -67,15 +68,35 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment)
-    pids = [tmp_path / "pid-0", tmp_path / "pid-1"]
     deadline = time.monotonic() + 60
-    while not all(path.exists() and path.read_text() for path in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    reached = [tmp_path / "pid-0", tmp_path / "pid-1"]
+    while not (len(children(parent.pid)) == 3 if early else all(path.exists() for path in reached)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    left = children(parent.pid)  # with early, these still import
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    while any(alive(int(path.read_text())) for path in pids) and time.monotonic() < deadline:
+    while any(map(alive, left)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(alive(int(path.read_text())) for path in pids)
+    assert len(left) == 3 and not any(map(alive, left))
+    assert early == (not any(path.exists() for path in reached))
+
+
+def children(pid: int) -> list[int]:
+    """The two of `pid`, and what multiprocessing starts to clean up after them."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def die(arguments: list[str]) -> int:
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return 0
+
+
+def test_a_killed_process_is_told() -> None:
+    with pytest.raises(WorkError, match=r"process 1 was killed \(SIGKILL\)"):
+        run_in_processes(die, [], 2)
 
 
 def alive(pid: int) -> bool:

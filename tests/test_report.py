@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import ttest_rel
 
+from neon.cli.app import main
 from neon.errors import RequestError
 from neon.evaluate import Scores
 from neon.report.grids import image_grid, images_of
@@ -229,6 +230,35 @@ def test_a_folder_without_a_report_is_refused_in_one_line(tmp_path: Path) -> Non
     assert not (tmp_path / "nothing").exists()
 
 
+ROWS = [{"name": "base", "calls": None, "blocks": [{"distance": 1.0, "num_images": 3}]}]
+FOREIGN: dict[str, object] = {
+    "null": None, "a number": 3, "a list": [1], "no field": {"a": 1}, "deep": "[" * 100_000, "not UTF-8": b"\xff\xfe{",
+    "a title": {"title": 3}, "w": {"w": "x"}, "w of no number": {"w": None}, "a fit": {"fit": [1, 2]},
+    "rows": {"rows": []}, "blocks": {"rows": [{**ROWS[0], "blocks": []}] * 3},
+    "a name": {"rows": [{**ROWS[0], "name": 3}] * 3},
+    "a distance": {"rows": [{**ROWS[0], "blocks": [{"distance": "low", "num_images": 1}]}] * 3},
+    "evaluated": {"evaluated": [{"w": "x"}]}, "no such field": {"evaluated": [{"w": 1.0, "more": 1}]},
+    "notes": {"notes": 3}, "grids": {"grids": [{"w": 1.0, "shape": [0, 3, 4, 5]}]}, "real": {"real": "x"},
+    "provenance": {"provenance": []}, "base": {"base": "x"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_a_record_of_something_else_is_refused_in_one_line(
+    tmp_path: Path, foreign: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tuned(), tmp_path)
+    record = tmp_path / "report.json"
+    if isinstance(foreign, dict) and "a" not in foreign:
+        foreign = {**json.loads(record.read_text()), **foreign}
+    record.write_bytes(foreign if isinstance(foreign, bytes) else json.dumps(foreign).encode())
+    if isinstance(foreign, str):
+        record.write_text(foreign)
+    assert main(["report", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "damaged" in line and "run again what wrote it" in line
+
+
 @pytest.mark.parametrize("damage", ["half", "a field less", "no row", "no picture", "another picture"])
 def test_a_damaged_report_is_refused_by_the_name_of_its_file(tmp_path: Path, damage: str) -> None:
     save(tuned(), tmp_path)
@@ -244,6 +274,6 @@ def test_a_damaged_report_is_refused_by_the_name_of_its_file(tmp_path: Path, dam
         picture.unlink()
     else:
         image_grid(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)).save(picture)
-    with pytest.raises(RequestError, match=r"(w1\.png|report\.json): not readable") as error:
+    with pytest.raises(RequestError, match=r"(w1\.png|report\.json): damaged") as error:
         load(tmp_path)
     assert "run again what wrote it" in str(error.value) and "\n" not in str(error.value)

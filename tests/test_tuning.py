@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from neon import evaluate
-from neon.checkpoint import load_state
+from neon.checkpoint import load_state, save_safetensors
 from neon.cli import app as cli
 from neon.cli.flags import settings_with
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
+from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 from tests.programs import ROOT, Killed, dies_after, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 from tests.workers import Workers
@@ -196,7 +197,7 @@ def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) 
         ("--set num_steps=three", "--set num_steps=three: expected a value such as"),
         ("--metric recall", "--metric recall: is not scored here; add --real_images"),
         ("--vae x", "works on pixels"),
-        ("--guidance-grid 1 2", "--guidance-grid: goes with --grid"),
+        ("--guidance-grid 1 2", "--guidance_grid: goes with --grid"),
         ("--base unconditional.safetensors --self-trained unconditional.safetensors --guidance 0 1", "unconditional"),
         ("--seed -1", "--seed is -1"),
         ("--key nowhere", "base.safetensors: no nesting 'nowhere'"),
@@ -240,3 +241,53 @@ def test_a_folder_without_a_report_is_refused(
 ) -> None:
     assert cli.main(command) == 2
     assert "report.json" in capsys.readouterr().err
+
+
+def test_two_snapshots_of_one_name_are_two(here: Path) -> None:
+    for name in ("tuned", "longer"):
+        Path(name).mkdir()
+        Path(name, "s.safetensors").write_bytes(Path(f"{name}.safetensors").read_bytes())
+    assert tune("--self-trained tuned/s.safetensors longer/s.safetensors --grid 0 1 --out run") == 0
+    names = {entry["name"] for entry in log("run") if entry["name"].startswith("selection")}
+    assert names == {"selection 0: w 0", *(f"selection 0: w 1, {name}/s.safetensors" for name in ("tuned", "longer"))}
+    assert {one.snapshot for one in load("run").evaluated if one.w} == {
+        f"{n}/s.safetensors" for n in ("tuned", "longer")
+    }
+    Path("link.safetensors").symlink_to("tuned.safetensors")
+    assert tune("--self-trained tuned.safetensors link.safetensors --out twice") == 2
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/s.safetensors", "a/t.safetensors"], ["s", "t"]),
+        (["s.pth", "s.safetensors"], ["s.pth", "s.safetensors"]),
+        (["/x/a/s.pth", "/x/b/s.pth", "/y/b/t.pth"], ["a/s.pth", "b/s.pth", "b/t.pth"]),
+        (["a b.pth", "a-b.pth", "c.pth"], None),
+    ],
+)
+def test_snapshots_are_named_by_as_much_of_their_path_as_it_takes(paths: list[str], names: list[str] | None) -> None:
+    found = snapshot_names([Path(path) for path in paths])
+    assert len({as_file_name(name) for name in found}) == len(paths)
+    assert names is None or found == names
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "budget"),
+    [
+        ("tuned-16", {}, None),
+        ("w-1.5", {}, None),
+        ("tuned-16", {"images_seen": "12800"}, 12.8),
+        ("snapshot-000012.800-kimg", {}, 12.8),
+        ("raw-snapshot-000012.800-kimg", {}, 12.8),
+        ("network-snapshot-000064", {}, 64.0),
+        ("snapshot-000012.800-kimg", {"images_seen": "many"}, 12.8),
+    ],
+)
+def test_a_budget_is_what_a_file_says_or_is_named_after(
+    tmp_path: Path, name: str, facts: dict[str, str], budget: float | None
+) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    save_safetensors(path, {"x": torch.zeros(1)}, facts)
+    assert budgets([path]) == [budget]
+    assert budgets([path, path]) == [None, None], "a budget that does not tell them apart"

@@ -28,6 +28,7 @@ from xAR.settings import XARSettings
 from xAR.transformer import XAR
 from xAR.vae import AutoencoderKL, center_crop
 
+VAE_FLAG = "--vae_path (neon's commands: --vae)"
 VAE_FILE = "kl16.ckpt"
 MOMENTS = "xAR moments"
 """what sets of encoded images hold: [2, 2c, G, G] an image, as it is and mirrored"""
@@ -105,7 +106,7 @@ class XARModel(GenerativeModel):
 
     def _autoencoder(self) -> AutoencoderKL:
         if self.vae is None:
-            raise RequestError("xAR needs its autoencoder; name it with --vae_path")
+            raise RequestError(f"xAR needs its autoencoder; name it with {VAE_FLAG}")
         return self.vae
 
     def compile_parts(self) -> None:
@@ -173,7 +174,7 @@ class XARModel(GenerativeModel):
 def vae_file(named: Path | None) -> Path:
     """Where the autoencoder lies: `named`, or its usual place; a RequestError if it is not there."""
     fetch = f"hf download xwen99/mar-vae-kl16 --include {VAE_FILE} --local-dir xAR/pretrained"
-    return named or usual_file(VAE_FILE, "the autoencoder", fetch, "--vae_path")
+    return named or usual_file(VAE_FILE, "the autoencoder", fetch, VAE_FLAG)
 
 
 def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
@@ -184,7 +185,7 @@ def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
     """
     state = load_state(path)
     if "z_proj_ln.weight" in state:
-        raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with --vae_path")
+        raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with {VAE_FLAG}")
     if not {"encoder.conv_in.weight", "post_quant_conv.weight"} <= state.keys():
         raise RequestError(f"{path}: no autoencoder of xAR; expected kl16.ckpt")
     vae = AutoencoderKL(**vae_keywords(state))

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +14,6 @@ from neon.errors import RequestError, WorkError
 
 # Where published checkpoints keep the weights that are to be used, the averaged ones first.
 STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
-
-_MAX_DEPTH = 3  # published nestings are at most two deep
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Checkpoint(ABC):
     """An open checkpoint: names, shapes and dtypes are known, values are read when asked for.
 
     Attributes:
-        path: the file.
-        format: "safetensors", "torch" or "pickle".
+        path: the file, or the index or folder of its shards.
+        format: "safetensors", "torch", "pickle" or "shards".
         key: dotted name of the nesting the state dict was found in; "" is the file itself.
         candidates: every nesting of the file that holds tensors, `key` included.
         metadata: the file's own text entries (safetensors `__metadata__`), else empty.
@@ -87,6 +85,16 @@ class Checkpoint(ABC):
             RequestError: it says something that no keywords can express.
         """
         return None
+
+    @property
+    def has_constructor(self) -> bool:
+        """Whether the file says how its network is built, in keywords or otherwise."""
+        return False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it is read from."""
+        return (self.path,)
 
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""
@@ -159,26 +167,20 @@ def listing(names: Iterable[str], first: int = 4) -> str:
     return (", ".join(names[:first]) or "nothing") + more
 
 
-def find_nestings(
-    content: Any, holds_tensors: Callable[[Any], bool], prefix: str = "", depth: int = 0
-) -> dict[str, Any]:
-    """Every object in nested dictionaries that holds tensors by name, by dotted key; "" is `content` itself."""
-    nestings: dict[str, Any] = {prefix: content} if holds_tensors(content) else {}
-    if isinstance(content, Mapping) and depth < _MAX_DEPTH:
-        for name, value in content.items():
-            if isinstance(name, str):
-                dotted = f"{prefix}.{name}" if prefix else name
-                nestings.update(find_nestings(value, holds_tensors, dotted, depth + 1))
-    return nestings
+def usual_key(nestings: Mapping[str, Any]) -> str | None:
+    """Where the weights lie that are used unless told otherwise: in a usual place, or in the only one there is."""
+    usual = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
+    return next(iter(nestings)) if usual is None and len(nestings) == 1 else usual
 
 
 def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
     """The nesting asked for, or the usual one; a RequestError that lists what is present if there is none."""
     present = listing([name or '"" (the file itself)' for name in nestings], first=8)
-    if key is None:
-        key = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
-        if key is None:
-            raise RequestError(f"{path}: no state dict in a usual place; present: {present}; choose with --key")
-    elif key not in nestings:
+    chosen = usual_key(nestings) if key is None else key
+    if chosen is None:
+        raise RequestError(
+            f"{path}: no state dict in a usual place; present: {present}; choose with --key, where a command has it"
+        )
+    if chosen not in nestings:
         raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
-    return key
+    return chosen

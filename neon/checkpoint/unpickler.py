@@ -1,17 +1,16 @@
-"""Pickles as plain data: NVIDIA-style networks become records, and nothing that a file names is ever called.
+"""Pickles as plain data: networks and other objects become records, and nothing that a file names is ever called.
 
-Python's own unpickler calls what the file tells it to. `Machine` interprets the few instructions that such files
-consist of by itself: a global is a row of a table below or a class whose objects become inert, a call is a function
-of this module that checks its arguments, and anything else is refused before it has an effect. What comes out are
-numbers, texts, containers, `Record`s, `Setting`s, `Tensor`s and `Blob`s; raw data is located and not read. The
-instructions are those of `pickletools`.
+Python's own unpickler calls what the file tells it to. `Machine` interprets the few instructions that checkpoints
+consist of by itself: a global is what `stand_ins` has in its place, a call is a function there that checks its
+arguments or an object that is noted and not made, and anything else is refused before it has an effect. What comes
+out are numbers, texts, containers, `Record`s, `Setting`s, `Tensor`s and `Blob`s; raw data is located and not read.
+The instructions are those of `pickletools`.
 """
 
 import math
 import mmap
 import pickle
 import pickletools
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,18 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-_ALLOWED = "only networks of NVIDIA's layout, tensors, plain containers and numpy scalars are read from a pickle"
-_INERT = re.compile(r"(torch\.nn|timm|omegaconf|typing)(\.\w+)*")  # modules whose classes may be named
+SHOWN = 100
+"""characters of a name that errors show"""
+_ALLOWED = "only networks, tensors, plain containers and harmless objects beside them are read from a pickle"
 _MAX_STEPS = 1_000_000  # a network for CIFAR-10 as published takes 60,000
-_MAX_DIMS = 32
-_MAX_ELEMENTS = 1 << 62
-_MAGIC = 0x1950A86A20F9469CFC6C
-_OLD_STYLE = 1001
-_SHOWN = 100
+_BYTES_PER_STEP = 64  # of the file, for more steps: training states of large networks hold many tensors
+_MAX_UNPACKED = 8  # bytes that a file may stand for, for each that it has
+_ALWAYS_UNPACKED = 1 << 20
+_KEY_STEPS = 100  # so few keys of several parts that hashing and comparing them ends in time
+_MAX_KEY = 1 << 63
 
 
 class Refused(Exception):  # noqa: N818 - says what happened to the file; callers turn it into a RequestError
     """The pickle asks for something that is not read from a file: "it names os.system, and only ... are read"."""
+
+
+class NotWeights(Exception):  # noqa: N818
+    """The file is of another kind than one of weights: "a TorchScript archive, ...; save its state_dict()"."""
 
 
 class Corrupt(Exception):  # noqa: N818
@@ -41,19 +45,32 @@ class Corrupt(Exception):  # noqa: N818
 
 @dataclass
 class Budget:
-    """What reading one file may cost, so that a small file cannot keep the program busy or fill the memory."""
+    """What reading one file may cost, so that a small file cannot keep the program busy or fill the memory.
+
+    `steps` are of the machine and of every walk through what it made; `room` is how many bytes the tensors of one
+    state dict may take, and those that members of an archive are unpacked to.
+    """
 
     file_bytes: int
-    steps: int = _MAX_STEPS
+    steps: int = 0
     text_bytes: int = field(init=False)
+    unpacked_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.steps = self.steps or _MAX_STEPS + self.file_bytes // _BYTES_PER_STEP
         self.text_bytes = self.file_bytes
+        self.unpacked_bytes = self.room = _MAX_UNPACKED * self.file_bytes + _ALWAYS_UNPACKED
 
-    def spend(self) -> None:
-        self.steps -= 1
+    def spend(self, steps: int = 1) -> None:
+        self.steps -= steps
         if self.steps < 0:
             raise Refused("it takes more steps to read than any network does")
+
+    def unpack(self, count: int) -> None:
+        """Count bytes that do not lie in the file as they are."""
+        self.unpacked_bytes -= count
+        if self.unpacked_bytes < 0:
+            raise Refused(f"it unpacks to more than {_MAX_UNPACKED} times its size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,45 +89,66 @@ class Blob:
         return self.data[self.start : self.stop]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
+class Origin:
+    """How a file makes an object that is not made here: enough to write it as it was read."""
+
+    maker: "Global"
+    role: str  # "call" or "new"
+    arguments: tuple[Any, ...]
+    state: tuple[Any, ...] = ()  # what the object is then given as its state, if anything
+    items: list[Any] = field(default_factory=list)  # appended to it
+    entries: dict[Any, Any] = field(default_factory=dict)  # set in it
+
+
+@dataclass(eq=False)
 class Record:
     """An object of a class that is not loaded: the bare name of the class and the instance's attributes."""
 
     class_name: str
     state: dict[Any, Any]
+    origin: Origin | None = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
+class Opaque(Record):
+    """A record of a class that no network consists of, whatever it was made of and given."""
 
 
 @dataclass(eq=False)
 class Setting:
     """A value of a training configuration (omegaconf): a list, a dictionary, or a node around a number or text.
 
-    The configuration that it is part of, to which it refers in the file, is not kept: whoever reads a keyword of a
-    network has no business with the logger's settings.
+    The configuration that it is part of, to which it refers in the file, is kept for writing it again only: whoever
+    reads a keyword of a network has no business with the logger's settings.
     """
 
     content: Any = "???"  # omegaconf's mark of what is missing
+    origin: Origin | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Storage:
     """The raw little-endian values that tensors look into."""
 
     blob: Blob
     dtype: torch.dtype
 
-    @property
-    def numel(self) -> int:
-        return self.blob.size // self.dtype.itemsize
-
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A view of a storage that lies inside it and shows none of its elements twice; offset and strides in elements."""
+    """A view of a storage that lies inside it; offset and strides in elements of its dtype."""
 
     storage: Storage
+    dtype: torch.dtype  # of the storage, or any over one of bytes
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    parameter: bool | None = None  # whether it requires gradients; None: it is no parameter
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def extent(self) -> int:
@@ -129,8 +167,8 @@ class Tensor:
     @property
     def blob(self) -> Blob:
         """The bytes from its first to its last element."""
-        start = self.storage.blob.start + self.offset * self.storage.dtype.itemsize
-        return Blob(self.storage.blob.data, start, start + self.extent * self.storage.dtype.itemsize)
+        start = self.storage.blob.start + self.offset * self.dtype.itemsize
+        return Blob(self.storage.blob.data, start, start + self.extent * self.dtype.itemsize)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +178,15 @@ class Global:
     Both take the machine first, then the arguments of the pickle.
     """
 
-    name: str
+    module: str
+    bare_name: str
     call: Callable[..., Any] | None = None
     new: Callable[..., Any] | None = None
-    dtype: torch.dtype | None = None  # of the storage class it is
+    dtype: torch.dtype | None = None  # that it is, or that of the storage class it is
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.bare_name}"
 
 
 class Machine:
@@ -217,13 +260,14 @@ class Machine:
     def _take(self, count: int) -> bytes:
         return self._data[self._advance(count) : self._position]
 
-    def _locate(self, count: int) -> Blob:
+    def locate(self, count: int) -> Blob:
+        """The next `count` bytes, not read."""
         return Blob(self._data, self._advance(count), self._position)
 
     def _byte(self) -> int:
         return self._data[self._advance(1)]
 
-    def _number(self, count: int) -> int:
+    def number(self, count: int) -> int:
         """An unsigned little-endian integer of `count` bytes."""
         return int.from_bytes(self._take(count), "little")
 
@@ -249,14 +293,22 @@ class Machine:
             raise Corrupt("it is of an unknown protocol")
 
     def _frame(self) -> None:
-        if self._number(8) > self._stop - self._position:
+        if self.number(8) > self._stop - self._position:
             raise Corrupt("it ends early")
 
     def _float(self) -> None:
         self._push(struct.unpack(">d", self._take(8))[0])
 
     def _text(self, count: int) -> None:
-        self._push(self._take(self._number(count)).decode())
+        self._push(self._take(self.number(count)).decode())
+
+    def _text_or_bytes(self, count: int) -> None:
+        """What is a text or bytes in Python 2."""
+        blob = self.locate(self.number(count))
+        try:
+            self._push(blob.read().decode())
+        except UnicodeDecodeError:
+            self._push(blob)
 
     def _tuple(self, count: int) -> None:
         values = tuple(self._stack[-count:])
@@ -265,20 +317,33 @@ class Machine:
         self._stack[-count:] = [values]
 
     def _append(self, values: list[Any]) -> None:
-        self._top(list).extend(values)
+        target = self._stack[-1]
+        (target.origin.items if _is_opaque(target) else self._top(list)).extend(values)
 
     def _set_items(self, values: list[Any]) -> None:
-        target = self._top(dict, OrderedDict)
+        target = self._stack[-1]
+        entries = target.origin.entries if _is_opaque(target) else self._top(dict, OrderedDict)
         for key, value in zip(values[::2], values[1::2], strict=True):
-            target[_key(key)] = value
+            entries[self.key(key)] = value
 
     def _add_items(self, values: list[Any]) -> None:
-        self._top(set).update(map(_key, values))
+        self._top(set).update(map(self.key, values))
 
     def _top(self, *types: type) -> Any:
         if type(self._stack[-1]) not in types:
             raise Corrupt(f"it adds items to a {type(self._stack[-1]).__name__}")
         return self._stack[-1]
+
+    def key(self, value: Any) -> Any:
+        """`value`, if a dictionary or set can take it in a moment."""
+        if type(value) is tuple:  # of plain values: hashing tuples of tuples of tuples can take for ever
+            self.budget.spend(_KEY_STEPS + len(value))
+            plain = all(_is_plain(part) for part in value)
+        else:
+            plain = _is_plain(value) or isinstance(value, Record | Global | Blob | np.generic)
+        if not plain:
+            raise Corrupt(f"it uses a {type(value).__name__} as a key")
+        return value
 
     def _pop_items(self, count: int) -> list[Any]:
         values = self._stack[-count:]
@@ -306,21 +371,24 @@ class Machine:
 
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        self._push(self._called(function, "call", arguments))
+        self._push(self.called(function, "call", arguments))
 
     def _new_object(self) -> None:
         arguments, cls = self._stack.pop(), self._stack.pop()
-        self._push(self._called(cls, "new", arguments))
+        self._push(self.called(cls, "new", arguments))
 
-    def _called(self, function: Any, role: str, arguments: Any) -> Any:
+    def called(self, function: Any, role: str, arguments: Any) -> Any:
         name = function.name if isinstance(function, Global) else f"a {type(function).__name__}"
         stand_in = getattr(function, role) if isinstance(function, Global) else None
         if stand_in is None or not isinstance(arguments, tuple):
             raise Refused(f"it calls {name}, and {_ALLOWED}")
         try:
-            return stand_in(self, *arguments)
+            made = stand_in(self, *arguments)
         except (TypeError, ValueError, OverflowError):
             raise Corrupt(f"it calls {name} with unknown arguments") from None
+        if isinstance(made, Record | Setting) and made.origin is None:
+            made.origin = Origin(function, role, arguments)
+        return made
 
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -331,9 +399,12 @@ class Machine:
         elif isinstance(target, np.dtype) and type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "="):
             pass  # the byte order is that of the raw data read here
         elif type(target) is OrderedDict and type(state) is dict and state.keys() == {"_metadata"}:
-            pass  # versions of torch's modules
-        else:
+            vars(target).update(state)  # versions of torch's modules
+        elif not _is_opaque(target):
             raise Refused(f"it sets the state of a {_class_of(target)}, and {_ALLOWED}")
+        if isinstance(target, Record | Setting):
+            assert target.origin is not None
+            target.origin.state = (state,)
 
     def _persistent_id(self) -> None:
         if self._persistent is None:
@@ -347,11 +418,14 @@ class Machine:
         self._push(self._memo[index])
 
 
-def _key(value: Any) -> Any:
-    # Only values without parts: hashing tuples of tuples of tuples can take for ever.
-    if type(value) not in (str, int, float, bool, type(None)):
-        raise Corrupt(f"it uses a {type(value).__name__} as a key")
-    return value
+def _is_plain(value: Any) -> bool:
+    if type(value) is int:  # such numbers have hashes of their own; of greater ones, many can have the same
+        return -_MAX_KEY <= value < _MAX_KEY
+    return type(value) in (str, float, bool, type(None))
+
+
+def _is_opaque(value: Any) -> bool:
+    return isinstance(value, Opaque)
 
 
 def _class_of(value: Any) -> str:
@@ -359,7 +433,7 @@ def _class_of(value: Any) -> str:
 
 
 def _shown(text: str) -> str:
-    return text[:_SHOWN] if text[:_SHOWN].isprintable() else repr(text[:_SHOWN])
+    return text[:SHOWN] if text[:SHOWN].isprintable() else repr(text[:SHOWN])
 
 
 _INSTRUCTIONS = {ord(instruction.code): instruction.name for instruction in pickletools.opcodes}
@@ -374,15 +448,16 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
         pickle.NEWFALSE: lambda m: m._push(False),
         pickle.BININT: lambda m: m._push(int.from_bytes(m._take(4), "little", signed=True)),
         pickle.BININT1: lambda m: m._push(m._byte()),
-        pickle.BININT2: lambda m: m._push(m._number(2)),
+        pickle.BININT2: lambda m: m._push(m.number(2)),
         pickle.LONG1: lambda m: m._push(int.from_bytes(m._take(m._byte()), "little", signed=True)),
         pickle.BINFLOAT: Machine._float,
         pickle.SHORT_BINUNICODE: lambda m: m._text(1),
         pickle.BINUNICODE: lambda m: m._text(4),
         pickle.BINUNICODE8: lambda m: m._text(8),
-        pickle.SHORT_BINBYTES: lambda m: m._push(m._locate(m._byte())),
-        pickle.BINBYTES: lambda m: m._push(m._locate(m._number(4))),
-        pickle.BINBYTES8: lambda m: m._push(m._locate(m._number(8))),
+        pickle.SHORT_BINBYTES: lambda m: m._push(m.locate(m._byte())),
+        pickle.BINBYTES: lambda m: m._push(m.locate(m.number(4))),
+        pickle.BINBYTES8: lambda m: m._push(m.locate(m.number(8))),
+        pickle.BYTEARRAY8: lambda m: m._push(m.locate(m.number(8))),
         pickle.EMPTY_TUPLE: lambda m: m._push(()),
         pickle.TUPLE1: lambda m: m._tuple(1),
         pickle.TUPLE2: lambda m: m._tuple(2),
@@ -394,16 +469,19 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
         pickle.EMPTY_DICT: lambda m: m._push({}),
         pickle.SETITEM: lambda m: m._set_items(m._pop_items(2)),
         pickle.SETITEMS: lambda m: m._set_items(m._pop_to_mark()),
+        pickle.BINSTRING: lambda m: m._text_or_bytes(4),
+        pickle.SHORT_BINSTRING: lambda m: m._text_or_bytes(1),
         pickle.EMPTY_SET: lambda m: m._push(set()),
         pickle.ADDITEMS: lambda m: m._add_items(m._pop_to_mark()),
+        pickle.FROZENSET: lambda m: m._push(frozenset(map(m.key, m._pop_to_mark()))),
         pickle.MARK: Machine._mark,
         pickle.POP: Machine._pop,
         pickle.POP_MARK: lambda m: m._pop_to_mark().clear(),
         pickle.BINPUT: lambda m: m._remember(m._byte()),
-        pickle.LONG_BINPUT: lambda m: m._remember(m._number(4)),
+        pickle.LONG_BINPUT: lambda m: m._remember(m.number(4)),
         pickle.MEMOIZE: lambda m: m._remember(len(m._memo)),
         pickle.BINGET: lambda m: m._recall(m._byte()),
-        pickle.LONG_BINGET: lambda m: m._recall(m._number(4)),
+        pickle.LONG_BINGET: lambda m: m._recall(m.number(4)),
         pickle.GLOBAL: Machine._global,
         pickle.STACK_GLOBAL: Machine._stack_global,
         pickle.REDUCE: Machine._reduce,
@@ -412,197 +490,3 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
         pickle.BINPERSID: Machine._persistent_id,
     }.items()
 }
-
-
-# What stands for the calls. A TypeError or ValueError in them is a call with unknown arguments.
-
-
-def _persistent_object(machine: Machine, content: dict[str, Any]) -> Record:
-    # Of its keys (type, version, module_src, class_name, state), the source text is what must never be touched.
-    if type(content) is not dict or content.get("type") != "class":
-        raise TypeError
-    class_name, state = content.get("class_name"), content.get("state")
-    if not (isinstance(class_name, str) and class_name.isidentifier() and len(class_name) <= _SHOWN):
-        raise TypeError
-    if type(state) not in (dict, type(None)):
-        raise TypeError
-    return Record(class_name, {} if state is None else state)
-
-
-def _ordered_dict(machine: Machine) -> OrderedDict[Any, Any]:
-    return OrderedDict()
-
-
-def _dict(machine: Machine) -> dict[Any, Any]:
-    return {}
-
-
-def _default_dict(machine: Machine, factory: object = None) -> dict[Any, Any]:
-    return {}  # what it would call for absent keys stays uncalled
-
-
-def _enumerated(machine: Machine, value: str) -> str:
-    if type(value) is not str:
-        raise TypeError
-    return value
-
-
-def _set(machine: Machine, values: list[Any]) -> set[Any]:
-    if type(values) is not list:
-        raise TypeError
-    return set(map(_key, values))
-
-
-def _encode(machine: Machine, text: str, encoding: str) -> Blob:
-    """Bytes as protocol 2 keeps them: text whose characters are the bytes."""
-    if type(text) is not str or encoding != "latin1":
-        raise TypeError
-    machine.budget.text_bytes -= len(text)  # the same text could be encoded again and again
-    if machine.budget.text_bytes < 0:
-        raise Refused("it decodes to more bytes than it has")
-    return Blob(text.encode("latin1"), 0, len(text))
-
-
-def _numpy_dtype(machine: Machine, code: str, align: bool = False, copy: bool = True) -> np.dtype[Any]:
-    if code not in ("b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"):
-        raise TypeError
-    return np.dtype(code)
-
-
-def _numpy_scalar(machine: Machine, dtype: np.dtype[Any], raw: Blob) -> int | float | bool:
-    if not isinstance(dtype, np.dtype) or not isinstance(raw, Blob) or raw.size != dtype.itemsize:
-        raise TypeError
-    return np.frombuffer(raw.read(), dtype)[0].item()
-
-
-def _rebuild_tensor(
-    machine: Machine,
-    storage: Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    requires_grad: bool,
-    hooks: object,
-    metadata: object = None,
-) -> Tensor:
-    if type(shape) is not tuple or type(strides) is not tuple or not isinstance(storage, Storage) or metadata:
-        raise TypeError
-    if (
-        len(shape) != len(strides)
-        or len(shape) > _MAX_DIMS
-        or any(type(n) is not int for n in (offset, *shape, *strides))
-    ):
-        raise TypeError
-    numbers = (offset, *shape, *strides)
-    if min(numbers) < 0 or max(numbers) > _MAX_ELEMENTS or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
-        raise Corrupt("a tensor has a size, stride or offset out of range")
-    tensor = Tensor(storage, offset, shape, strides)
-    if tensor.extent and offset + tensor.extent > storage.numel:
-        raise Corrupt(f"a tensor of shape {list(shape)} reaches outside its storage of {storage.numel} elements")
-    reach = 0  # of the axes with smaller strides
-    for stride, size in sorted(zip(strides, shape, strict=True)) if tensor.extent else ():
-        if size > 1:
-            if stride <= reach:
-                raise Refused(
-                    f"a tensor of shape {list(shape)} repeats elements of its storage; it must be saved whole"
-                )
-            reach += (size - 1) * stride
-    return tensor
-
-
-def _rebuild_parameter(machine: Machine, tensor: Tensor, requires_grad: bool, hooks: object, *state: object) -> Tensor:
-    if not isinstance(tensor, Tensor) or len(state) > 1:
-        raise TypeError
-    return tensor
-
-
-def typed_storage(identity: Any) -> tuple[torch.dtype, str, int]:
-    """dtype, key and number of elements from the persistent id of a storage; where it lived is of no interest."""
-    if not (type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage"):
-        raise Corrupt("a persistent id is not that of a storage")
-    _, cls, key, location, numel, *views = identity
-    dtype = cls.dtype if isinstance(cls, Global) else None
-    if dtype is None or type(key) is not str or type(location) is not str or type(numel) is not int or any(views):
-        raise Corrupt("the persistent id of a storage is of an unknown layout")
-    return dtype, key, numel
-
-
-def old_style_storage(machine: Machine, blob: Blob) -> Storage:
-    """The one storage in a stream of torch.save before 1.6, located and not read.
-
-    Five pickles (magic number, protocol 1001, a dict that says `little_endian`, the persistent id of the storage, the
-    list of its key), then the number of elements as 8 bytes and the raw values.
-    """
-    if not isinstance(blob, Blob):
-        raise TypeError
-    inner = Machine(blob, machine.budget, _storage_global, persistent=typed_storage)
-    if not inner.skip(machine.stream_head):
-        magic, protocol, system = (inner.run() for _ in range(3))
-        if (magic, protocol) != (_MAGIC, _OLD_STYLE) or system.get("little_endian") is not True:
-            raise Corrupt("a storage is not a little-endian stream of torch.save")
-        machine.stream_head = Blob(blob.data, blob.start, inner.rest.start).read()
-    (dtype, key, numel), keys = inner.run(), inner.run()
-    counted = inner._number(8)
-    if keys != [key] or counted != numel or inner.rest.size != numel * dtype.itemsize:
-        raise Corrupt(f"a storage claims {numel} elements of {dtype} and has {inner.rest.size} bytes")
-    return Storage(inner.rest, dtype)
-
-
-_DTYPES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-}
-_TYPES = ("dict", "list", "tuple", "str", "unicode", "int", "long", "float", "bool")  # with those of Python 2
-_STORAGES = {
-    ("torch", f"{name}Storage"): Global(f"torch.{name}Storage", dtype=dtype) for name, dtype in _DTYPES.items()
-}
-_NETWORKS = {
-    **_STORAGES,
-    **{
-        (module, name): Global(f"{module}.{name}", call=call, new=new)
-        for module, name, call, new in (
-            ("torch_utils.persistence", "_reconstruct_persistent_obj", _persistent_object, None),
-            ("collections", "OrderedDict", _ordered_dict, None),
-            ("collections", "defaultdict", _default_dict, None),
-            ("dnnlib.util", "EasyDict", _dict, _dict),
-            ("torch._utils", "_rebuild_parameter", _rebuild_parameter, None),
-            ("torch._utils", "_rebuild_parameter_with_state", _rebuild_parameter, None),
-            ("torch._utils", "_rebuild_tensor_v2", _rebuild_tensor, None),
-            ("torch.storage", "_load_from_bytes", old_style_storage, None),
-            ("numpy.core.multiarray", "scalar", _numpy_scalar, None),
-            ("numpy._core.multiarray", "scalar", _numpy_scalar, None),
-            ("numpy", "dtype", _numpy_dtype, None),
-            ("builtins", "set", _set, None),
-            ("__builtin__", "set", _set, None),
-            ("_codecs", "encode", _encode, None),
-            ("timm.layers.format", "Format", _enumerated, None),
-        )
-    },
-    **{("torch", str(dtype).removeprefix("torch.")): Global(str(dtype)) for dtype in _DTYPES.values()},
-    **{(module, name): Global(f"{module}.{name}") for module in ("builtins", "__builtin__") for name in _TYPES},
-}
-
-
-def network_global(module: str, name: str) -> Global | None:
-    """What stands for a global that a file of networks names: a function or type of the table, or an inert class.
-
-    Objects of the inert classes are records of what they hold. Layers and configuration values depend on the
-    versions of the libraries that wrote the file, so that any class of these libraries is taken.
-    """
-    listed = _NETWORKS.get((module, name))
-    if listed or not (_INERT.fullmatch(module) and name.isidentifier() and len(module) + len(name) < _SHOWN):
-        return listed
-    is_setting = module.startswith("omegaconf.") and name.endswith(("Config", "Node"))
-    return Global(f"{module}.{name}", new=lambda machine: Setting() if is_setting else Record(name, {}))
-
-
-def _storage_global(module: str, name: str) -> Global | None:
-    return _STORAGES.get((module, name))

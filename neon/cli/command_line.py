@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from neon.errors import RequestError, WorkError, is_first_process, one_line
+from neon.runtime.signals import Stopped, answered
 
 Command = Callable[[], int | None]
 
@@ -62,16 +63,19 @@ def parse(program: type[Command], words: Sequence[str], name: str) -> Command:
 
 
 def exit_code(command: str, run: Callable[[], int | None]) -> int:
-    """The exit code of `run()`: 0 done, 1 the work failed, 2 the request was wrong; an error is one line on stderr."""
+    """The exit code of `run()`: 0 done, 1 the work failed, 2 the request was wrong; an error is one line on stderr.
+
+    After Ctrl-C it is 130 and after SIGTERM 143; the line says where the same command goes on.
+    """
     try:
-        code = run()
-        sys.stdout.flush()
+        with answered():
+            code = run()
+            sys.stdout.flush()
         return code or 0
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except (RequestError, WorkError) as error:
-        # Under torchrun a wrong request is wrong in every process: one of them says so.
-        if isinstance(error, WorkError) or is_first_process():
+        if is_first_process() or not error.shared:
             print(f"{command}: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `neon inspect ... | head`: the reader has seen enough, and Python's own flush would fail
@@ -80,7 +84,11 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
     except OSError as error:
         print(f"{command}: {one_line(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Stopped as stop:
+        if is_first_process():
+            print(f"{command}: {one_line(stop)}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:  # where somebody else answers signals
         return 130
 
 

@@ -34,6 +34,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import atomic_write, check_writable
 from neon.runtime.progress import Progress
+from neon.runtime.signals import Stopped, answered
 from neon.selftrain import train
 
 ARCHITECTURE = "edm"
@@ -134,7 +135,7 @@ class ExportImages:
     def __call__(self) -> None:
         training = load_fashion(self.data, "train")
         assert training.labels is not None
-        check_writable(self.output, overwrite=False)
+        check_writable(self.output, overwrite=False, flag=None)
         with TemporaryDirectory() as folder:
             write_images(folder, range(len(training)), training.images)
             write_labels(folder, training.labels.tolist(), len(training))
@@ -167,8 +168,9 @@ def _main() -> int:
         "images": ExportImages,
     }
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
-    except (RequestError, WorkError) as error:
+        with answered():
+            tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)()
+    except (RequestError, WorkError, Stopped) as error:
         print(f"neon.demo.train: {error}", file=sys.stderr)
         return error.exit_code
     return 0

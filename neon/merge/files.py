@@ -145,7 +145,8 @@ def _w_text(w: float) -> str:
 def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:
     for job in jobs:
         for source in (base, self_trained):
-            check_not_input(job.output, source.path)
+            for file in source.files:
+                check_not_input(job.output, file)
         if job.output.suffix == _PICKLE_SUFFIX:
             _pickle(base, job.output).check_copyable()
         if job.output.suffix == ".safetensors":

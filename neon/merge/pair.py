@@ -131,7 +131,7 @@ def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
 
 def says_its_config(file: Checkpoint) -> bool:
     """Whether a file says how its network is built; of a bare state dict shapes tell what they can."""
-    return "config" in file.metadata or file.constructor is not None
+    return "config" in file.metadata or file.has_constructor
 
 
 def _of_both(base: Checkpoint, self_trained: Checkpoint, error: RequestError, hint: str = "") -> RequestError:

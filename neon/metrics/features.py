@@ -11,6 +11,7 @@ from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.metrics.inception import InceptionFeatures
+from neon.model import check_outline, load_weights
 
 
 class FeatureExtractor(Protocol):
@@ -41,6 +42,8 @@ class SmallFeatures(nn.Module):
 
     def __init__(self, name: str, image_shape: tuple[int, int, int], dim: int, num_classes: int) -> None:
         super().__init__()
+        if not isinstance(name, str) or not isinstance(dim, int):
+            raise TypeError(f"{name!r} with {dim!r} features")
         self.name, self.dim = name, dim
         self.image_shape = tuple(image_shape)
         self.config = {"name": name, "image_shape": list(image_shape), "dim": dim, "num_classes": num_classes}
@@ -83,7 +86,7 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
     """The extractor that `SmallFeatures.save` wrote, in eval mode.
 
     Raises:
-        RequestError: the file holds no feature network.
+        RequestError: the file holds no feature network, or weights of another.
     """
     with open_checkpoint(path) as checkpoint:
         if "features" not in checkpoint.metadata:
@@ -91,8 +94,19 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
                 f"{path}: not a feature network; expected safetensors with the metadata `features` "
                 "as written by `python -m neon.demo.train features`"
             )
-        extractor = SmallFeatures(**json.loads(checkpoint.metadata["features"]))
-        extractor.load_state_dict({name: checkpoint.tensor(name) for name in checkpoint.names()})
+        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+        try:
+            config = json.loads(checkpoint.metadata["features"])
+            check_outline(lambda: SmallFeatures(**config), shapes, path)
+            extractor = SmallFeatures(**config)
+        except RequestError:
+            raise
+        except Exception as error:  # the constructor does not look at what it is given: it is the file's fault
+            raise RequestError(
+                f"{path}: no feature network can be built as its metadata `features` describes it "
+                f"({type(error).__name__}: {error}); write the file again"
+            ) from error
+        load_weights(extractor, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return extractor.to(device).eval().requires_grad_(False)
 
 

@@ -8,18 +8,19 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from scipy.special import stdtrit
 from torch import Tensor
 
+from neon.data.pictures import load_picture
 from neon.errors import RequestError
-from neon.evaluate import Scores
+from neon.evaluate import Scores, scores_from
 from neon.report.grids import as_png, image_grid, images_of
-from neon.runtime.files import atomic_write, write_json
+from neon.runtime.files import atomic_write, from_json, write_json
+from neon.runtime.run_folder import reading_state
 
 RECORD_FILE, SAMPLES_FOLDER = "report.json", "samples"
 REAL_NAME = "real images"
@@ -281,32 +282,43 @@ def load(folder: str | os.PathLike[str]) -> Report:
     folder = Path(folder)
     path = folder / RECORD_FILE
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError as error:
         raise RequestError(
             f"{folder}: no report to show ({RECORD_FILE}: {error.strerror}); name the folder of a finished run"
         ) from error
-    try:
-        record = json.loads(text)
-        rows = tuple(Row(**{**row, "blocks": tuple(Scores(**one) for one in row["blocks"])}) for row in record["rows"])
-        known = {name: record[name] for name in ("title", "metric", "w", "guidance", "snapshot", "provenance")}
-        known |= {"base": rows[record["base"]], "neon": rows[record["neon"]]}
-        known |= {"notes": tuple(record["notes"]), "fit": tuple((w, value) for w, value in record["fit"])}
-        known["evaluated"] = tuple(
-            Evaluated(**{**one, "scores": one["scores"] and Scores(**one["scores"])}) for one in record["evaluated"]
-        )
-        grids = {float(grid["w"]): grid["shape"] for grid in record["grids"]}
-        real = record["real"]
-    except (ValueError, TypeError, LookupError) as error:
-        raise RequestError(
-            f"{path}: not readable as a report ({type(error).__name__}: {error}); run again what wrote it"
-        ) from error
-    return Report(
-        rows=rows,
-        grids={w: _read_images(_grid_file(folder, w), shape) for w, shape in grids.items()},
-        real=None if real is None else _read_images(_real_file(folder), real),
-        **known,
+    with reading_state(path, "run again what wrote it"):
+        report, grids, real = _parsed(json.loads(text))
+    pictures = {w: _read_images(_grid_file(folder, w), shape) for w, shape in grids.items()}
+    return replace(report, grids=pictures, real=None if real is None else _read_images(_real_file(folder), real))
+
+
+def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | None]:
+    """The report that `save` wrote as `record`, without its pictures, and the shapes of these; or any exception."""
+    rows = tuple(
+        from_json(Row, {**row, "blocks": tuple(scores_from(one) for one in row["blocks"])}) for row in record["rows"]
     )
+    base, neon = rows[record["base"]], rows[record["neon"]]
+    if len(base.blocks) != len(neon.blocks) or not all(row.blocks for row in rows):
+        raise ValueError("rows without blocks of scores, or not of as many")
+    evaluated = tuple(
+        from_json(Evaluated, {**one, "scores": one["scores"] and scores_from(one["scores"])})
+        for one in record["evaluated"]
+    )
+    known = {name: record[name] for name in ("title", "metric", "w", "guidance", "snapshot", "provenance")}
+    report = from_json(
+        Report,
+        {
+            **known,
+            "rows": rows,
+            "base": base,
+            "neon": neon,
+            "evaluated": evaluated,
+            "notes": tuple(map(str, record["notes"])),
+            "fit": tuple((float(w), float(value)) for w, value in record["fit"]),
+        },
+    )
+    return report, {float(grid["w"]): grid["shape"] for grid in record["grids"]}, record["real"]
 
 
 def _grid_file(folder: Path, w: float) -> Path:
@@ -318,10 +330,5 @@ def _real_file(folder: Path) -> Path:
 
 
 def _read_images(path: Path, shape: Sequence[int]) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            return images_of(picture, shape)
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{path}: not readable as the samples of this report ({error}); run again what wrote it"
-        ) from error
+    with reading_state(path, "run again what wrote it"):
+        return images_of(load_picture(path.read_bytes()), shape)

@@ -5,6 +5,7 @@ restart.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from neon.errors import RequestError, WorkError
 from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
+from neon.runtime.signals import Stopped, postponed, requested
 
 
 def blocks(num_images: int, batch_size: int) -> list[range]:
@@ -27,18 +29,35 @@ def write_blocks(
     processes: Processes,
     title: str,
     is_written: Callable[[range], bool],
+    folder: Path,
 ) -> list[range]:
     """Call `write` for every block that is not written yet, each in one process; all blocks, when all are done.
 
-    A killed run goes on where it was.
+    A run that was stopped or killed goes on where it was.
+
+    Raises:
+        WorkError: what was written is not in `folder` any more, in all processes.
     """
     every = blocks(num_images, batch_size)
     with Progress(title, num_images, "img", processes) as progress:
-        for one_round in _rounds(every, processes):
-            if processes.rank < len(one_round) and not is_written(one_round[processes.rank]):
-                write(one_round[processes.rank])
-            progress.advance(sum(map(len, one_round)))
+        try:
+            for one_round in _rounds(every, processes):
+                if processes.rank < len(one_round) and not is_written(one_round[processes.rank]):
+                    write(one_round[processes.rank])
+                progress.advance(sum(map(len, one_round)))
+        except Stopped as stop:
+            stop.kept = f"image {progress.done:,} of {num_images:,}"
+            raise
     processes.barrier()
+
+    def check() -> None:
+        if lost := [block for block in every if not is_written(block)]:
+            raise WorkError(
+                f"{folder}: images {lost[0].start} to {lost[0].stop - 1} were written and some are gone, in "
+                f"{len(lost)} of {len(every)} batches; keep others out of this folder, remove it and run again"
+            )
+
+    processes.on_main(check)
     return every
 
 
@@ -62,15 +81,16 @@ def rows_in_order(
 
     Raises:
         RequestError or WorkError: `compute` raised it, in whichever process; the lowest rank's in all of them.
+        Stopped: a signal reached a process, likewise; between two rounds, so that the caller has whole ones.
     """
     every = blocks(num_images, batch_size)[-(-done // batch_size) :]
     height = 1 if one_row else batch_size
-    with Progress(title, num_images, "img", processes, done=done) as progress:
+    with Progress(title, num_images, "img", processes, done=done) as progress, postponed():
         for one_round in _rounds(every, processes):
             mine = torch.zeros(height, width, device=processes.device)
-            failure: RequestError | WorkError | None = None
+            failure: RequestError | WorkError | Stopped | None = requested()
             try:
-                if processes.rank < len(one_round):
+                if failure is None and processes.rank < len(one_round):
                     rows = compute(one_round[processes.rank])
                     mine[: len(rows)] = rows
             except (RequestError, WorkError) as error:

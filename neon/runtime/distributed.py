@@ -16,8 +16,12 @@ from torch import Tensor
 
 from neon.errors import RequestError, WorkError
 from neon.runtime.launch import launched
+from neon.runtime.signals import Stopped, requested
+from neon.runtime.threads import use_threads
 
 T = TypeVar("T")
+Failure = RequestError | WorkError | Stopped
+"""what ends all processes of a run alike"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,11 @@ class Processes:
     def is_main(self) -> bool:
         """True in the one process that writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads this process computes with, on which roundings on a CPU depend; None for a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else None
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -50,25 +59,27 @@ class Processes:
         """What `function` returns in the main process, in every process; so is a failure it reports."""
         if self.world_size == 1:
             return function()
-        outcome: tuple[T | None, RequestError | WorkError | None] = (None, None)
+        outcome: tuple[T | None, Failure | None] = (None, None)
         if self.is_main:
             try:
                 outcome = (function(), None)
-            except (RequestError, WorkError) as error:
+            except (RequestError, WorkError, Stopped) as error:
                 outcome = (None, error)
         result, failure = self.from_main(outcome)
         if failure is not None:
+            failure.shared = True
             raise failure
         return result  # type: ignore[return-value]
 
-    def raise_first(self, failure: RequestError | WorkError | None) -> None:
+    def raise_first(self, failure: Failure | None) -> None:
         """Raise, in every process, the failure of the lowest rank that has one; to be called by all of them."""
-        failures: list[RequestError | WorkError | None] = [failure]
+        failures: list[Failure | None] = [failure]
         if self.world_size > 1:
             failures = [None] * self.world_size
             dist.all_gather_object(failures, failure)
         for first in failures:
             if first is not None:
+                first.shared = True
                 raise first
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -105,18 +116,25 @@ def processes(device: str | None = None) -> Iterator[Processes]:
                 "start fewer processes (--nproc_per_node), or compute with --device cpu"
             )
         torch.cuda.set_device(local)
+    use_threads(local)
     if not launched():
         yield Processes(device=local)
         return
     if dist.is_initialized():  # by a caller, who ends it too
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
         return
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
     except RuntimeError as error:
-        if "onnection" in str(error) and not isinstance(error, WorkError):
-            raise WorkError("another process of this run ended early; its own message says why") from error
+        lost = isinstance(error, dist.DistNetworkError) or "onnection" in str(error)
+        if lost and not isinstance(error, WorkError):
+            if stop := requested():
+                raise stop from error
+            early = WorkError("another process of this run ended early; its own message says why")
+            early.shared = True
+            raise early from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -56,7 +56,7 @@ class TunePlan:
             if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
                 raise RequestError(f"--{name} {span[0]:g} {span[1]:g}: expected a range, the lower end first")
         if self.guidance_grid is not None and self.grid is None:
-            raise RequestError("--guidance-grid: goes with --grid; for a search give --guidance LOW HIGH")
+            raise RequestError("--guidance_grid: goes with --grid; for a search give --guidance LOW HIGH")
         if self.metric not in get_args(Metric):
             raise RequestError(f"--metric {self.metric}: unknown; expected one of {', '.join(get_args(Metric))}")
         for name in ("num_images", "report_images", "blocks", "batch_size", "limit"):
@@ -66,6 +66,8 @@ class TunePlan:
             raise RequestError(f"--blocks {self.blocks}: expected at least 3, to estimate the noise")
         if not self.self_trained:
             raise RequestError("--self_trained: expected one or several snapshots")
+        if len({path.resolve() for path in self.self_trained}) < len(self.self_trained):
+            raise RequestError(f"--self_trained {' '.join(map(str, self.self_trained))}: a file is given twice")
 
     @property
     def guidances(self) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ Points are compared on the same selection images, so that their difference is th
 then scored on report images, which share no seed with the selection, in several blocks, whose spread is the noise.
 """
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,10 +26,11 @@ from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main, reading_state
 from neon.sampling import sample_block
 from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed, Point, Search, grid, search
+from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 
 LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
 STATISTICS = "statistics"
@@ -114,6 +114,8 @@ class Tuner:
             load_self_trained(model.network, plan.base, path, plan.key, plan.self_trained_key)
             for path in plan.self_trained
         ]
+        key = plan.self_trained_key or plan.key
+        self.names, self.budgets = snapshot_names(plan.self_trained), budgets(plan.self_trained, key)
         self._live: tuple[int, LiveMerge] | None = None
         self.log = ScoreLog(folder / LOG_FILE, processes)
 
@@ -174,16 +176,23 @@ class Tuner:
 
     def text(self, point: Point) -> str:
         """The point in words, which is its name in the log."""
-        parts = [f"w {point.w:.6g}"]
+        parts = [f"w {_number(point.w)}"]
         if point.guidance is not None:
-            parts.append(f"guidance {point.guidance:.6g}")
+            parts.append(f"guidance {_number(point.guidance)}")
         if point.w != 0 and len(self.states) > 1:
-            parts.append(self.plan.self_trained[point.snapshot].stem)
+            parts.append(self.names[point.snapshot])
         return ", ".join(parts)
+
+    def label(self, point: Point) -> str | None:
+        """What the snapshot of a point is called on the page: its budget, or its name; None if there is no choice."""
+        if point.w == 0 or len(self.states) == 1:
+            return None
+        budget = self.budgets[point.snapshot]
+        return self.names[point.snapshot] if budget is None else f"{budget:g} kimg"
 
     def statistics_file(self, point: Point) -> Path:
         """Where the statistics of a point on selection images are kept."""
-        return self.folder / STATISTICS / f"{self.text(point).replace(', ', '_').replace(' ', '-')}.npz"
+        return self.folder / STATISTICS / f"{as_file_name(self.text(point))}.npz"
 
     def statistics(self, point: Point) -> Statistics:
         """Statistics of `point` on selection images, from the folder if they are there."""
@@ -192,7 +201,15 @@ class Tuner:
             self.scores(point, Purpose.SELECTION, again=not self.processes.on_main(file.exists))
         except DegenerateError as error:
             raise EvaluationFailed(str(error)) from error
-        return self.processes.on_main(lambda: Statistics.load(file))
+        return self.processes.on_main(lambda: self._load(file))
+
+    def _load(self, file: Path) -> Statistics:
+        dim = self.extractor.dim
+        with reading_state(file, "delete it, and its point is sampled again"):
+            statistics = Statistics.load(file)
+            if statistics.dim != dim:
+                raise ValueError(f"statistics of {statistics.dim} features, not of {dim}")
+        return statistics
 
     def value(self, point: Point) -> float:
         """What the search minimises."""
@@ -239,8 +256,8 @@ class Tuner:
         return Evaluated(
             w=point.w,
             guidance=point.guidance,
-            snapshot=_label(self.plan, point),
-            kimg=_kimg(self.plan.self_trained[point.snapshot]) if point.w != 0 else None,
+            snapshot=self.label(point),
+            kimg=self.budgets[point.snapshot] if point.w != 0 else None,
             scores=scores,
             failure=failure,
             searched=searched,
@@ -290,8 +307,7 @@ def tune(
     for path in plan.self_trained:
         check_same_network(plan.base, path, plan.key, plan.self_trained_key)
     identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
+    with held_by_main(folder, identity, processes, fresh=fresh):
         tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
         return choose(tuner, identity)
 
@@ -364,7 +380,7 @@ def _report(tuner: Tuner, result: Search, provenance: dict[str, Any]) -> tuple[R
         neon=neon,
         w=best.w,
         guidance=best.guidance,
-        snapshot=_label(plan, best),
+        snapshot=tuner.label(best),
         evaluated=tuple(evaluated),
         fit=result.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
         grids=tuner.grids(trained, {point.w for point in evaluated if point.scores is not None} | {0.0, -1.0}),
@@ -375,20 +391,10 @@ def _report(tuner: Tuner, result: Search, provenance: dict[str, Any]) -> tuple[R
     return report, neon is not rows[0] and paired_gain(rows[0], neon).certain
 
 
-def _label(plan: TunePlan, point: Point) -> str | None:
-    """What the snapshot of a point is called on the page: its budget, or else its file; None if there is no choice."""
-    if point.w == 0 or len(plan.self_trained) == 1:
-        return None
-    budget = _kimg(plan.self_trained[point.snapshot])
-    return plan.self_trained[point.snapshot].stem if budget is None else f"{budget:g} kimg"
-
-
-def _kimg(path: Path) -> float | None:
-    """The budget of a snapshot in thousand images, if its name holds it."""
-    for part in path.stem.split("-"):
-        with contextlib.suppress(ValueError):
-            return float(part)
-    return None
+def _number(value: float) -> str:
+    """A number in six digits, or in as many as it takes."""
+    text = f"{value:.6g}"
+    return text if float(text) == value else repr(value)
 
 
 def _notes(tuner: Tuner, result: Search) -> list[str]:

@@ -1,0 +1,77 @@
+"""Advice names flags that the command has: those in messages of the library, for every command that can raise them."""
+
+import ast
+import re
+from importlib import import_module
+
+import pytest
+
+from neon.cli.app import COMMANDS, command
+from neon.cli.command_line import _comparable, _flags_of
+from tests.programs import ROOT
+
+PROGRAMS = {
+    name: command(name)
+    for name in COMMANDS
+} | {
+    f"{folder}/{module}.py": getattr(import_module(f"{folder}.{module}"), cls)
+    for folder, modules in {
+        "edm": {"sample": "SampleEDM", "finetune": "TrainEDM", "calculate_fid": "ScoreEDM"},
+        "VAR": {"sample": "SampleVAR", "finetune": "TrainVAR", "calculate_fid": "ScoreVAR",
+                "encode": "EncodeForVAR", "train_tokenizer": "TrainTokenizer"},
+        "xAR": {"sample": "SampleXAR", "finetune": "TrainXAR", "calculate_fid": "ScoreXAR", "encode": "EncodeForXAR"},
+        "imm": {"sample": "SampleIMM", "finetune": "TrainIMM", "calculate_fid": "ScoreIMM", "encode": "EncodeForIMM"},
+    }.items()
+    for module, cls in modules.items()
+}  # fmt: skip
+SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in name or "calculate" in name)}
+TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
+ENCODERS = {name for name in PROGRAMS if "encode" in name}
+RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "demo", "VAR/train_tokenizer.py"}
+MERGERS = {"merge", "evaluate", "tune", "align", *(name for name in PROGRAMS if "calculate" in name)}
+SCORERS = {"evaluate", "stats", "fid", "tune", "align", *(name for name in PROGRAMS if "calculate" in name)}
+RAISED_BY = {
+    ("neon/runtime/run_folder.py", "--fresh"): RUNS,
+    ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert"},
+    ("neon/sampling.py", "--fresh"): {name for name in SAMPLERS if "sample" in name},
+    ("neon/sampling.py", "--class"): SAMPLERS,
+    ("neon/runtime/distributed.py", "--device"): RUNS - {"demo"},
+    ("neon/noise.py", "--seed"): {name for name in RUNS - ENCODERS if not name.startswith("edm/")} | {"align"},
+    ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
+    ("neon/merge/states.py", "--key"): MERGERS,
+    ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS},
+    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "align"},
+    ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
+    ("neon/tune/plan.py", None): {"tune"},
+    ("neon/tune/run.py", None): {"tune"},
+}
+"""the commands that can raise a message with this flag (None: any) in it; the flags of an architecture's own files and
+of `python -m neon.demo.train` are of one program only, which says them itself"""
+OTHERS_FLAGS = {"--nproc-per-node", "--local-dir", "--include", "--create-dirs", "--vae"}
+"""of torchrun, hf and curl; and --vae, said to be of neon's commands"""
+IN_NO_MESSAGE = {"neon/runtime/published_files.py", "neon/report/plots.py"}
+SAID_WITH_CARE = {("neon/checkpoint/common.py", "--key")}
+"""to be of some commands only"""
+
+
+def flags_in_messages() -> set[tuple[str, str]]:
+    """(file, flag) of every flag in a text of the library that is no docstring."""
+    found = set()
+    for path in ROOT.glob("neon/**/*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(("neon/cli/", "neon/demo/")) or name in IN_NO_MESSAGE:
+            continue
+        tree = ast.parse(path.read_text())
+        docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
+                found |= {(name, _comparable(flag)) for flag in re.findall(r"--[a-z_]+(?:-[a-z_]+)*", node.value)}
+    return {one for one in found if one[1] not in OTHERS_FLAGS}
+
+
+@pytest.mark.parametrize(("file", "flag"), sorted(flags_in_messages() - SAID_WITH_CARE))
+def test_every_command_that_says_a_flag_has_it(file: str, flag: str) -> None:
+    commands = RAISED_BY.get((file, flag)) or RAISED_BY.get((file, None))
+    assert commands, f"{file} says {flag}: of which commands?"
+    without = [name for name in commands if flag not in _flags_of(PROGRAMS[name], lambda hint: True)]
+    assert not without
