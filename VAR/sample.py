@@ -9,7 +9,6 @@ Tokens take about a hundredth of the space of PNGs, and training on them needs n
 run goes on where it was.
 """
 
-import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
         """`write` for tokens of images in place of pixels."""
         from neon.data.encoded import write_examples
         from neon.noise import ImageNoise
-        from neon.runtime.run_folder import run_folder
+        from neon.runtime.run_folder import held_by_main
         from neon.sampling import block_labels
         from VAR.model import TOKENS, token_dtype
 
@@ -81,8 +80,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
             with model.precision.allowed_on(processes.device):
                 return model.sample_tokens(noise, of_block, settings).to(dtype), of_block
 
-        with contextlib.ExitStack() as stack:
-            processes.on_main(lambda: stack.enter_context(run_folder(self.outdir, identity, fresh=self.fresh)))
+        with held_by_main(self.outdir, identity, processes, fresh=self.fresh):
             write_examples(
                 compute,
                 len(seeds),

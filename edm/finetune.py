@@ -117,7 +117,7 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
         **dict.fromkeys(("desc", "nosubdir"), PLACE),
         "dump": "say with --state_every how often, in seconds, the state is saved",
         "resume": RESUMED,
-        "dry_run": "what is wrong with a request is said before any work; leave it out",
+        **dict.fromkeys(("dry_run", "n"), "what is wrong with a request is said before any work; leave it out"),
     }
 
     schedule_unit: ClassVar[float] = 1000.0

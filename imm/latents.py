@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from imm.vae import DOWNSAMPLING
+from neon.data.arrays import read_array
 from neon.data.encoded import ExampleSet, is_example_set
-from neon.data.images import FileDataset, ImageDataset, Storage, TrainingImages, has_suffix
+from neon.data.images import FileDataset, ImageDataset, TrainingImages, has_suffix
+from neon.data.storage import Storage
 
 MOMENTS = "IMM moments"
 """what sets of encoded images hold: float32 [8, h, w] an image"""
@@ -36,7 +38,7 @@ class LatentSet(FileDataset):
 
     @staticmethod
     def decode(data: bytes) -> np.ndarray:
-        latents = np.load(io.BytesIO(data), allow_pickle=False)
+        latents = read_array(io.BytesIO(data), len(data))
         if latents.ndim != 3 or len(latents) != 8 or latents.dtype.kind != "f":
             raise ValueError(f"it holds {latents.dtype} of shape {latents.shape}, expected float32 [8, h, w]")
         return latents.astype(np.float32, copy=False)

@@ -38,12 +38,16 @@ def one_line(text: object) -> str:
     tensors and files are foreign text). Of more than 500 characters the middle is left out: the beginning names the
     file, the end says what to do.
     """
-    line = " ".join(str(text).split())
-    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    line = shown(" ".join(str(text).split()))
     if len(line) > LONGEST_LINE:
         tail = LONGEST_LINE // 3
         line = f"{line[: LONGEST_LINE - tail - 5]} ... {line[-tail:]}"
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
+
+
+def shown(text: str) -> str:
+    """`text` with control characters and lone surrogates as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def is_first_process() -> bool:
@@ -53,5 +57,10 @@ def is_first_process() -> bool:
 
 def warn(message: str) -> None:
     """Print a warning, once however many processes there are."""
+    note(f"warning: {message}")
+
+
+def note(message: str) -> None:
+    """Print what a user should know, once however many processes there are; to stderr, since it is no result."""
     if is_first_process():
-        print(f"{Path(sys.argv[0]).name}: warning: {one_line(message)}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)

@@ -219,7 +219,7 @@ def sampled_images(
 
 def stored_images(dataset: TrainingImages, processes: Processes) -> Callable[[range], Tensor]:
     """The images of a block, read: what `features_in_order` computes from for a set of images."""
-    return lambda block: dataset.load(block)[0].to(processes.device)
+    return lambda block: dataset.examples(block).to(processes.device)
 
 
 def tally_images(

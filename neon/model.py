@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
-from neon.errors import RequestError, warn
+from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
@@ -234,12 +234,26 @@ def described(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = checkpoint.metadata
     if "architecture" in metadata:
         return metadata
+    try:
+        _ = checkpoint.constructor
+    except RequestError:  # a network that no keywords build is none of ours
+        return metadata
     checkpoint = unwrapped(checkpoint)
     for entry in entry_points(group=GROUP):
-        config = _loaded(entry).config_of(checkpoint)
+        config = _config_of(_loaded(entry), checkpoint)
         if config is not None:
             return {**metadata, "architecture": entry.name, "config": json.dumps(config)}
     return metadata
+
+
+def _config_of(kind: type[GenerativeModel], checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The config of a published network; None also where names are those of one, and shapes of another."""
+    try:
+        return kind.config_of(checkpoint)
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if isinstance(error, RequestError | WorkError):
+            raise
+        return None
 
 
 def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
@@ -341,6 +355,7 @@ def _recognised(path: str | os.PathLike[str], checkpoint: Checkpoint) -> tuple[t
     """The installed architecture of a checkpoint, and its config."""
     metadata = described(checkpoint)
     if "architecture" not in metadata or "config" not in metadata:
+        _ = checkpoint.constructor  # says so, if that is what cannot be read
         raise RequestError(
             f"{path}: the checkpoint does not say which architecture it is of, and none recognises it; expected a "
             "published network, or the metadata `architecture` and `config` that files written by neon carry; "
@@ -369,10 +384,14 @@ def _parsed_config(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
 
 def _greatest_number(config: Any) -> int:
     """The greatest whole number in a config, by its size."""
-    if isinstance(config, dict | list):
-        parts = config.values() if isinstance(config, dict) else config
-        return max(map(_greatest_number, parts), default=0)
-    return abs(config) if isinstance(config, int) else 0
+    greatest, waiting = 0, [config]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict | list):
+            waiting += part.values() if isinstance(part, dict) else part
+        elif isinstance(part, int):
+            greatest = max(greatest, abs(part))
+    return greatest
 
 
 def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type[GenerativeModel]) -> dict[str, Any]:
@@ -382,7 +401,7 @@ def _config_for(path: str | os.PathLike[str], checkpoint: Checkpoint, kind: type
         raise RequestError(
             f"{path}: a checkpoint of {found!r}, but --model names {kind.__name__} of {kind.architecture!r}"
         )
-    config = kind.config_of(checkpoint)
+    config = _config_of(kind, checkpoint)
     if "config" in checkpoint.metadata:
         config = _parsed_config(path, checkpoint.metadata["config"])
     if config is None:

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neon.data.images import LABELS_FILE, image_name, pack_set, write_images, write_labels
+from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
-from neon.runtime.blocks import write_blocks
+from neon.runtime.blocks import blocks, write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import check_writable
 from neon.runtime.run_folder import run_folder
@@ -124,7 +124,7 @@ def sample_set(
     def open_folder() -> None:
         if is_zip:
             check_writable(output, overwrite=fresh, flag="--fresh")
-        stack.enter_context(run_folder(folder, identity, fresh=fresh))
+        stack.enter_context(run_folder(folder, identity, fresh=fresh, threads=processes.threads))
 
     def pack() -> None:
         pack_set(folder, output)
@@ -149,23 +149,33 @@ def write_samples(
 ) -> Path:
     """Sample one image per seed into `folder` as PNG files with `dataset.json`, over all processes.
 
-    Blocks that are on the disk already are not sampled again, so a killed run goes on where it was.
+    Blocks that are on the disk already are not sampled again, so a killed run goes on where it was; one of which images
+    were lost since is made again.
+
+    Raises:
+        WorkError: the disk is full, or images vanish while others are made.
     """
     folder = Path(folder)
-    if processes.from_main((folder / LABELS_FILE).exists()):
+
+    def is_written(block: range) -> bool:
+        return all(has_image(folder, index) for index in block)
+
+    every = blocks(len(seeds), batch_size)
+    if processes.from_main((folder / LABELS_FILE).exists() and all(is_written(block) for block in every)):
         return folder
 
     def write(block: range) -> None:
         images, _ = sample_block(model, block, seeds, settings, processes, label)
         write_images(folder, block, images)
 
-    every = write_blocks(
+    write_blocks(
         write,
         len(seeds),
         batch_size=batch_size,
         processes=processes,
         title="sampling",
-        is_written=lambda block: all((folder / image_name(i)).exists() for i in block),
+        is_written=is_written,
+        folder=folder,
     )
 
     def finish() -> None:

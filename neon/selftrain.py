@@ -6,7 +6,6 @@ of processes, and a killed run that continues ends with the weights of one that 
 gradients are reduced by NCCL, in the order that is fastest.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -34,7 +33,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, reading_state, run_folder
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, held_by_main, reading_state
 from neon.runtime.signals import Stopped, postponed, requested
 from neon.sampling import check_classes
 
@@ -116,7 +115,7 @@ def train(
         RequestError: the images do not fit the model, or batch sizes do not divide.
         WorkError: the loss is not finite.
     """
-    micro_batch = micro_batch or recipe.batch_size
+    micro_batch = recipe.batch_size if micro_batch is None else micro_batch
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder = Path(folder)
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
@@ -191,16 +190,16 @@ def train_in_folder(
     Raises:
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, record, fresh=fresh)))
+    with held_by_main(folder, record, processes, fresh=fresh):
         snapshots = train(model, dataset, folder, processes=processes, **settings)
     return snapshots
 
 
-def pickle_copies(base: Path | None, key: str | None) -> Callable[[Snapshot], None] | None:
-    """What writes a snapshot also as a copy of the published pickle `base`; None if `base` is not one.
+def pickle_copies(base: Path | None, key: str | None, model: GenerativeModel) -> Callable[[Snapshot], None] | None:
+    """What writes a snapshot of `model` also as a copy of the published pickle `base`; None if `base` is not one.
 
-    The copies are named by thousand images. Warns if `base` is such a pickle and cannot be copied.
+    The copies are named by thousand images; of several snapshots of one name the last stays, as published. Warns if
+    `base` is such a pickle and cannot be copied, or would say of the copies that they are another network.
     """
     if base is None:
         return None
@@ -212,10 +211,17 @@ def pickle_copies(base: Path | None, key: str | None) -> Callable[[Snapshot], No
         except RequestError as error:
             warn(f"{error}; snapshots will be .safetensors only")
             return None
+        if json.dumps(type(model).config_of(checkpoint)) != json.dumps(model.config):
+            changed = "flags changed the network, and a copy of the file would not say so"
+            warn(f"{base}: {changed}; snapshots will be .safetensors only")
+            return None
 
     def write(snapshot: Snapshot) -> None:
-        copy = snapshot.path.with_name(f"network-snapshot-{snapshot.images_seen // 1000:06d}.pkl")
-        if not copy.exists():
+        kimg = snapshot.images_seen // 1000
+        copy = snapshot.path.with_name(f"network-snapshot-{kimg:06d}.pkl")
+        of_this_name = snapshot.path.parent.glob(f"snapshot-{kimg:06d}.*-kimg.safetensors")
+        is_written = copy.exists() and copy.stat().st_mtime_ns > snapshot.path.stat().st_mtime_ns
+        if snapshot.path == max(of_this_name) and not is_written:
             with open_checkpoint(base, key) as checkpoint:
                 assert isinstance(checkpoint, PickleCheckpoint)
                 checkpoint.save_with(copy, load_state(snapshot.path))
@@ -251,12 +257,12 @@ def visit(
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None, ImageNoise]:
     """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
-    examples, labels = dataset.load(indices)
+    examples, labels = dataset.load(indices) if model.num_classes else (dataset.examples(indices), None)
     noise = ImageNoise(noise_seeds, device)
     examples = examples.to(device, non_blocking=True)
     if not dataset.encoded:
         examples = model.encode(examples, noise)
-    known = None if labels is None or not model.num_classes else labels.to(device, non_blocking=True)
+    known = None if labels is None else labels.to(device, non_blocking=True)
     return examples, known, noise
 
 

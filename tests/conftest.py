@@ -9,6 +9,7 @@ import torch
 from tests.workers import Workers
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:

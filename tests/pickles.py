@@ -175,6 +175,7 @@ def published_modules(numpy_module: str = NUMPY_MODULES[1]) -> AbstractContextMa
         function.__module__, function.__qualname__, function.__name__ = module, name, name
         modules[module] = types.ModuleType(module)
         vars(modules[module])[name] = function
+    vars(modules[numpy_module])["_reconstruct"] = np.zeros(1).__reduce__()[0]
     return mock.patch.dict(sys.modules, modules)
 
 

@@ -17,6 +17,14 @@ from neon.runtime.download import cached_path, local_file, shared_file
 CONTENT = bytes(range(256)) * 5000
 HALF = len(CONTENT) // 2
 NEW = CONTENT[::-1]
+ODD = {
+    "error.safetensors": b'{"error": "no such file"}',
+    "error.pth": b"<Error><Code>AccessDenied</Code></Error>",
+    "error.npz": b"Not found\n",
+    "short.npz": b"PK\x03\x04" + bytes(1000),
+    "short.pkl": b"\x80\x04\x95" + bytes(1000),
+}
+"""answers of status 200 that are not what the name says"""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -53,6 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             content = b"\n<!DOCTYPE html><title>Please log in</title>"
         if name in ("empty.pkl", "none.pkl"):
             content = b""
+        content = ODD.get(name, content)
         length = "many" if name == "length.pkl" else str(len(content))
         start = 0
         current = Handler.version is not None and version == Handler.version[1]
@@ -199,6 +208,11 @@ def test_two_downloads_of_one_file_are_one(server: str, tmp_path: Path) -> None:
         ("page.pkl", RequestError, "a web page, not a file"),
         ("login.pkl", WorkError, "an HTML page in its place"),
         ("empty.pkl", WorkError, "an empty file"),
+        ("error.safetensors", WorkError, "a text in its place .*no such file"),
+        ("error.pth", WorkError, "a text in its place .*AccessDenied"),
+        ("error.npz", WorkError, "a text in its place .*Not found"),
+        ("short.npz", WorkError, "cut short, no end of archive"),
+        ("short.pkl", WorkError, "cut short, no end of pickle"),
         ("none.pkl", RequestError, "the server answers 204 .*, no file"),
         ("part.pkl", RequestError, "the server answers 206 .*, no file"),
         ("packed.pkl", WorkError, "in the encoding gzip, unasked"),
@@ -214,6 +228,15 @@ def test_a_download_that_fails_leaves_nothing(
         local_file(f"{server}/{name}")
     assert len(str(caught.value).splitlines()) == 1
     assert leftovers(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"<!DOCTYPE html>"])
+def test_a_damaged_file_in_the_cache_is_fetched_again(server: str, capsys, damage: bytes) -> None:
+    path = cached_path(f"{server}/net.pkl")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(damage)
+    assert local_file(f"{server}/net.pkl").read_bytes() == CONTENT
+    assert "(there: an" in capsys.readouterr().err
 
 
 def test_a_file_of_unknown_length_ends_with_the_connection(server: str) -> None:

@@ -20,7 +20,7 @@ from edm.settings import EDMSettings
 from neon import evaluate, sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
-from neon.cli.command_line import run_program, seed_list
+from neon.cli.command_line import parse, run_program, seed_list
 from neon.data.images import write_images
 from neon.errors import RequestError
 from neon.merge import merge_files
@@ -164,6 +164,23 @@ def test_the_ablation_sampler_with_its_own_choices_is_another_sampler(here: Path
     assert not torch.equal(images("edm")[0], images("ve")[0])
 
 
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ("", (0.002, 80.0)),
+        ("--sigma_max 70", (0.002, 70.0)),
+        ("--disc ve", (0.02, 100.0)),
+        ("--disc ve --sigma_min 0.002", (0.002, 100.0)),
+        ("--disc ve --sigma_min 0.002 --sigma_max 80", (0.002, 80.0)),
+        ("--disc iddpm --sigma_max 80", (0.002, 80.0)),
+        ("--schedule vp --sigma_max 80", (0.002, 80.0)),
+    ],
+)
+def test_noise_levels_that_are_given_are_taken_whatever_they_are(flags: str, levels: tuple[float, float]) -> None:
+    command = parse(sample.SampleEDM, f"--network_pkl a --outdir b {flags}".split(), "sample.py")
+    assert command.sampler().sigma_range() == levels  # type: ignore[attr-defined]
+
+
 def test_a_full_disk_keeps_the_finished_part_for_the_next_run(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +236,17 @@ def test_statistics_of_images_are_a_reference(here: Path) -> None:
     assert a.count == 60 and abs(a.mu - b.mu).max() < 1e-5
     assert cli.main(["fid", "out.npz", "real.npz", "--json", "a.json"]) == 0
     assert json.loads(Path("a.json").read_text())["fd_6"] < 1e-6
+
+
+def test_a_score_of_fewer_images_than_features_shows_few_digits_and_warns(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Statistics.from_features(torch.rand(6, 6, generator=torch.Generator().manual_seed(0))).save("few.npz")
+    assert cli.main(["fid", "few.npz", "real.npz", "--json", "a.json"]) == 0
+    out, err = capsys.readouterr()
+    exact = json.loads(Path("a.json").read_text())["fd_6"]
+    assert out == f"FD_6={exact:.3g}  6 images\n" and len(str(exact)) > 10
+    assert "few.npz: 6 images for 6 features: the covariance is singular" in err and "real.npz:" not in err
 
 
 def test_a_sweep_scores_what_merged_files_score(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +376,7 @@ def test_self_training_a_pickle_writes_safetensors_and_copies_of_it(here: Path) 
         *("network-snapshot-000000.pkl",),
         *(f"snapshot-{kimg}-kimg.safetensors" for kimg in ("000000.016", "000000.048", "000000.064")),
     ]
-    trained = load_state("run/snapshot-000000.016-kimg.safetensors")
+    trained = load_state("run/snapshot-000000.064-kimg.safetensors")  # of a thousand images the last, as published
     copied, base = load_state("run/network-snapshot-000000.pkl"), load_state("base.pkl")
     assert copied.keys() == base.keys() == trained.keys()
     assert any(not torch.equal(load_state("run/snapshot-000000.064-kimg.safetensors")[n], base[n]) for n in base)
@@ -390,6 +418,7 @@ TRAIN = f"--outdir out {TINY_RUN}"
         (run_sample, f"{SAMPLE} --num_steps 1", "num_steps is 1; expected at least 2"),
         (run_sample, f"{SAMPLE} --num_steps x", "num"),
         (run_sample, f"{SAMPLE} --sigma_min 5 --sigma_max 2", "expected 0 < sigma_min < sigma_max"),
+        (run_sample, f"{SAMPLE} --disc ve --sigma_min 200", "expected 0 < sigma_min < sigma_max"),
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range; the network knows classes 0 to 2"),
         (run_sample, "--network_pkl unconditional.safetensors --outdir out --class 0", "the network is unconditional"),
         (run_sample, "--network_pkl missing.pkl --outdir out", "missing.pkl: no such file"),

@@ -2,7 +2,8 @@
 
 import pytest
 
-from neon.errors import LONGEST_LINE, one_line
+from neon.cli.command_line import exit_code
+from neon.errors import LONGEST_LINE, WorkError, one_line
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,18 @@ def test_a_long_line_keeps_its_beginning_and_its_end() -> None:
     assert len(line) <= LONGEST_LINE
     assert line.startswith("base.pth: x")
     assert line.endswith("; choose another file")
+
+
+@pytest.mark.parametrize(("rank", "shared", "said"), [("0", True, True), ("1", True, False), ("1", False, True)])
+def test_what_every_process_finds_wrong_is_said_by_the_first(
+    rank: str, shared: bool, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    error = WorkError("the disk is full")
+    error.shared = shared
+
+    def fail() -> None:
+        raise error
+
+    assert exit_code("neon", fail) == 1
+    assert capsys.readouterr().err == ("neon: the disk is full\n" if said else "")

@@ -1,12 +1,15 @@
 """From a model to scores, and the log that never computes a score twice."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from neon import sampling
+from neon.checkpoint import save_safetensors
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, WorkError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
@@ -14,7 +17,7 @@ from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
 from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
-from neon.sampling import write_samples
+from neon.sampling import sample_set, write_samples
 from tests.tiny import tiny_edm, tiny_images
 
 
@@ -86,6 +89,36 @@ def test_written_samples_carry_their_labels_and_are_not_sampled_again(tmp_path: 
     assert (tmp_path / "a" / "00000005.png").stat().st_mtime_ns == kept
 
 
+def test_a_finished_set_that_lost_images_is_made_whole(tmp_path: Path) -> None:
+    model = tiny_edm()
+    settings = dataclasses.replace(model.default_settings, num_steps=2)
+    write_samples(model, range(10), settings, tmp_path, batch_size=4, processes=Processes())
+    whole = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (tmp_path / "00000003.png").unlink()
+    (tmp_path / "00000009.png").write_bytes(b"")  # as a crash of the machine leaves it
+    write_samples(model, range(10), settings, tmp_path, batch_size=4, processes=Processes())
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == whole
+
+
+@pytest.mark.parametrize("output", ["set", "set.zip"])
+def test_images_that_vanish_while_others_are_sampled_are_missed(
+    tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_edm()
+    settings = dataclasses.replace(model.default_settings, num_steps=2)
+    write = sampling.write_images
+
+    def write_and_lose(folder: Path, block: range, images: Tensor) -> None:
+        write(folder, block, images)
+        if block.start == 4:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(sampling, "write_images", write_and_lose)
+    with pytest.raises(WorkError, match="images 0 to 3 were written and some are gone, in 2 of 3 batches"):
+        sample_set(model, range(10), settings, tmp_path / output, batch_size=4, processes=Processes(), identity={})
+    assert not list(tmp_path.rglob("dataset.json")) and not (tmp_path / "set.zip").exists()
+
+
 def test_a_recorded_score_is_never_computed_again(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     made = Scores(distance=1.5, precision=0.5, recall=0.25, num_images=10, seconds=1.0)
@@ -116,6 +149,31 @@ def test_a_feature_network_is_saved_with_its_name_and_refuses_other_images(tmp_p
     assert torch.equal(loaded(images), extractor()(images)) and score_name(loaded) == "fd_tiny6"
     with pytest.raises(RequestError, match="name another extractor"):
         loaded(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("[", "describe no feature network"),
+        ("[" * 50_000, "describe no feature network"),
+        ("null", "describe no feature network"),
+        ("[1]", "describe no feature network"),
+        ('{"name": 3, "image_shape": [1, 8, 8], "dim": 6, "num_classes": 3}', "describe no feature network"),
+        ('{"name": "x", "image_shape": [1, 8], "dim": 6, "num_classes": 3}', "describe no feature network"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 6.5, "num_classes": 3}', "describe no feature network"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": -6, "num_classes": 3}', "describe no feature network"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 7, "num_classes": 3}', "its weights are not those"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 1000000000, "num_classes": 3}', "its weights are not those"),
+    ],
+    ids=lambda text: text[-40:],
+)
+def test_a_feature_network_of_damaged_metadata_is_refused_by_name(
+    tmp_path: Path, description: str, message: str
+) -> None:
+    file = tmp_path / "features.safetensors"
+    save_safetensors(file, extractor().state_dict(), {"features": description})
+    with pytest.raises(RequestError, match=rf"features\.safetensors: .*{message}"):
+        load_features(file)
 
 
 def test_a_model_is_no_feature_network(tmp_path: Path) -> None:

@@ -69,8 +69,11 @@ class Points:
     def __len__(self) -> int:
         return len(self.points)
 
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        return self.points[torch.as_tensor(indices)]
+
     def load(self, indices: Sequence[int]) -> tuple[Tensor, None]:
-        return self.points[torch.as_tensor(indices)], None
+        return self.examples(indices), None
 
 
 def gaussian_report(mean: float, variance: float, *, seed: int = 0, count: int = 2000, batch_size: int = 250):

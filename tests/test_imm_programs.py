@@ -160,6 +160,18 @@ def test_self_training_writes_averages_raw_weights_and_copies_and_survives_a_kil
     merge_files("base.pkl", Path("whole", names[-1]), [1.0], "neon.pkl")
 
 
+def test_snapshots_of_another_time_embedding_open_with_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = "--data real --batch 8 --total_images 8 --temb_type identity"
+    for base in ("base.pkl", "base.pth"):
+        assert run_finetune(f"--network_pkl {base} --outdir of-{base} {short}") == 0
+        snapshots = list(Path(f"of-{base}").glob("*snapshot*"))
+        assert [load_model(snapshot).network.temb_type for snapshot in snapshots] == ["identity"] * 2, "one is the raw"
+    assert "base.pkl: flags changed the network" in capsys.readouterr().err
+    [snapshot] = Path("of-base.pth").glob("snapshot*")
+    merge_files("base.pth", snapshot, [1.0], "neon.safetensors")
+    assert load_model("neon.safetensors").network.temb_type == "identity", "a bare base does not say it"
+
+
 def published_zip(path: Path, moments: torch.Tensor, labels: list[int] | None) -> None:
     """Write latents as the published tool keeps them."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -244,7 +256,7 @@ SAMPLE = "--network_pkl base.pkl --outdir out --num_images 4"
         (run_sample, f"{SAMPLE} --preset 3_steps", "--preset 3_steps: unknown; expected one of 1_steps"),
         (run_sample, f"{SAMPLE} --num_steps 0", "num_steps is 0; expected at least 1"),
         (run_sample, f"{SAMPLE} --mid_nt 1 2", "mid_nt"),
-        (run_sample, f"{SAMPLE} --per_class_count 2", "--per_class_count and --num_images both say"),
+        (run_sample, f"{SAMPLE} --per_class_count 2", "--num_images and --per_class_count: both say"),
         (run_sample, f"{SAMPLE} --img_size 256", "--img_size 256: base.pkl makes images of 16 pixels"),
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
         (run_sample, f"{SAMPLE} --vae_path missing", "missing: found nothing; expected the folder of an autoencoder"),

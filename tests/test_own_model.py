@@ -15,6 +15,7 @@ import torch
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.cli import app as cli
 from neon.errors import RequestError
+from neon.merge import LEAST_CHANGE
 from neon.model import ATTRIBUTES, GenerativeModel, architecture, load_model, save_model
 from tests.programs import ROOT, images
 from tests.tiny import tiny_edm
@@ -87,6 +88,8 @@ def test_the_commands_of_the_document_sample_train_merge_and_report(walked: Path
     )
     for name, weights in merged.items():
         torch.testing.assert_close(weights, 3 * base[name] - 2 * tuned[name], rtol=1e-5, atol=1e-6)
+    with open_checkpoint(walked / "self/snapshot-000000.512-kimg.safetensors") as snapshot:
+        assert float(snapshot.metadata["moved"]) > LEAST_CHANGE
     found = json.loads((walked / "tune" / "tune.json").read_text())
     assert found["metric"] == "fd_fashion64" and found["recommended"] in ("base", "neon")
     assert "flow" in (walked / "tune" / "report.html").read_text()

@@ -15,6 +15,7 @@ import neon
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("neon", "edm", "VAR", "xAR", "imm")
+SCRIPT = ".data/scripts/download_models.sh"
 TOP_LEVEL = {*PACKAGES, "neon_merge"}
 
 
@@ -44,7 +45,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(names: Iterable[str]) -> set[str]:
-    return {name for name in names if ".dist-info/" not in name}
+    return {name for name in names if ".dist-info/" not in name and not name.endswith(SCRIPT)}
 
 
 @pytest.mark.slow
@@ -97,6 +98,7 @@ def test_what_is_installed_runs_without_the_checkout(installed: Path, tmp_path: 
     assert all(Path(file).is_relative_to(installed) for file in found)
     base = installed / "neon/demo/base.safetensors"
     assert "architecture" in run(installed / "bin/neon", "inspect", base)
+    assert "cifar10-32x32.npz" in run("bash", installed / "bin/download_models.sh", "--list")
 
 
 def test_nobody_is_told_to_install_the_other_project_named_neon() -> None:

@@ -540,7 +540,7 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
     "GLOBAL": (lambda c: program(b"cos\nsystem\n", text(c), b"\x85R"), "it names os.system"),
     "STACK_GLOBAL": (lambda c: program(named("os", "system"), text(c), b"\x85R"), "it names os.system"),
     "eval": (lambda c: dumps({"x": Call(eval, (f"__import__('os').system({c!r})",))}), "it names builtins.eval"),
-    "getattr": (lambda c: dumps({"x": Call(getattr, ("", "join"))}), "it names builtins.getattr"),
+    "getattr": (lambda c: dumps({"x": Call(getattr, ("", "join"))}), "it calls builtins.getattr with unknown"),
     "attrgetter": (lambda c: program(named("operator", "attrgetter"), text("system"), b"\x85R"), "operator.attrgetter"),
     "dotted name": (
         lambda c: program(named("torch._utils", "_rebuild_tensor_v2.__globals__")),
@@ -627,7 +627,10 @@ HOSTILE: dict[str, tuple[Callable[[str], bytes], str]] = {
         "it names torch.nn.Linear",
     ),
     "LONG4": (lambda c: program(b"\x8b\xff\xff\xff\x7f"), "the instruction LONG4"),
-    "bytearray": (lambda c: program(b"\x96" + (1 << 40).to_bytes(8, "little")), "the instruction BYTEARRAY8"),
+    "attribute": (
+        lambda c: program(named("builtins", "getattr"), named("builtins", "dict"), text("get"), b"\x86R"),
+        "it calls builtins.getattr with unknown",
+    ),
 }
 
 
@@ -781,6 +784,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "keys that take for ever to hash": (key_of_2_to_40_parts, "uses a tuple as a key"),
     "one text decoded again and again": (one_text_decoded_again_and_again, "decodes to more bytes than it has"),
     "bytes of 2^60": (lambda: program(b"\x8e", (1 << 60).to_bytes(8, "little")), "it ends early"),
+    "bytearray of 2^60": (lambda: program(b"\x96", (1 << 60).to_bytes(8, "little")), "it ends early"),
     "text of 2^60": (lambda: program(b"\x8d", (1 << 60).to_bytes(8, "little")), "it ends early"),
     "text of 4 GB": (lambda: program(b"X\xff\xff\xff\xff"), "it ends early"),
     "frame of 2^60": (lambda: program(b"\x95", (1 << 60).to_bytes(8, "little"), b"N"), "it ends early"),

@@ -77,6 +77,12 @@ def test_a_published_flag_without_a_place_is_refused_by_name(
     assert len(line) > len(f"{name}: --{flag}: ") + 10, "it says what to do"
 
 
+def test_the_short_spelling_of_a_dry_run_is_refused_as_the_long_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("-n", "--dry-run", "--dry_run"):
+        assert run_program(program("edm/finetune.py"), [flag], name="edm/finetune.py") == 2
+        assert capsys.readouterr().err.startswith(f"edm/finetune.py: {flag}: what is wrong with a request is said ")
+
+
 def test_an_override_of_a_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_program(program("imm/sample.py"), ["+per_class_count=30"], name="imm/sample.py") == 2
     assert "+per_class_count: there are no configuration files" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from neon.checkpoint import load_state
+from neon.merge import LEAST_CHANGE
 from neon.model import save_model
 from tests.tiny import tiny_edm
 
@@ -78,6 +79,7 @@ def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
     )
     scores = re.findall(r"FD_fashion64=([\d.]+)", done.stdout)
     *_, swept, _, merged = scores
+    assert float(re.findall(r"^moved ([\d.e+-]+)", done.stdout, re.MULTILINE)[0]) > LEAST_CHANGE
     assert len(scores) == 5 and merged == swept, "the merged file scores as w = 1 of the sweep"
 
 

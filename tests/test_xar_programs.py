@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from neon.checkpoint import load_state, open_checkpoint
-from neon.cli.command_line import run_program
+from neon.cli.command_line import parse, run_program
 from neon.merge import merge_files
 from neon.model import load_model
+from neon.precision import FP32
 from tests.programs import (
     ROOT,
     evaluation_goes_on,
@@ -31,6 +33,7 @@ from tests.workers import Workers
 from xAR.calculate_fid import ScoreXAR
 from xAR.encode import EncodeForXAR
 from xAR.finetune import PRESETS, TrainXAR
+from xAR.recipe import XARRecipe
 from xAR.sample import SampleXAR
 
 COMMON = "--vae_path vae.ckpt --flow_steps 3"
@@ -81,6 +84,17 @@ def test_exactly_as_many_images_as_asked_for_of_every_class_alike(here: Path) ->
     found, labels = images("out.zip")
     assert found.shape == (13, 3, 8, 8) and labels is not None
     assert all(labels.tolist().count(label) >= 4 for label in range(3))
+
+
+def test_images_may_be_counted_per_class_as_in_the_published_scripts(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_sample("--model_ckpt base.pth --outdir out --per_class_count 2") == 0
+    assert "out: 6 images in all" in capsys.readouterr().out
+    labels = images("out")[1]
+    assert labels is not None and sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert run_sample("--model_ckpt base.pth --outdir few --num_images 2") == 0
+    assert "2 images in all, fewer than the 3 classes" in capsys.readouterr().err
 
 
 def test_an_image_depends_on_its_index_and_seed_only(here: Path) -> None:
@@ -159,6 +173,36 @@ def test_the_presets_are_the_published_runs() -> None:
     assert rows == {"xar_base": (256, 1e-6, 250, 250_000), "xar_large": (256, 1e-6, 10_000, 250_000)}
 
 
+@pytest.mark.parametrize(("preset", "published"), [("xar_base", 250), ("xar_large", 10_000)])
+@pytest.mark.parametrize("count", [30_000, 750_000])
+def test_a_preset_warms_up_over_the_published_images_whatever_the_set(preset: str, published: int, count: int) -> None:
+    words = f"--preset {preset} --model_ckpt a --data b --outdir c".split()
+    command = parse(TrainXAR, words, "finetune.py")
+    assert isinstance(command, TrainXAR)
+    model = SimpleNamespace(precision=FP32)
+    recipe = command.recipe(model, command.plan(model), range(count))  # type: ignore[arg-type]
+    for seen in (250_112, 3_750_144):
+        assert recipe.lr_at(seen) == pytest.approx(1e-6 * seen / 29_952 / published)
+    if count == 30_000:
+        assert recipe.facts() == XARRecipe(warmup_epochs=published).facts()
+
+
+def test_epochs_that_are_given_are_those_of_the_set() -> None:
+    words = ["--warmup_epochs", "10", "--model_ckpt", "a", "--data", "b", "--outdir", "c"]
+    command = parse(TrainXAR, words, "finetune.py")
+    assert isinstance(command, TrainXAR)
+    model = SimpleNamespace(precision=FP32)
+    recipe = command.with_given(command.recipe(model, command.plan(model), range(750_000)))  # type: ignore[arg-type]
+    assert recipe.rampup_kimg == pytest.approx(10 * 749.824)
+
+
+def test_losses_in_float16_are_scaled_as_torch_does_by_default() -> None:
+    """Which is what the published self-training does."""
+    scaler, recipe = torch.amp.GradScaler("cpu"), XARRecipe()
+    assert (recipe.first_scale, recipe.scale_steps) == (scaler.get_scale(), scaler.get_growth_interval())
+    assert recipe.largest_scale is None
+
+
 def test_guidance_below_one_is_one_and_said_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, cfg in (("half", "0.5"), ("one", "1")):
         assert run_sample(f"--model_ckpt base.pth --outdir {name} --num_images 4 --cfg {cfg}") == 0
@@ -181,6 +225,9 @@ SAMPLE = "--model_ckpt base.pth --outdir out --num_images 4"
         (run_sample, f"{SAMPLE} --flow_steps 2", "expected at least 3"),
         (run_sample, f"{SAMPLE} --class 3", "--class 3: out of range"),
         (run_sample, f"{SAMPLE} --num_images 0", "--num_images 0: expected at least 1"),
+        (run_sample, f"{SAMPLE} --per_class_count 2", "--num_images and --per_class_count: both say the same"),
+        (run_sample, "--model_ckpt base.pth --outdir out --per_class_count 0", "--per_class_count 0: expected at"),
+        (run_sample, "--model_ckpt base.pth --outdir out", "--num_images: not given; say how many in all"),
         (run_fid, "--model_ckpt base.pth --num_images 12 --self_trained deep.pth --w 1", "deep.pth"),
         (run_finetune, f"--data real --outdir out {RUN} --model xar_tiny", "--model xar_tiny: unknown; expected"),
         (run_finetune, f"--model_ckpt base.pth --data real --outdir out {RUN} --lr 0", "--lr 0.0: expected a"),

@@ -52,8 +52,8 @@ class Checkpoint(ABC):
     """An open checkpoint: names, shapes and dtypes are known, values are read when asked for.
 
     Attributes:
-        path: the file.
-        format: "safetensors", "torch" or "pickle".
+        path: the file, or the index or folder of its shards.
+        format: "safetensors", "torch", "pickle" or "shards".
         key: dotted name of the nesting the state dict was found in; "" is the file itself.
         candidates: every nesting of the file that holds tensors, `key` included.
         metadata: the file's own text entries (safetensors `__metadata__`), else empty.
@@ -85,6 +85,16 @@ class Checkpoint(ABC):
             RequestError: it says something that no keywords can express.
         """
         return None
+
+    @property
+    def has_constructor(self) -> bool:
+        """Whether the file says how its network is built, in keywords or otherwise."""
+        return False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that it is read from."""
+        return (self.path,)
 
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""

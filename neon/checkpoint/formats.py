@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from neon.checkpoint.common import Checkpoint
+from neon.checkpoint.folders import file_in, is_index, open_index, open_shards
 from neon.checkpoint.header import is_safetensors
 from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle
 from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
@@ -34,16 +35,36 @@ def open_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     """Open a checkpoint of any readable format; nothing stored in the file is executed.
 
     Args:
+        path: a file, an index of shards (`*.index.json`), or a folder that holds one checkpoint.
         key: dotted name of the nesting that holds the state dict ("model_ema", "trainer.var_wo_ddp"; "" is the
             file itself). By default the first present of model_ema, ema, trainer.var_wo_ddp, var_wo_ddp,
             state_dict, model and net, else the file itself.
 
     Raises:
-        RequestError: no such file, a folder, an empty or truncated file, something other than weights (HTML page,
-            Git LFS pointer), an unknown format, an unknown key, a pickle that needs more than tensors, plain
-            containers and networks of NVIDIA's layout, or no tensors in it.
+        RequestError: no such file, a folder of many, an empty or truncated file, something other than weights (HTML
+            page, Git LFS pointer), an unknown format, an unknown key, a pickle that names what was made to be run, or
+            no tensors in it.
     """
     path = Path(path)
+    if path.is_dir():
+        found = _in_folder(path)
+        if isinstance(found, list):
+            return open_shards(path, found, lambda file: _open_file(file, key))
+        path = found
+    head = _read_head(path)
+    if is_index(head) and not is_safetensors(head):
+        return open_index(path, lambda file: _open_file(file, key))
+    return _open_file(path, key)
+
+
+def _in_folder(path: Path) -> Path | list[Path]:
+    try:
+        return file_in(path)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _open_file(path: Path, key: str | None) -> Checkpoint:
     head = _read_head(path)
     for form in _FORMATS:
         if form.recognises(head):
@@ -59,8 +80,6 @@ def load_state(path: str | os.PathLike[str], key: str | None = None) -> dict[str
 
 def _read_head(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise RequestError(f"{path}: expected a checkpoint file, found a folder; name the file inside it")
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """What pickles and torch files have in common: tensors that were located in the file and are read when asked for."""
 
 import contextlib
+import errno
 import gc
 import mmap
 import zipfile
@@ -60,9 +61,13 @@ class LocatedCheckpoint(Checkpoint):
         """What the file holds, as plain data; `data` is the file, mapped. Whatever it raises is the file's fault."""
 
     @property
+    def has_constructor(self) -> bool:
+        return isinstance(self._choice.content, Record) and "_init_kwargs" in self._choice.content.state
+
+    @property
     def constructor(self) -> Constructor | None:
         network = self._choice.content
-        if not isinstance(network, Record) or "_init_kwargs" not in network.state:
+        if not self.has_constructor:
             return None
         if network.state.get("_init_args"):
             raise RequestError(
@@ -119,7 +124,7 @@ def _refusal(path: Path, kind: str, error: Exception) -> RequestError:
         return RequestError(f"{path}: refused, {error}; ask for a plain state dict or safetensors")
     if isinstance(error, NotWeights):
         return RequestError(f"{path}: {error}")
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return RequestError(f"{path}: too little memory to look into it; free some, or raise the limit (ulimit -v)")
     if isinstance(error, OSError) and error.strerror:
         return RequestError(

@@ -1,6 +1,7 @@
 """One network under two sets of names: wrappers such as DataParallel and torch.compile put words into them."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,14 @@ class Renamed(Checkpoint):
         self.format = source.format  # type: ignore[misc]  # of a class of files, and here of this one
         self._source = source
         self._names = dict(names)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._source.files
+
+    @property
+    def has_constructor(self) -> bool:
+        return self._source.has_constructor
 
     @property
     def constructor(self) -> Constructor | None:

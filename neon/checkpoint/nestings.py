@@ -107,7 +107,7 @@ def _nestings(content: Any, budget: Budget, prefix: str = "", depth: int = 0) ->
     Lists of averages are among them: they hold tensors, but for their names.
     """
     budget.spend()
-    found = _is_averages(prefix, content) or next(_slots_in(content, budget), None) is not None
+    found = _is_averages(prefix, content, budget) or next(_slots_in(content, budget), None) is not None
     nestings: dict[str, Any] = {prefix: content} if found else {}
     for name, value in _entries_of(content).items() if depth < _MAX_NESTING else ():
         budget.spend()
@@ -116,9 +116,11 @@ def _nestings(content: Any, budget: Budget, prefix: str = "", depth: int = 0) ->
     return nestings
 
 
-def _is_averages(key: str, content: Any) -> bool:
-    named = key.rpartition(".")[2] in _AVERAGES
-    return named and isinstance(content, list) and bool(content) and all(isinstance(part, Tensor) for part in content)
+def _is_averages(key: str, content: Any, budget: Budget) -> bool:
+    if key.rpartition(".")[2] not in _AVERAGES or not isinstance(content, list):
+        return False
+    budget.spend(len(content))
+    return bool(content) and all(isinstance(part, Tensor) for part in content)
 
 
 def _match(values: list[Tensor], raw: Slots) -> Slots:
@@ -181,7 +183,9 @@ def _state_of(module: Record, prefix: str, depth: int, budget: Budget) -> Iterat
     budget.spend()
     if depth > _MAX_DEPTH:
         raise Corrupt(f"modules nest more than {_MAX_DEPTH} deep")
-    left_out = module.state.get("_non_persistent_buffers_set", ())
+    left_out = module.state.get("_non_persistent_buffers_set")
+    if not isinstance(left_out, set):  # in which a name is found at once
+        left_out = set()
     for table in ("_parameters", "_buffers", "_modules"):
         entries = module.state.get(table, {})
         for name, value in entries.items():

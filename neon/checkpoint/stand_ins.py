@@ -49,7 +49,7 @@ _TORCH = re.compile(
     r"|torch\.distributed\.(tensor|_tensor|device_mesh)(\.\w+)*"
 )
 _UNREAD = re.compile(r"torch\._utils\._rebuild_(sparse_|q|meta_|nested_|device_|xla_)?(tensor|wrapper)\w*")
-_NOT_FOREIGN = {*sys.stdlib_module_names, *IMPORT_MAPPING, "torch", "numpy", "timm", "omegaconf"}
+_KNOWN = {*sys.stdlib_module_names, *IMPORT_MAPPING, "torch", "numpy", "timm", "omegaconf"}
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAX_DIMS = 64
 _MAX_ELEMENTS = 1 << 62
@@ -69,13 +69,18 @@ def stand_in(module: str, name: str) -> Global | None:
         return Global(module, name, new=lambda machine: Setting() if is_setting else Record(name, {}))
     dotted = f"{module}.{name}"
     harmless = any(pattern.fullmatch(dotted) for pattern in (_PYTHON, _NUMPY, _TORCH, _UNREAD))
-    if harmless or module.partition(".")[0] not in _NOT_FOREIGN:
+    if harmless or not _is_known(module):
 
         def noted(machine: Machine, *arguments: Any) -> Opaque:
             return Opaque(name, {})
 
         return Global(module, name, call=noted, new=noted)
     return None
+
+
+def _is_known(module: str) -> bool:
+    """Whether a module is of Python or of a library whose names are looked at one by one."""
+    return module.partition(".")[0] in _KNOWN
 
 
 def is_unread_tensor(value: Any) -> bool:
@@ -122,6 +127,13 @@ def _size(machine: Machine, sizes: tuple[Any, ...]) -> torch.Size:
     if type(sizes) is not tuple or any(type(size) is not int for size in sizes):
         raise TypeError
     return torch.Size(sizes)
+
+
+def _attribute(machine: Machine, owner: Any, name: Any) -> Opaque:
+    """A member of an enumeration, as Python 3.11 pickles them."""
+    if not isinstance(owner, Global) or _is_known(owner.module) or type(name) is not str or not name.isidentifier():
+        raise TypeError
+    return Opaque(name, {})
 
 
 def _encode(machine: Machine, text: str, encoding: str) -> Blob:
@@ -303,9 +315,11 @@ _CALLS: tuple[tuple[str, str, Callable[..., Any]], ...] = (
     ("numpy", "dtype", _numpy_dtype),
     ("builtins", "set", _set),
     ("builtins", "bytes", _bytes),
+    ("builtins", "getattr", _attribute),
     ("builtins", "bytearray", _byte_array),
     ("__builtin__", "set", _set),  # of Python 2, as torch writes them to this day
     ("__builtin__", "bytes", _bytes),
+    ("__builtin__", "getattr", _attribute),
     ("__builtin__", "bytearray", _byte_array),
     ("_codecs", "encode", _encode),
     ("timm.layers.format", "Format", _enumerated),

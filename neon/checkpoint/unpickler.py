@@ -302,9 +302,13 @@ class Machine:
     def _text(self, count: int) -> None:
         self._push(self._take(self.number(count)).decode())
 
-    def _bytes_as_text(self, count: int) -> None:
-        """A text of Python 2: what torch reads them as."""
-        self._push(self._take(self.number(count)).decode("utf-8", "strict"))
+    def _text_or_bytes(self, count: int) -> None:
+        """What is a text or bytes in Python 2."""
+        blob = self.locate(self.number(count))
+        try:
+            self._push(blob.read().decode())
+        except UnicodeDecodeError:
+            self._push(blob)
 
     def _tuple(self, count: int) -> None:
         values = tuple(self._stack[-count:])
@@ -453,6 +457,7 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
         pickle.SHORT_BINBYTES: lambda m: m._push(m.locate(m._byte())),
         pickle.BINBYTES: lambda m: m._push(m.locate(m.number(4))),
         pickle.BINBYTES8: lambda m: m._push(m.locate(m.number(8))),
+        pickle.BYTEARRAY8: lambda m: m._push(m.locate(m.number(8))),
         pickle.EMPTY_TUPLE: lambda m: m._push(()),
         pickle.TUPLE1: lambda m: m._tuple(1),
         pickle.TUPLE2: lambda m: m._tuple(2),
@@ -464,10 +469,11 @@ _STEPS: dict[int, Callable[[Machine], None]] = {
         pickle.EMPTY_DICT: lambda m: m._push({}),
         pickle.SETITEM: lambda m: m._set_items(m._pop_items(2)),
         pickle.SETITEMS: lambda m: m._set_items(m._pop_to_mark()),
-        pickle.BINSTRING: lambda m: m._bytes_as_text(4),
-        pickle.SHORT_BINSTRING: lambda m: m._bytes_as_text(1),
+        pickle.BINSTRING: lambda m: m._text_or_bytes(4),
+        pickle.SHORT_BINSTRING: lambda m: m._text_or_bytes(1),
         pickle.EMPTY_SET: lambda m: m._push(set()),
         pickle.ADDITEMS: lambda m: m._add_items(m._pop_to_mark()),
+        pickle.FROZENSET: lambda m: m._push(frozenset(map(m.key, m._pop_to_mark()))),
         pickle.MARK: Machine._mark,
         pickle.POP: Machine._pop,
         pickle.POP_MARK: lambda m: m._pop_to_mark().clear(),

@@ -1,4 +1,4 @@
-"""The `neon` command. Exit codes: 0 done, 1 the work failed, 2 the request was wrong."""
+"""The `neon` command. Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 Ctrl-C, 143 SIGTERM."""
 
 import difflib
 import inspect

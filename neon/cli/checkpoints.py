@@ -13,7 +13,7 @@ import tyro
 
 from neon.cli.command_line import Weights, number
 from neon.cli.flags import File, Key
-from neon.errors import RequestError
+from neon.errors import RequestError, shown
 
 if TYPE_CHECKING:
     from neon.checkpoint import Checkpoint
@@ -113,14 +113,15 @@ class Inspect:
         facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
         for name, value in facts.items():
             if value is not None:
-                print(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}")
+                print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
         for name, value in metadata.items():
             if name not in (*facts, "buffers"):  # as many names as a network has layers
-                print(f"{name:<13} {value}")
+                print(shown(f"{name:<13} {value}"))
         print(f"tensors       {len(tensors)}")
-        width = max(map(len, tensors))
+        names = {name: shown(name) for name in tensors}
+        width = max(map(len, names.values()))
         for name, tensor in tensors.items():
-            print(f"  {name:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+            print(f"  {names[name]:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
 
     def _facts(self) -> dict[str, Any]:
         from neon.runtime.files import sha256_file
@@ -129,7 +130,7 @@ class Inspect:
         return {
             "file": str(self.file),
             "format": read.format,
-            "bytes": self.file.stat().st_size,
+            "bytes": sum(file.stat().st_size for file in read.files),
             "sha256": sha256_file(self.file),
             "architecture": read.described.get("architecture"),
             "config": read.described.get("config"),
@@ -160,7 +161,7 @@ class Inspect:
             name: {"shape": entry["shape"], "dtype": dtype_name(self.file, name, entry["dtype"])}
             for name, entry in entries_in_order(header)
         }
-        return _Contents("safetensors", "", ("",), metadata, metadata, tensors)
+        return _Contents((self.file,), "safetensors", "", ("",), metadata, metadata, tensors)
 
     def _read_checkpoint(self) -> "_Contents":
         from neon.checkpoint import open_checkpoint
@@ -172,6 +173,7 @@ class Inspect:
                 for name, spec in checkpoint.specs.items()
             }
             return _Contents(
+                checkpoint.files,
                 checkpoint.format,
                 checkpoint.key,
                 checkpoint.candidates,
@@ -184,6 +186,7 @@ class Inspect:
 class _Contents(NamedTuple):
     """What `neon inspect` reads in a checkpoint."""
 
+    files: Sequence[Path]
     format: str
     key: str
     candidates: Sequence[str]
@@ -237,7 +240,8 @@ def convert_checkpoint(path: Path, output: Path, key: str | None = None, *, over
     if output.suffix != ".safetensors":
         raise RequestError(f"{output}: convert writes safetensors; end the name in .safetensors")
     with open_checkpoint(path, key) as source:
-        check_not_input(output, source.path)
+        for file in source.files:
+            check_not_input(output, file)
         check_storable(output, source.specs)
         check_writable(output, overwrite=overwrite)
         metadata = {
@@ -261,4 +265,4 @@ def _key_text(key: str, candidates: Sequence[str]) -> str:
     if candidates == ("",):
         return ""
     others = ", ".join(other or "the file itself" for other in candidates if other != key)
-    return f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]"
+    return shown(f" [{key or 'the file itself'}{f'; also there: {others}' if others else ''}]")

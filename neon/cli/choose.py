@@ -84,6 +84,7 @@ class Tune(ResidentFlags):
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
         from neon.runtime.files import hashes
+        from neon.runtime.threads import use_threads
         from neon.tune.run import tune
 
         plan = self.plan
@@ -91,6 +92,7 @@ class Tune(ResidentFlags):
         self._check_plan(model, settings)
         autoencoder = open_autoencoder(model, self.vae)
         extractor = self.extractor(processes.device)
+        use_threads(processes.device, model, extractor)
         report_stats = self.report_stats or self.select_stats
         statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
         real = self.real_images
@@ -146,8 +148,8 @@ class Align(ResidentFlags):
 
     Mean and covariance of their features are interpolated in w, and compared with those of real images. With a small
     feature network it costs less than one evaluation, and tells whether the others are worth it; with Inception it
-    takes 4,096 images at each w and about five minutes of a processor. `neon tune` finds the w to use. What follows +- is the
-    standard error of the images, not of the interpolation.
+    takes 4,096 images at each w and about five minutes of a processor. `neon tune` finds the w to use. What follows +-
+    is the standard error of the images, not of the interpolation.
 
     Example: neon align --base base.safetensors --self-trained tuned.pth --features net.safetensors --stats train.npz
     """
@@ -198,6 +200,7 @@ class Align(ResidentFlags):
         from neon.metrics.reference import load_statistics
         from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
+        from neon.runtime.threads import use_threads
         from neon.tune.align import features_at, prediction_text, rounding
         from neon.tune.gradients import gradient_alignment
         from neon.tune.predict import GROUPS, NODES, predict
@@ -208,6 +211,7 @@ class Align(ResidentFlags):
         model, settings = self.open(self.base, self.key, processes)
         open_autoencoder(model, self.vae)
         extractor = self.extractor(processes.device)
+        use_threads(processes.device, model, extractor)
         reference = load_statistics(self.stats, model, extractor)
         fewest = 2 * max(extractor.dim, GROUPS)
         if self.num_images < fewest:
@@ -299,11 +303,12 @@ class Demo:
 
     def __call__(self) -> int:
         """Run it in several processes, or in this one if that is one of several."""
-        from neon.runtime.launch import available_cpus, launched, run_in_processes
+        from neon.runtime.launch import launched, run_in_processes
 
         at_least_one(processes=self.processes)
         if not launched():
             from neon.cli.app import main
+            from neon.runtime.threads import available_cpus
 
             arguments = ["demo", "--out", str(self.out), "--seed", str(self.seed), *(["--fresh"] * self.fresh)]
             arguments += [] if self.base is None else ["--base", str(self.base)]

@@ -162,7 +162,8 @@ def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
 
 def _refuse_published(program: type, words: Sequence[str]) -> None:
     """Raise a RequestError for a flag of the published program that would change nothing here, or another thing."""
-    reasons = {_comparable(f"--{flag}"): why for flag, why in getattr(program, "refused", {}).items()}
+    refused = getattr(program, "refused", {})
+    reasons = {_comparable(f"--{flag}" if len(flag) > 1 else f"-{flag}"): why for flag, why in refused.items()}
     for word in words:
         flag = word.partition("=")[0]
         if word.startswith("+") and "--config-name" in reasons:  # an override of a configuration file

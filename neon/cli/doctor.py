@@ -136,7 +136,7 @@ def _import_architectures(diagnosis: Diagnosis) -> None:
 def _launch_on_devices(diagnosis: Diagnosis) -> None:
     import torch
 
-    from neon.runtime.launch import available_cpus
+    from neon.runtime.threads import available_cpus
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     diagnosis.devices.append(f"{available_cpus()} CPUs")

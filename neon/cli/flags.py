@@ -168,9 +168,7 @@ class NumberedImages(ImageFlags):
         super().check()
         check_alternatives(self, "num_images", "per_class_count")
         if self.num_images is None and self.per_class_count is None and self.usual_count is None:
-            raise RequestError(
-                "--num_images: not given; say how many images in all, or of each class: --per_class_count"
-            )
+            raise RequestError("--num_images: not given; say how many in all, or of each class with --per_class_count")
         at_least_one(num_images=self.num_images, per_class_count=self.per_class_count)
 
     def counted(self: SomeNumbered, model: "GenerativeModel") -> SomeNumbered:

@@ -52,11 +52,13 @@ class SampleProgram(OutputFlags, ImageFlags):
     def __call__(self) -> None:
         from neon.noise import Purpose
         from neon.runtime.distributed import processes
+        from neon.runtime.threads import use_threads
         from neon.sampling import check_enough
 
         self.check()
         with processes(self.device) as group:
             path, model, settings = self.start(group)
+            use_threads(group.device, model)
             images, facts = self.counted(model), self.facts(model, group)
             seeds = images.seeds_of(Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
@@ -150,12 +152,14 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         from neon.data.fingerprint import fingerprint
         from neon.runtime.distributed import processes
         from neon.runtime.files import sha256_file
+        from neon.runtime.threads import use_threads
         from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
 
         self.check()
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
+            use_threads(group.device, model)
             self.print_precision(model, group)
             plan = self.plan(model)
             published = self.recipe(model, plan, dataset)
@@ -185,11 +189,11 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 recipe=recipe,
                 seed=self.seed,
                 processes=group,
-                micro_batch=self.batch_gpu or multiple * fitting,
+                micro_batch=multiple * fitting if self.batch_gpu is None else self.batch_gpu,
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,
-                on_snapshot=pickle_copies(base, self.key),
+                on_snapshot=pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
             )
             if group.is_main:
@@ -472,6 +476,7 @@ class Stats(FeatureFlags):
         from neon.metrics import Statistics
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
+        from neon.runtime.threads import use_threads
 
         output, overwrite = self.output, self.overwrite
         at_least_one(batch_size=self.batch_size)
@@ -480,6 +485,7 @@ class Stats(FeatureFlags):
         with processes(self.device) as group:
             dataset = ImageDataset(self.images)
             extractor = self.extractor(group.device)
+            use_threads(group.device, extractor)
             group.on_main(lambda: check_writable(output, overwrite=overwrite))
             tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
 

@@ -30,7 +30,8 @@ from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.files import check_writable, hashes, sha256_file, write_json
-from neon.runtime.run_folder import RUN_FILE, difference, read_record, run_folder
+from neon.runtime.run_folder import RUN_FILE, difference, held_by_main, read_record
+from neon.runtime.threads import use_threads
 from neon.sampling import Label, check_enough, check_label
 
 if TYPE_CHECKING:
@@ -64,12 +65,9 @@ def score_network(
     _check_output(flags.json, processes)
     ref = shared_file(flags.ref, processes)
     extractor = flags.extractor(processes.device)
+    use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
-    if len(sampling.seeds) <= extractor.dim:
-        warn(
-            f"{len(sampling.seeds)} images for {extractor.dim} features: the covariance is singular and the score "
-            "biased; compare it with scores of as many images only"
-        )
+    _warn_of_few(len(sampling.seeds), extractor.dim)
     live = _live_merge(path, model, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = load_manifold(
@@ -95,8 +93,7 @@ def score_network(
             identity=json.dumps(w),
         )
 
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, protocol, fresh=flags.fresh)))
+    with held_by_main(folder, protocol, processes, fresh=flags.fresh):
         log = ScoreLog(folder / LOG_FILE, processes)
         wanted: Sequence[float | None] = ws or (None,)
         begun = processes.on_main(lambda: unfinished(folder / STATE_FILE))
@@ -106,8 +103,21 @@ def score_network(
         scores = {w: scored[w] for w in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
-    record = {**protocol, "processes": processes.world_size, "device": processes.device.type}
-    processes.on_main(lambda: _report(scores, score_name(extractor), record, flags.json))
+    facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
+    processes.on_main(lambda: _report(scores, score_name(extractor), extractor.dim, {**protocol, **facts}, flags.json))
+
+
+def _warn_of_few(num_images: int | None, dim: int, name: str = "") -> None:
+    """Warn if `dim` features of so many images have a singular covariance."""
+    if _are_few(num_images, dim):
+        warn(
+            f"{name}{num_images} images for {dim} features: the covariance is singular and the score biased; compare "
+            "it with scores of as many images only"
+        )
+
+
+def _are_few(num_images: int | None, dim: int) -> bool:
+    return num_images is not None and num_images <= dim
 
 
 def _check_output(output: Path | None, processes: Processes) -> None:
@@ -188,7 +198,11 @@ def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> N
 
 
 def _report(
-    scores: dict[float | None, Scores], metric: str, protocol: dict[str, Any], output: str | os.PathLike[str] | None
+    scores: dict[float | None, Scores],
+    metric: str,
+    dim: int,
+    protocol: dict[str, Any],
+    output: str | os.PathLike[str] | None,
 ) -> None:
     """Print one line per w and last the one of the lowest distance; write the same as JSON."""
     entries = [_entry(w, of_w, metric) for w, of_w in scores.items()]
@@ -200,9 +214,9 @@ def _report(
     about += f", guidance {guidance:g}" if guidance else ""
     if len(entries) > 1:
         for entry in entries:
-            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric)}")
+            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric, dim)}")
         about += f"; the lowest of {len(entries)} on these seeds, report it on others"
-    print(f"{_text(best, metric)}  ({about})", flush=True)
+    print(f"{_text(best, metric, dim)}  ({about})", flush=True)
     if output is not None:
         sweep = {"sweep": entries} if len(entries) > 1 else {}
         write_json(output, {"metric": metric, **best, **protocol, **sweep})
@@ -215,8 +229,13 @@ def _entry(w: float | None, scores: Scores, metric: str) -> dict[str, Any]:
     return {"w": w, **entry, "images_per_second": rate}
 
 
-def _text(entry: dict[str, Any], metric: str) -> str:
-    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={entry[metric]:.6f}"]
+def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
+    """Scores in words; the distance with three digits where there are too few images for its `dim` features."""
+    distance = entry[metric]
+    shown = f"{distance:.6f}"
+    if _are_few(entry["num_images"], dim):
+        shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
+    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={shown}"]
     if entry["is_mean"] is not None:
         parts.append(f"IS={entry['is_mean']:.4f}+-{entry['is_std']:.4f}")
     parts += [
@@ -241,6 +260,7 @@ def score_images(flags: "Fid", processes: Processes) -> None:
     extractor = None
     if any(isinstance(side, ImageDataset) for side in sides):
         extractor = flags.extractor(processes.device)
+        use_threads(processes.device, extractor)
     statistics: list[Statistics] = []
     tallies: list[Tally] = []
     for path, side in zip(paths, sides, strict=True):
@@ -255,6 +275,8 @@ def score_images(flags: "Fid", processes: Processes) -> None:
         statistics.append(Statistics.from_moments(tally.moments, name=str(path)))
 
     def report() -> None:
+        for path, side in zip(paths, statistics, strict=True):
+            _warn_of_few(side.count, side.dim, f"{path}: ")
         nearest_k = flags.nearest_k if flags.precision_recall else None
         manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
         reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)
@@ -264,7 +286,7 @@ def score_images(flags: "Fid", processes: Processes) -> None:
             scores = tallies[0].scores(reference, str(flags.a))
         metric = _metric_of(statistics[0]) if extractor is None else score_name(extractor)
         entry = _entry(None, scores, metric)
-        print(_text(entry, metric), flush=True)
+        print(_text(entry, metric, statistics[0].dim), flush=True)
         if flags.json is not None:
             facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}
             write_json(flags.json, {"metric": metric, **entry, **facts, "neon": __version__})

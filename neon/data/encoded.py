@@ -4,27 +4,28 @@ A set is a folder of safetensors shards, each with `examples` [n, ...] and, if t
 and `examples.json`, written last, which lists them. Token sets take about a hundredth of the space of PNGs.
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.data.fingerprint import fingerprint
-from neon.data.images import ImageDataset, TrainingImages
+from neon.data.images import ImageDataset, Labelled, TrainingImages
+from neon.data.storage import Storage
 from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
 
 INDEX_FILE = "examples.json"
 OPEN_SHARDS = 64
@@ -73,6 +74,7 @@ def write_examples(
         processes=processes,
         title=title,
         is_written=lambda block: (folder / shard_name(block.start)).exists(),
+        folder=folder,
     )
     processes.on_main(lambda: write_index(folder, every, image_shape, kind))
 
@@ -104,14 +106,11 @@ def encode_set(
         with torch.no_grad():
             return encode(images.to(processes.device)), labels
 
+    _ = dataset.labels  # refused, if it must be, before any work
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
 
-    def hold_folder() -> None:
-        record["data_fingerprint"] = fingerprint(dataset.path)
-        stack.enter_context(run_folder(folder, record, fresh=fresh))
-
-    with contextlib.ExitStack() as stack:
-        processes.on_main(hold_folder)
+    record["data_fingerprint"] = processes.on_main(lambda: fingerprint(dataset.path))
+    with held_by_main(folder, record, processes, fresh=fresh):
         write_examples(
             compute,
             len(dataset),
@@ -129,11 +128,11 @@ def is_example_set(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / INDEX_FILE).is_file()
 
 
-class ExampleSet:
+class ExampleSet(Labelled):
     """Encoded images of a folder, read from its shards as they are asked for.
 
     Raises:
-        RequestError: the index or a shard is missing or does not fit.
+        RequestError: the index or a shard is missing, damaged or does not fit.
     """
 
     encoded = True
@@ -141,50 +140,93 @@ class ExampleSet:
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         """Open the set; `kind` is what the model trains on."""
         self.path = Path(path)
-        index = self._read_index()
-        if index["kind"] != kind:
-            raise RequestError(f"{self.path}: a set of {index['kind']}; this model trains on {kind}, or on images")
-        channels, height, width = index["image_shape"]
-        self.image_shape = (channels, height, width)
-        labels, starts = [], [0]
-        for entry in index["shards"]:
-            file = self.path / entry["file"]
+        index = _read_index(self.path / INDEX_FILE)
+        if index.kind != kind:
+            raise RequestError(f"{self.path}: a set of {index.kind}; this model trains on {kind}, or on images")
+        self.image_shape = index.image_shape
+        self._files = list(index.shards)
+        self._starts = np.cumsum([0, *index.shards.values()])
+        labels, layouts = [], set()
+        for name, count in index.shards.items():
+            file = self.path / name
             with open_checkpoint(file) as shard:
-                if "examples" not in shard.specs or shard.shape("examples")[:1] != (entry["count"],):
-                    raise RequestError(f"{file}: not the {entry['count']} examples that {INDEX_FILE} promises")
+                if "examples" not in shard.specs or shard.shape("examples")[:1] != (count,):
+                    raise RequestError(f"{file}: not the {count} examples that {INDEX_FILE} promises")
+                layouts.add((shard.shape("examples")[1:], shard.dtype("examples"), "labels" in shard.specs))
+                if len(layouts) > 1:
+                    raise RequestError(
+                        f"{file}: its examples are of another shape or kind than those of {self._files[0]}"
+                    )
                 if "labels" in shard.specs:
-                    labels.append(shard.tensor("labels"))
-            starts.append(starts[-1] + entry["count"])
-        self._files, self._starts = [entry["file"] for entry in index["shards"]], np.array(starts)
+                    labels.append(_shard_labels(file, shard, count))
         self._open = lru_cache(OPEN_SHARDS)(lambda shard: safe_open(self.path / self._files[shard], framework="pt"))
         self.labels = torch.cat(labels) if labels else None
-        if self.labels is not None and len(self.labels) != len(self):
-            raise RequestError(f"{self.path}: {len(self.labels)} labels for {len(self)} examples")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(examples [B, ...] as stored, int64 [B] or None) at `indices`."""
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        """The examples [B, ...] at `indices`, as stored."""
         chosen = np.asarray(indices)
         shards = np.searchsorted(self._starts, chosen, side="right") - 1
-        rows = [
-            self._open(int(shard)).get_slice("examples")[int(row) : int(row) + 1]
-            for shard, row in zip(shards, chosen - self._starts[shards], strict=True)
-        ]
-        return torch.cat(rows), None if self.labels is None else self.labels[torch.as_tensor(chosen)]
+        rows = zip(shards.tolist(), (chosen - self._starts[shards]).tolist(), strict=True)
+        return torch.cat([self._row(shard, row) for shard, row in rows])
 
-    def _read_index(self) -> dict[str, Any]:
-        file = self.path / INDEX_FILE
+    def _row(self, shard: int, row: int) -> Tensor:
         try:
-            index = json.loads(file.read_text())
-            if missing := {"kind", "image_shape", "shards"} - index.keys():
-                raise ValueError(f"it lacks {sorted(missing)}")
-        except FileNotFoundError:
-            raise RequestError(f"{file}: no such file; expected a set of encoded images that was finished") from None
-        except (ValueError, AttributeError) as error:
-            raise RequestError(f"{file}: not the index of a set of encoded images ({error}); make it again") from None
-        return index
+            return self._open(shard).get_slice("examples")[row : row + 1]
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"{self.path / self._files[shard]}: cannot be read any more ({error})") from error
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What `examples.json` says: the examples' kind, the shape of the images, and the examples in each shard."""
+
+    kind: str
+    image_shape: tuple[int, int, int]
+    shards: dict[str, int]
+
+
+def _read_index(file: Path) -> _Index:
+    if not file.is_file():
+        raise RequestError(f"{file}: no such file; expected a set of encoded images that was finished")
+    try:
+        content = json.loads(Storage(file.parent, "encoded images").read(file.name))
+        channels, height, width = map(_count, content["image_shape"])
+        shards = {_file_name(shard["file"]): _count(shard["count"]) for shard in content["shards"]}
+        if not shards or len(shards) < len(content["shards"]):
+            raise ValueError("it lists no shards, or one twice")
+        return _Index(str(content["kind"]), (channels, height, width), shards)
+    except RequestError:
+        raise
+    except (ValueError, TypeError, LookupError, RecursionError, MemoryError) as error:
+        found = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RequestError(f"{file}: not the index of a set of encoded images ({found}); make it again") from None
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value < 1 << 40:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or Path(value).name != value:
+        raise ValueError(f"{value!r:.40} is no name of a file beside it")
+    return value
+
+
+def _shard_labels(file: Path, shard: Checkpoint, count: int) -> Tensor:
+    """The labels int64 [count] of an open shard."""
+    if (shard.shape("labels"), shard.dtype("labels")) != ((count,), torch.int64):
+        raise RequestError(
+            f"{file}: its labels are {shard.dtype('labels')} {list(shard.shape('labels'))}, expected int64 [{count}]"
+        )
+    labels = shard.tensor("labels")
+    if labels.min() < 0:
+        raise RequestError(f"{file}: label {int(labels.min())} is negative")
+    return labels
 
 
 def images_or_examples(path: Path, kind: str) -> TrainingImages:

@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from neon.data.listing import files_below
+from neon.data.labels import LABELS_FILE
+from neon.data.listing import entries_below
 from neon.errors import RequestError
 from neon.runtime.files import sha256_file
-
-LABELS_FILE = "dataset.json"
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
@@ -36,7 +35,9 @@ def fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, str | None]:
 
 def _of_folder(folder: Path) -> str:
     digest, size, listing = hashlib.sha256(), 0, []
-    for name, entry in files_below(folder):
+    for name, entry in entries_below(folder):
+        if name.endswith("/"):
+            continue
         stat = entry.stat()
         size += stat.st_size
         listing.append((name, stat.st_size, sha256_file(entry.path) if name == LABELS_FILE else stat.st_mtime_ns))

@@ -1,15 +1,15 @@
 """Sets of images on disk: PNG folders and zips that every architecture writes and reads.
 
 A set is `00000000.png`, `00000001.png`, ... by index, with `dataset.json` holding
-`{"labels": [[name, label], ...]}`; folders with one subfolder per class are read too.
+`{"labels": [[name, label], ...]}`; folders with one subfolder per class are read too (`neon.data.labels`).
 """
 
-import io
-import json
+import contextlib
 import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Protocol
 
@@ -18,11 +18,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from neon.errors import RequestError
+from neon.data.labels import FORM, LABELS_FILE, folder_classes, labels_file, largest_labels_file, parse_labels
+from neon.data.listing import plain
+from neon.data.pictures import as_coloured, decode_image, is_grey
+from neon.data.storage import Storage
+from neon.errors import RequestError, note, warn
 from neon.runtime.files import atomic_write, write_json
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
-LABELS_FILE = "dataset.json"
+OTHER_SUFFIXES = frozenset({".tif", ".tiff", ".gif", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".ppm", ".pgm", ".tga"})
+"""of pictures that are not read: a set with some of them is smaller than it looks"""
 
 
 def from_uint8(images: Tensor) -> Tensor:
@@ -51,6 +56,14 @@ def write_images(folder: str | os.PathLike[str], indices: Sequence[int], images:
             Image.fromarray(pixels).save(file, format="png")
 
 
+def has_image(folder: Path, index: int) -> bool:
+    """Whether image `index` is there, and not the empty file that a crash of the machine can leave."""
+    try:
+        return (folder / image_name(index)).stat().st_size > 0
+    except OSError:
+        return False
+
+
 def write_labels(folder: str | os.PathLike[str], labels: Sequence[int] | None, num_images: int) -> None:
     """Write `dataset.json`; its presence says that the set is complete."""
     named = None if labels is None else [[image_name(i), int(labels[i])] for i in range(num_images)]
@@ -71,19 +84,40 @@ class TrainingImages(Protocol):
     path: Path
     """where it came from, for messages"""
     image_shape: tuple[int, int, int]
-    labels: Tensor | None
-    """int64 [N], or None"""
     encoded: bool
-    """whether `load` gives what a model's `encode` makes of the images (tokens, latents) and not their pixels"""
+    """whether `examples` are what a model's `encode` makes of the images (tokens, latents) and not their pixels"""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [N], or None; a set that has no use for them need not be able to tell them."""
+        ...
 
     def __len__(self) -> int: ...
 
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        """uint8 [B, C, H, W] or encoded [B, ...]: the images at `indices`."""
+        ...
+
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(uint8 [B, C, H, W] or encoded [B, ...], int64 [B] or None) of the images at `indices`."""
+        """(examples, int64 [B] or None) of the images at `indices`."""
         ...
 
 
-class ArrayDataset:
+class Labelled(ABC):
+    """A set that gives the labels of its examples with them."""
+
+    labels: Tensor | None
+
+    @abstractmethod
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        """uint8 [B, C, H, W] or encoded [B, ...]: the images at `indices`."""
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """(examples, int64 [B] or None) of the images at `indices`."""
+        return self.examples(indices), None if self.labels is None else self.labels[torch.as_tensor(indices)]
+
+
+class ArrayDataset(Labelled):
     """Images that are in memory: uint8 [N, C, H, W], with int64 [N] classes or None."""
 
     encoded = False
@@ -96,42 +130,15 @@ class ArrayDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        chosen = torch.as_tensor(indices)
-        return self.images[chosen], None if self.labels is None else self.labels[chosen]
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        return self.images[torch.as_tensor(indices)]
 
 
-class Storage:
-    """The files of a folder, or of a zip that is read without unpacking it, by their names relative to it.
-
-    Raises:
-        RequestError: the path is neither; `contents` is what the message says was expected in it.
-    """
-
-    def __init__(self, path: Path, contents: str) -> None:
-        self.path, self._archive = path, None
-        if path.is_file() and zipfile.is_zipfile(path):
-            self._archive = zipfile.ZipFile(path)
-        elif not path.is_dir():
-            kind = "a file that is not a zip" if path.exists() else "nothing"
-            raise RequestError(f"{path}: expected a folder or zip of {contents}, found {kind}")
-
-    def names(self) -> Iterator[str]:
-        """The names of all files, in no order."""
-        if self._archive:
-            return (name for name in self._archive.namelist() if not name.endswith("/"))
-        return (file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
-
-    def read(self, name: str) -> bytes:
-        return self._archive.read(name) if self._archive else (self.path / name).read_bytes()
-
-
-class FileDataset(ABC):
+class FileDataset(Labelled):
     """The files of a folder or zip with one of some suffixes, in sorted order, with their classes if they have any.
 
     Raises:
-        RequestError: the path holds no such files, `dataset.json` does not fit them, or a file cannot be read or
-            has another shape than the first.
+        RequestError: the path holds no such files, one cannot be read, or has another shape than the set.
     """
 
     contents: ClassVar[str]
@@ -139,6 +146,8 @@ class FileDataset(ABC):
     one_of_them: ClassVar[str]
     """the singular, with its article"""
     suffixes: ClassVar[frozenset[str]]
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """suffixes of files that a user may think are read: said when there are any"""
     folders_are_classes: ClassVar[bool] = True
     """whether files without `dataset.json` belong to the class of their folder"""
     shape: tuple[int, int, int]
@@ -147,36 +156,68 @@ class FileDataset(ABC):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._storage = Storage(self.path, self.contents)
-        files = sorted(self._storage.names())
-        self.names = [name for name in files if has_suffix(name, self.suffixes)]
+        self._all_names = sorted(self._storage.names())
+        self.names = [name for name in self._all_names if has_suffix(name, self.suffixes)]
+        others = [name for name in self._all_names if has_suffix(name, self.left_out)]
         if not self.names:
-            suffixes = ", ".join(sorted(self.suffixes))
-            raise RequestError(f"{self.path}: expected {self.contents} ({suffixes}), found none")
-        self.labels = self._read_labels(LABELS_FILE in files)
-        channels, height, width = self._read(self.names[0]).shape
-        self.shape = (channels, height, width)
+            suffixes, found = ", ".join(sorted(self.suffixes)), f"only {others[0]}" if others else "none"
+            raise RequestError(f"{self.path}: expected {self.contents} ({suffixes}), found {found}")
+        if others:
+            warn(f"{self.path}: left out {len(others)} that are not read, the first is {others[0]}; convert to .png")
+        self.shape = self._shape_of_set()
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(what the files hold [B, C, H, W], int64 [B] or None) at `indices`."""
-        arrays = []
-        for index in indices:
-            array = self._read(self.names[index])
-            if array.shape != self.shape:
-                raise RequestError(
-                    f"{self.path}: {self.names[index]} is {array.shape} (C, H, W) but {self.names[0]} is "
-                    f"{self.shape}; expected {self.contents} of one size"
-                )
-            arrays.append(array)
-        labels = None if self.labels is None else self.labels[torch.as_tensor(indices)]
-        return torch.from_numpy(np.stack(arrays)), labels
+    @cached_property
+    def labels(self) -> Tensor | None:  # type: ignore[override]
+        """int64 [N], or None where neither `dataset.json` nor folders tell classes; all are looked at.
+
+        Raises:
+            RequestError: `dataset.json` does not fit the files, or folders do not tell classes.
+        """
+        try:
+            file = labels_file(self._all_names)
+            labels = self._labels_by_folder() if file is None else self._labels_in(file)
+        except ValueError as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(
+                f"{self.path}: no classes, since {error}; expected one folder for each class, or a {LABELS_FILE}"
+            ) from error
+        return None if labels is None else torch.tensor(labels)
+
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        """What the files at `indices` hold: [B, C, H, W]."""
+        return torch.from_numpy(np.stack([self._fitting(self.names[index]) for index in indices]))
+
+    def _shape_of_set(self) -> tuple[int, int, int]:
+        """(C, H, W) of every file: that of the first."""
+        channels, height, width = self._read(self.names[0]).shape
+        return channels, height, width
+
+    def _fitting(self, name: str) -> np.ndarray:
+        array = self._read(name)
+        if (len(array), self.shape[0]) == (1, 3):
+            array = as_coloured(array)
+        if array.shape != self.shape:
+            raise RequestError(
+                f"{self.path}: {name} is {array.shape} (C, H, W), {self.names[0]} is {self.shape}; "
+                f"expected {self.contents} of one size"
+            )
+        return array
 
     def _read(self, name: str) -> np.ndarray:
+        data = self._storage.read(name)
+        with self._decoding(name):
+            return self.decode(data)
+
+    @contextlib.contextmanager
+    def _decoding(self, name: str) -> Iterator[None]:
+        """Names the file in what `decode` finds wrong with it."""
         try:
-            return self.decode(self._storage.read(name))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            yield
+        except ValueError as error:
             raise RequestError(
                 f"{self.path}: {name} cannot be read as {self.one_of_them} ({error}); make it again"
             ) from error
@@ -184,55 +225,67 @@ class FileDataset(ABC):
     @staticmethod
     @abstractmethod
     def decode(data: bytes) -> np.ndarray:
-        """The array [C, H, W] of a file's content; a ValueError, OSError or EOFError if it holds none."""
+        """The array [C, H, W] of a file's content; a ValueError if it holds none."""
 
-    def _read_labels(self, has_file: bool) -> Tensor | None:
-        if has_file:
-            try:
-                entries = json.loads(self._storage.read(LABELS_FILE))["labels"]
-                by_name = None if entries is None else {name: int(label) for name, label in entries}
-            except (ValueError, KeyError, TypeError) as error:
-                raise RequestError(
-                    f'{self.path}: {LABELS_FILE} is not of the form {{"labels": [[name, label], ...]}} ({error!r})'
-                ) from error
-            if by_name is None:
-                return None
-            unlabelled = [name for name in self.names if name not in by_name]
-            if unlabelled:
-                raise RequestError(
-                    f"{self.path}: {LABELS_FILE} has no label for {len(unlabelled)} of {len(self.names)} "
-                    f"{self.contents}, the first is {unlabelled[0]}"
-                )
-            return torch.tensor([by_name[name] for name in self.names])
-        folders = [PurePosixPath(name).parent.as_posix() for name in self.names]
-        if "." in folders or not self.folders_are_classes:
+    def _labels_in(self, file: str) -> list[int] | None:
+        """The labels of the files by `dataset.json`, which names them as they are seen from its folder, or ours."""
+        data = self._storage.read(file, largest_labels_file(len(self.names)))
+        try:
+            by_name = parse_labels(data)
+        except (ValueError, MemoryError) as error:
+            raise RequestError(f"{self.path}: {file} is not of the form {FORM}: {error}") from error
+        if by_name is None:
             return None
-        classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
-        return torch.tensor([classes[folder] for folder in folders])
+        around = file.removesuffix(LABELS_FILE)
+        keys = [plain(name) for name in self.names]
+        labels = [by_name.get(key.removeprefix(around), by_name.get(key)) for key in keys]
+        unlabelled = [name for name, label in zip(self.names, labels, strict=True) if label is None]
+        if unlabelled:
+            raise RequestError(
+                f"{self.path}: {file} has no label for {len(unlabelled)} of {len(self.names)} "
+                f"{self.contents}, the first is {unlabelled[0]}"
+            )
+        if len(by_name) > len(self.names):
+            warn(f"{self.path}: {file} has {len(by_name)} labels, but {len(self.names)} {self.contents} are there")
+        return [label for label in labels if label is not None]
+
+    def _labels_by_folder(self) -> list[int] | None:
+        if not self.folders_are_classes:
+            return None
+        found = folder_classes(self.names, [name for name in self._all_names if name.endswith("/")])
+        if found is None:
+            return None
+        note(f"{self.path}: {found}")
+        return found.labels
 
 
 class ImageDataset(FileDataset):
-    """The images of a folder or zip: uint8 [C, H, W], C 1 or 3."""
+    """The images of a folder or zip: uint8 [C, H, W], C 1 or 3; grey ones among coloured ones count as r = g = b."""
 
     encoded = False
     contents, one_of_them = "images", "an image"
     suffixes = IMAGE_SUFFIXES
+    left_out = OTHER_SUFFIXES
+    decode = staticmethod(decode_image)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self.image_shape = self.shape
 
-    @staticmethod
-    def decode(data: bytes) -> np.ndarray:
-        image = Image.open(io.BytesIO(data))
-        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    def _shape_of_set(self) -> tuple[int, int, int]:
+        """That of the first coloured image, if there is one: only a set of grey images is looked through."""
+        channels, height, width = super()._shape_of_set()
+        coloured = channels == 3 or not all(map(self._is_grey, self.names))
+        return 3 if coloured else 1, height, width
+
+    def _is_grey(self, name: str) -> bool:
+        with self._storage.open(name) as file, self._decoding(name):
+            return is_grey(file)
 
 
 def has_suffix(name: str, suffixes: Collection[str]) -> bool:
-    """Whether the file `name` is one of those with these suffixes; hidden files never are."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in suffixes and not path.name.startswith(".")
+    """Whether `name` is a file with one of these suffixes; a folder's ends with a slash."""
+    return not name.endswith("/") and PurePosixPath(name).suffix.lower() in suffixes
 
 
 def subset_indices(num_images: int, max_size: int, seed: int) -> list[int]:
@@ -242,20 +295,22 @@ def subset_indices(num_images: int, max_size: int, seed: int) -> list[int]:
     return sorted(order[:max_size].tolist())
 
 
-class Subset:
+class Subset(Labelled):
     """A random part of a set, in the order of the set."""
 
     def __init__(self, whole: TrainingImages, max_size: int, seed: int) -> None:
         self._whole, self._indices = whole, subset_indices(len(whole), max_size, seed)
         self.path, self.image_shape, self.encoded = whole.path, whole.image_shape, whole.encoded
-        self.labels = None if whole.labels is None else whole.labels[torch.as_tensor(self._indices)]
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """(uint8 [B, C, H, W] or encoded, int64 [B] or None) of the images at `indices` of this part."""
-        return self._whole.load([self._indices[i] for i in indices])
+    @cached_property
+    def labels(self) -> Tensor | None:  # type: ignore[override]
+        return None if self._whole.labels is None else self._whole.labels[torch.as_tensor(self._indices)]
+
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        return self._whole.examples([self._indices[i] for i in indices])
 
 
 def visit_order(num_images: int, seed: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The files below a folder, by name: links are followed, and what systems leave behind is passed over."""
+"""What is below a folder, by name: links are followed, and what systems leave behind is passed over."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,20 @@ LEFT_BEHIND = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 
 def is_ours(name: str) -> bool:
-    """Whether the file or folder `name` (without its folder) is none that is hidden or that a system left behind."""
-    return not name.startswith(".") and name not in LEFT_BEHIND
+    """Whether no part of `name` (with slashes) is hidden, or one that a system left behind."""
+    return not any(part.startswith(".") or part in LEFT_BEHIND for part in name.rstrip("/").split("/"))
 
 
-def files_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """(name relative to `folder`, with slashes; its entry) of every file below it, in no order.
+def plain(name: str) -> str:
+    """The name of a file with slashes, also if a zip or a list was written on Windows, and no dot in front."""
+    return name.replace("\\", "/").removeprefix("./")
 
-    Links to files and folders are followed, but no folder is entered from inside itself; a dead link counts as a file
-    (which cannot be read), so that a set does not shrink in silence.
+
+def entries_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(name relative to `folder`; its entry) of every file and folder below it, in no order.
+
+    Names have slashes; those of folders end with one. Links are followed, but no folder is entered from inside itself;
+    a dead link counts as a file (which cannot be read), so that a set does not shrink in silence.
 
     Raises:
         RequestError: `folder`, or one below it, cannot be listed.
@@ -38,8 +43,9 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.DirEnt
                         continue
                     name = prefix + entry.name
                     if entry.is_dir():
+                        yield f"{name}/", entry
                         waiting.append((entry.path, f"{name}/", above | {here}))
-                    elif entry.is_file() or entry.is_symlink():
+                    elif entry.is_file() or not Path(entry.path).exists():
                         yield name, entry
         except OSError as error:
             raise RequestError(f"{path}: the folder cannot be listed ({error.strerror or error})") from error

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from neon.data.arrays import read_arrays
 
 _HERE = Path(__file__).parent
 
@@ -22,5 +23,4 @@ REAL_IMAGES = _HERE / "real-images.npz"
 
 def real_images() -> Tensor:
     """uint8 [2000, 1, 14, 14]."""
-    with np.load(REAL_IMAGES) as file:
-        return torch.from_numpy(file["images"])
+    return torch.from_numpy(read_arrays(REAL_IMAGES, ["images"], contents="images")["images"])

@@ -4,7 +4,6 @@ sample S -> self-train -> choose w on selection seeds, report on others (neon.tu
 the run folder and is skipped if it is there, so a killed run goes on where it was.
 """
 
-import contextlib
 import platform
 import time
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from neon.recipe import Recipe
 from neon.report.record import conclusions
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
-from neon.runtime.run_folder import run_folder
+from neon.runtime.run_folder import held_by_main
 from neon.sampling import write_samples
 from neon.selftrain import train
 from neon.tune.plan import TunePlan
@@ -82,8 +81,7 @@ def run_demo(plan: DemoPlan, out: Path, processes: Processes, *, fresh: bool = F
     started = time.monotonic()
     model = load_model(plan.base, device=processes.device)
     sampler = replace(model.default_settings, solver="euler", num_steps=plan.num_steps)
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(out, plan.identity(), fresh=fresh)))
+    with held_by_main(out, plan.identity(), processes, fresh=fresh):
         seeds = image_seeds(Purpose.SYNTHETIC, plan.seed, plan.num_synthetic)
         write_samples(model, seeds, sampler, out / "synthetic", batch_size=plan.batch_size, processes=processes)
         snapshots = train(

@@ -41,7 +41,7 @@ _BUFFERS_BESIDE = {
     "log_sigmas": "sigmas",
 }
 _COUNTING = {
-    *("num", "count", "counts", "counter", "step", "steps", "iter", "iters", "iteration", "iterations", "epoch"),
+    *("n", "num", "count", "counts", "counter", "step", "steps", "iter", "iters", "iteration", "iterations", "epoch"),
     *("updates", "averaged", "tracked", "usage", "hits", "seen", "age", "ptr"),
 }
 
@@ -124,7 +124,7 @@ def roles_of(
         else:
             coded.append(name)
     scales = _scales(base)
-    coded += [name for name in merged if name in scales and differ(name)]
+    coded += [name for name in (*merged, *kept) if name in scales and differ(name)]
     if coded:
         raise RequestError(
             "quantised weights: base and self-trained differ in integers, or in floats that belong to codes, which "

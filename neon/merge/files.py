@@ -28,7 +28,7 @@ from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat
-from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, view_as
+from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, says_its_config, view_as
 from neon.model import described
 from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
 
@@ -145,7 +145,8 @@ def _w_text(w: float) -> str:
 def _check_outputs(jobs: Sequence[_Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:
     for job in jobs:
         for source in (base, self_trained):
-            check_not_input(job.output, source.path)
+            for file in source.files:
+                check_not_input(job.output, file)
         if job.output.suffix == _PICKLE_SUFFIX:
             _pickle(base, job.output).check_copyable()
         if job.output.suffix == ".safetensors":
@@ -272,7 +273,11 @@ def _sidecar(output: Path) -> Path:
 
 
 def _metadata(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
-    return {**described(pair.base), **_provenance(pair, job, hashes)}
+    network = described(pair.base)
+    if not says_its_config(pair.base) and says_its_config(pair.self_trained):  # which was told more than shapes tell
+        theirs = described(pair.self_trained)
+        network = {**network, **{name: theirs[name] for name in ("architecture", "config") if name in theirs}}
+    return {**network, **_provenance(pair, job, hashes)}
 
 
 def _provenance(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:

@@ -119,7 +119,7 @@ def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
         raise _of_both(base, self_trained, error, hint=_other_nestings(base, self_trained)) from None
     ours, theirs = described(base), described(self_trained)
     # A config that was guessed from shapes says no more than these, which were compared.
-    both_say = all("config" in file.metadata or file.constructor is not None for file in (base, self_trained))
+    both_say = says_its_config(base) and says_its_config(self_trained)
     for entry in ("architecture", "config") if both_say else ("architecture",):
         a, b = _parsed(ours.get(entry)), _parsed(theirs.get(entry))
         if a is not None and b is not None and a != b:
@@ -127,6 +127,11 @@ def _check_same_network(base: Checkpoint, self_trained: Checkpoint) -> None:
                 f"base and self-trained differ in {entry}: {base.path} has {str(a)[:200]}, "
                 f"{self_trained.path} has {str(b)[:200]}; both must come from the same network"
             )
+
+
+def says_its_config(file: Checkpoint) -> bool:
+    """Whether a file says how its network is built; of a bare state dict shapes tell what they can."""
+    return "config" in file.metadata or file.has_constructor
 
 
 def _of_both(base: Checkpoint, self_trained: Checkpoint, error: RequestError, hint: str = "") -> RequestError:

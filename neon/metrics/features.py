@@ -42,6 +42,8 @@ class SmallFeatures(nn.Module):
 
     def __init__(self, name: str, image_shape: tuple[int, int, int], dim: int, num_classes: int) -> None:
         super().__init__()
+        if not isinstance(name, str) or not isinstance(dim, int):
+            raise TypeError(f"{name!r} with {dim!r} features")
         self.name, self.dim = name, dim
         self.image_shape = tuple(image_shape)
         self.config = {"name": name, "image_shape": list(image_shape), "dim": dim, "num_classes": num_classes}
@@ -84,7 +86,7 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
     """The extractor that `SmallFeatures.save` wrote, in eval mode.
 
     Raises:
-        RequestError: the file holds no feature network.
+        RequestError: the file holds no feature network, or weights of another.
     """
     with open_checkpoint(path) as checkpoint:
         if "features" not in checkpoint.metadata:

@@ -4,11 +4,8 @@ Letters: B block rows, N samples, F features.
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neon.data.arrays import read_arrays
 from neon.errors import DegenerateError, RequestError
 from neon.runtime.files import atomic_write
 
@@ -157,7 +155,8 @@ class Statistics:
             bad = array.size - np.count_nonzero(np.isfinite(array))
             if bad:
                 raise RequestError(f"{self.name}: {bad} of the {array.size} entries of {key} are not finite")
-        asymmetry, largest = np.abs(self.sigma - self.sigma.T).max(), np.abs(self.sigma).max()
+        with np.errstate(over="ignore"):
+            asymmetry, largest = np.abs(self.sigma - self.sigma.T).max(), np.abs(self.sigma).max()
         if asymmetry > SYMMETRY_TOLERANCE * largest:
             raise RequestError(
                 f"{self.name}: sigma is not symmetric (it differs from its transpose by up to {asymmetry:.3g}, "
@@ -198,27 +197,9 @@ class Statistics:
         Raises:
             RequestError: the file is missing, is no `.npz`, lacks an array, or holds something else than statistics.
         """
-        path = Path(path)
-        try:
-            archive: Any = np.load(path, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RequestError(f"{path}: holds one bare array; statistics are an .npz with arrays mu and sigma")
-            with archive:
-                missing = {"mu", "sigma"} - set(archive.files)
-                if missing:
-                    raise RequestError(
-                        f"{path}: no array {' or '.join(sorted(missing))}, found {sorted(archive.files)[:8]}; "
-                        "statistics are an .npz with arrays mu and sigma"
-                    )
-                mu, sigma = archive["mu"], archive["sigma"]
-                count = int(archive["count"]) if "count" in archive.files else None
-        except RequestError:
-            raise
-        except FileNotFoundError as error:
-            raise RequestError(f"{path}: no such file; name an .npz with arrays mu and sigma") from error
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise RequestError(f"{path}: cannot be read as .npz statistics ({error}); make it again") from error
-        return cls(mu=mu, sigma=sigma, count=count, name=str(path))
+        arrays = read_arrays(path, ("mu", "sigma"), optional=("count",), contents="statistics")
+        count = arrays.pop("count", None)
+        return cls(**arrays, count=None if count is None else _sample_count(path, count), name=str(path))
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
         """Write `mu` and `sigma` (and `count`, where known) to `path` as an `.npz`, atomically."""
@@ -227,3 +208,11 @@ class Statistics:
             arrays["count"] = np.int64(self.count)
         with atomic_write(path, overwrite=overwrite) as file:
             np.savez(file, **arrays)
+
+
+def _sample_count(path: str | os.PathLike[str], count: NDArray[Any]) -> int:
+    """The number of samples that a file of statistics states."""
+    value = count.item() if count.size == 1 else None
+    if value is None or not 1 <= value < 1 << 63 or value != int(value):
+        raise RequestError(f"{path}: count is {count.tolist()!r:.40}, expected the number of samples")
+    return int(value)

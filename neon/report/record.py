@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from scipy.special import stdtrit
 from torch import Tensor
 
+from neon.data.pictures import load_picture
 from neon.errors import RequestError
 from neon.evaluate import Scores, scores_from
 from neon.report.grids import as_png, image_grid, images_of
@@ -330,8 +330,5 @@ def _real_file(folder: Path) -> Path:
 
 
 def _read_images(path: Path, shape: Sequence[int]) -> Tensor:
-    with (
-        reading_state(path, "run again what wrote it"),
-        Image.open(path, formats=["PNG"]) as picture,
-    ):
-        return images_of(picture, shape)
+    with reading_state(path, "run again what wrote it"):
+        return images_of(load_picture(path.read_bytes()), shape)

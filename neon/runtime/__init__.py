@@ -1,1 +1,1 @@
-"""What every program runs on: processes, files, run folders, progress, downloads."""
+"""What every program runs on: processes, threads, signals, files, run folders, progress, downloads."""

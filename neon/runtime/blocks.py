@@ -5,6 +5,7 @@ restart.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,10 +29,14 @@ def write_blocks(
     processes: Processes,
     title: str,
     is_written: Callable[[range], bool],
+    folder: Path,
 ) -> list[range]:
     """Call `write` for every block that is not written yet, each in one process; all blocks, when all are done.
 
     A run that was stopped or killed goes on where it was.
+
+    Raises:
+        WorkError: what was written is not in `folder` any more, in all processes.
     """
     every = blocks(num_images, batch_size)
     with Progress(title, num_images, "img", processes) as progress:
@@ -44,6 +49,15 @@ def write_blocks(
             stop.kept = f"image {progress.done:,} of {num_images:,}"
             raise
     processes.barrier()
+
+    def check() -> None:
+        if lost := [block for block in every if not is_written(block)]:
+            raise WorkError(
+                f"{folder}: images {lost[0].start} to {lost[0].stop - 1} were written and some are gone, in "
+                f"{len(lost)} of {len(every)} batches; keep others out of this folder, remove it and run again"
+            )
+
+    processes.on_main(check)
     return every
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from neon.errors import RequestError, WorkError
 from neon.runtime.launch import launched
 from neon.runtime.signals import Stopped, requested
+from neon.runtime.threads import use_threads
 
 T = TypeVar("T")
 Failure = RequestError | WorkError | Stopped
@@ -35,6 +36,11 @@ class Processes:
     def is_main(self) -> bool:
         """True in the one process that writes files and talks to the user."""
         return self.rank == 0
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads this process computes with, on which roundings on a CPU depend; None for a GPU."""
+        return torch.get_num_threads() if self.device.type == "cpu" else None
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -110,17 +116,19 @@ def processes(device: str | None = None) -> Iterator[Processes]:
                 "start fewer processes (--nproc_per_node), or compute with --device cpu"
             )
         torch.cuda.set_device(local)
+    use_threads(local)
     if not launched():
         yield Processes(device=local)
         return
     if dist.is_initialized():  # by a caller, who ends it too
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
         return
-    dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("nccl" if local.type == "cuda" else "gloo")
         yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
     except RuntimeError as error:
-        if "onnection" in str(error) and not isinstance(error, WorkError):
+        lost = isinstance(error, dist.DistNetworkError) or "onnection" in str(error)
+        if lost and not isinstance(error, WorkError):
             if stop := requested():
                 raise stop from error
             early = WorkError("another process of this run ended early; its own message says why")
@@ -128,4 +136,5 @@ def processes(device: str | None = None) -> Iterator[Processes]:
             raise early from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -33,6 +33,10 @@ RETRY_PAUSES = (1.0, 2.0)
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 512
+_MAX_ZIP_END = 65557
+"""bytes in which the end of a zip archive begins: its record and the longest comment"""
+_ARCHIVES = (".pth", ".pt", ".ckpt", ".npz", ".zip")
+_BINARY = (*_ARCHIVES, ".pkl", ".safetensors")
 
 
 class NoConnectionError(WorkError):
@@ -78,8 +82,10 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     if not is_url(name):
         return Path(name)
     path = cached_path(name)
-    if not path.exists():
-        print(f"downloading {name} to {path}", file=sys.stderr)
+    wrong = substitute(path) if path.exists() else ""
+    if wrong is not None:
+        found = f" (there: {wrong})" if wrong else ""
+        print(f"downloading {one_line(name)} to {path}{found}", file=sys.stderr)
         download(name, path)
     return path
 
@@ -100,15 +106,32 @@ def shared_file(name: str, processes: "Processes") -> Path:
 
 
 def substitute(path: Path) -> str | None:
-    """What lies at `path` instead of any file, if it is such a thing: nothing, a web page, a Git LFS pointer."""
+    """What lies at `path` (or grows there as `path`.part) instead of a file of its name, if it is such a thing.
+
+    That is nothing, a web page, a Git LFS pointer; in the place of weights or statistics also text, or the beginning
+    of a file.
+    """
+    size, suffix = path.stat().st_size, Path(path.name.removesuffix(".part")).suffix
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
+        file.seek(max(0, size - _MAX_ZIP_END))
+        tail = file.read()
     text = b"".join(head.replace(b"\0", b"").split()).lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         return "an HTML page in its place (a login page?)"
     if text.startswith(b"versionhttps://git-lfs"):
         return "a Git LFS pointer in its place"
-    return None if head else "an empty file"
+    if not head:
+        return "an empty file"
+    is_text = all(byte < 127 and (byte >= 32 or chr(byte).isspace()) for byte in head)
+    first_protocol = suffix == ".pkl" and head[:1] in (b"(", b"c") and tail.endswith(b".")  # pickles that are text
+    if suffix in _BINARY and is_text and not first_protocol:
+        return f"a text in its place ({one_line(head[:40].decode())!r})"
+    if suffix in _ARCHIVES and head.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in tail:
+        return "cut short, no end of archive"
+    if suffix == ".pkl" and re.match(rb"\x80[\x02-\x05]", head) and not tail.endswith(b"."):
+        return "cut short, no end of pickle"
+    return None
 
 
 def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitute) -> None:

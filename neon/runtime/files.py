@@ -181,7 +181,14 @@ def hashes(files: Mapping[str, Path | None]) -> dict[str, str | None]:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file as hexadecimal digits. Other threads run meanwhile."""
+    """The SHA-256 of a file as hexadecimal digits. Other threads run meanwhile.
+
+    Of a folder, or an index of the shards of a checkpoint: that of the names and hashes of the files there.
+    """
+    parts = _parts(Path(path))
+    if parts is not None:
+        lines = (f"{sha256_file(part)}  {part.name}\n" for part in parts)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     digest = hashlib.sha256()
     # With blocks of 1 MB a thread that merges beside this one waits for the interpreter lock: 3.4 s instead of 2.0 s.
     buffer = memoryview(bytearray(1 << 23))
@@ -189,3 +196,16 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def _parts(path: Path) -> list[Path] | None:
+    """The files that stand behind a folder or an index of shards; None: it is a file of its own."""
+    if path.is_dir():
+        return sorted(part for part in path.iterdir() if part.is_file())
+    if not path.name.endswith(".index.json"):
+        return None
+    try:
+        shards = {path.parent / Path(name).name for name in json.loads(path.read_bytes())["weight_map"].values()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return sorted(part for part in shards if part.is_file()) or None

@@ -24,11 +24,6 @@ GRACE_SECONDS = 30.0
 """between SIGTERM and SIGKILL for a process that has to end, as under torchrun"""
 
 
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def launched() -> bool:
     """Whether this process is one of several already (torchrun's, or ours)."""
     return "RANK" in os.environ
@@ -110,6 +105,7 @@ def _child(main: Main, arguments: list[str], rank: int, num_processes: int, port
         WORLD_SIZE=str(num_processes),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCH_CPP_LOG_LEVEL="ERROR",  # no stack of a lost connection where another process says what is wrong
     )
     import torch  # not before this process can follow its parent into death
 

@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from neon.errors import RequestError, WorkError, one_line
+from neon.errors import RequestError, WorkError, one_line, warn
 from neon.runtime.files import as_json, check_writable, partial_path, write_json
 from neon.runtime.signals import Stopped
+
+if TYPE_CHECKING:
+    from neon.runtime.distributed import Processes
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -21,15 +24,19 @@ STATE_VERSION = 1
 """of the files in which a run leaves what it has done; those of before there was a version have none"""
 FINGERPRINT = "_fingerprint"
 """how an entry of an identity is called that tells the contents of an input, which may change under its name"""
-_NOT_COMPARED = ("neon", VERSION_KEY)  # said in a record: what neon's results are does not change with its version
+_THREADS = "threads"
+_NOT_COMPARED = ("neon", VERSION_KEY, _THREADS)  # said in a record; neon's results do not change with its version
 
 
 @contextlib.contextmanager
-def run_folder(folder: str | os.PathLike[str], identity: Mapping[str, Any], *, fresh: bool = False) -> Iterator[Path]:
+def run_folder(
+    folder: str | os.PathLike[str], identity: Mapping[str, Any], *, fresh: bool = False, threads: int | None = None
+) -> Iterator[Path]:
     """Hold `folder` for a run described by `identity` (JSON): created, continued if equal, emptied if `fresh`.
 
     The hold ends with the block, or with the process however it dies. Every program that works in a run folder has
-    the flag `--fresh`.
+    the flag `--fresh`. The number of `threads` of torch, on which roundings depend, is kept in the record; with
+    another one a run goes on and a warning says so.
 
     Raises:
         RequestError: the folder is another run's or no run's, is in use, or cannot be written.
@@ -52,19 +59,42 @@ def run_folder(folder: str | os.PathLike[str], identity: Mapping[str, Any], *, f
         if fresh:
             _empty(folder)
         if record.exists():
-            other = difference(read_record(folder), identity)
+            before = read_record(folder)
+            other = difference(before, identity)
             if other is not None:
                 raise RequestError(
                     f"{folder}: holds a run with other settings ({other}); add --fresh to replace it, or name another "
                     "folder"
                 )
+            _warn_of_threads(folder, before.get(_THREADS), threads)
         else:
-            write_json(record, {VERSION_KEY: STATE_VERSION, **identity})
+            facts = {VERSION_KEY: STATE_VERSION} if threads is None else {VERSION_KEY: STATE_VERSION, _THREADS: threads}
+            write_json(record, {**facts, **identity})
         try:
             yield folder
         except Stopped as stop:
             stop.kept, stop.without = stop.kept or f"what lies in {folder}", "--fresh" if fresh else ""
             raise
+
+
+@contextlib.contextmanager
+def held_by_main(
+    folder: str | os.PathLike[str], identity: Mapping[str, Any], processes: "Processes", *, fresh: bool = False
+) -> Iterator[None]:
+    """`run_folder`, entered by the main process of several; what it raises is raised in all of them."""
+    with contextlib.ExitStack() as stack:
+        processes.on_main(
+            lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh, threads=processes.threads))
+        )
+        yield
+
+
+def _warn_of_threads(folder: Path, before: object, now: int | None) -> None:
+    if before != now and None not in (before, now):
+        warn(
+            f"{folder}: began with {before} threads and goes on with {now}; the last digits may differ from those of "
+            f"a run that was never stopped (OMP_NUM_THREADS={before} keeps them)"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def gradient_alignment(
     """
     multiple = model.batch_multiple
     fitting = multiple * largest_divisor(max(batch_size // multiple, 1), max(MICRO_BATCH // multiple, 1))
-    micro_batch = micro_batch or fitting
+    micro_batch = fitting if micro_batch is None else micro_batch
     counts = []
     for dataset in (real, synthetic):
         check_trainable(model, dataset, batch_size, micro_batch)

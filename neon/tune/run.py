@@ -4,7 +4,6 @@ Points are compared on the same selection images, so that their difference is th
 then scored on report images, which share no seed with the selection, in several blocks, whose spread is the noise.
 """
 
-import contextlib
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,7 +26,7 @@ from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
-from neon.runtime.run_folder import reading_state, run_folder
+from neon.runtime.run_folder import held_by_main, reading_state
 from neon.sampling import sample_block
 from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed, Point, Search, grid, search
@@ -308,8 +307,7 @@ def tune(
     for path in plan.self_trained:
         check_same_network(plan.base, path, plan.key, plan.self_trained_key)
     identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
-    with contextlib.ExitStack() as stack:
-        processes.on_main(lambda: stack.enter_context(run_folder(folder, identity, fresh=fresh)))
+    with held_by_main(folder, identity, processes, fresh=fresh):
         tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
         return choose(tuner, identity)
 

@@ -1,0 +1,139 @@
+"""Weights in several files: an index of shards, a folder of shards; and a folder that holds one file of weights."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neon.checkpoint.common import Checkpoint, listing
+from neon.errors import RequestError
+
+_INDEX = "*.index.json"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl")
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
+_MAX_INDEX = 100_000_000  # bytes, as of a safetensors header
+
+
+class ShardedCheckpoint(Checkpoint):
+    """Several open files as one."""
+
+    format = "shards"
+
+    def __init__(self, path: Path, shards: Sequence[Checkpoint], holder: Mapping[str, Checkpoint]) -> None:
+        """`holder`: of each tensor, the shard that it lies in."""
+        self._shards = shards
+        self._holder = holder
+        same = set.intersection(*(set(shard.metadata.items()) for shard in shards))
+        super().__init__(path, {name: shard.specs[name] for name, shard in holder.items()}, metadata=dict(sorted(same)))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(shard.path for shard in self._shards)
+
+    def read(self, name: str, start: int, out: torch.Tensor) -> None:
+        self._holder[name].read(name, start, out)
+
+    def close(self) -> None:
+        for shard in self._shards:
+            shard.close()
+
+
+def is_index(head: bytes) -> bool:
+    """Whether a file that begins with `head` can be an index of shards, which is JSON."""
+    return head.lstrip().startswith(b"{")
+
+
+def file_in(folder: Path) -> Path | list[Path]:
+    """What of a folder is to be opened: its one file of weights, an index of shards, or shards that are all there.
+
+    Raises:
+        RequestError: there is nothing of the kind in it, or more than one.
+    """
+    indices = sorted(folder.glob(_INDEX))
+    if len(indices) == 1:
+        return indices[0]
+    files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    if len(files) == 1 and not indices:
+        return files[0]
+    parts = [_SHARD.fullmatch(file.name) for file in files]
+    if files and not indices and all(parts):
+        sets = {(part[1], part[3], part[4]) for part in parts if part}
+        numbers = {int(part[2]) for part in parts if part}
+        if len(sets) == 1:
+            [(_, count, _)] = sets
+            if len(files) == int(count) and numbers == set(range(1, len(files) + 1)):
+                return files
+            raise RequestError(f"{folder}: holds {len(files)} of {int(count)} shards; download the others too")
+    found = listing([file.name for file in (*indices, *files)], first=8)
+    raise RequestError(
+        f"{folder}: expected a checkpoint file, or a folder with one or with the shards of one, found a folder with "
+        f"{found}; name the file inside it"
+    )
+
+
+def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> Checkpoint:
+    """The shards of an index (`*.index.json`), of which it says what lies in which.
+
+    Raises:
+        RequestError: it is no index, a shard is missing, or does not hold what the index says.
+    """
+    where = _weight_map(path)
+    return _opened(path, _shards_of(path, where), open_file, where)
+
+
+def _shards_of(path: Path, where: Mapping[str, str]) -> list[Path]:
+    files = [path.parent / name for name in sorted(set(where.values()))]
+    for file in files:
+        if not file.is_file():
+            raise RequestError(f"{path}: its shard {file.name} is not beside it; download all of them")
+    return files
+
+
+def open_shards(path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint]) -> Checkpoint:
+    """The shards in the folder `path`; a RequestError if they cannot be one checkpoint."""
+    return _opened(path, files, open_file, None)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """File by name of tensor."""
+    again = "expected an index of shards, as model.safetensors.index.json, or a file of weights"
+    if path.stat().st_size > _MAX_INDEX:
+        raise RequestError(f"{path}: a text of {path.stat().st_size} bytes; {again}")
+    try:
+        where: Any = json.loads(path.read_bytes())["weight_map"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise RequestError(f"{path}: no index of shards in it (no weight_map in JSON); {again}") from None
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise RequestError(f"{path}: its weight_map does not say which file each tensor lies in; {again}")
+    outside = [name for name in where.values() if not name or Path(name).name != name]
+    if outside:
+        raise RequestError(f"{path}: names the shard {outside[0]!r}; expected files that lie beside it")
+    return where
+
+
+def _opened(
+    path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint], where: Mapping[str, str] | None
+) -> Checkpoint:
+    shards: list[Checkpoint] = []
+    try:
+        for file in files:
+            shards.append(open_file(file))
+        holder: dict[str, Checkpoint] = {}
+        for shard in shards:
+            for name in shard.specs:
+                if where is not None and where.get(name) != shard.path.name:
+                    continue
+                if name in holder:
+                    raise RequestError(f"{path}: {holder[name].path.name} and {shard.path.name} both hold {name}")
+                holder[name] = shard
+        lacking = [name for name in where or () if name not in holder]
+        if lacking:
+            raise RequestError(f"{path}: its shards do not hold {listing(lacking)}; download them again")
+        return ShardedCheckpoint(path, shards, holder)
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
