@@ -38,7 +38,7 @@ RAISED_BY = {
     ("neon/runtime/distributed.py", "--device"): RUNS - {"demo"},
     ("neon/noise.py", "--seed"): {name for name in RUNS - ENCODERS if not name.startswith("edm/")} | {"align"},
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
-    ("neon/merge/states.py", "--key"): MERGERS,
+    ("neon/merge/pair.py", None): MERGERS,
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "align"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
