@@ -33,7 +33,15 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, difference, held_by_main, reading_state
+from neon.runtime.run_folder import (
+    FINGERPRINT,
+    STATE_VERSION,
+    VERSION_KEY,
+    check_version,
+    difference,
+    held_by_main,
+    reading_state,
+)
 from neon.runtime.signals import Stopped, postponed, requested
 from neon.sampling import check_classes
 
@@ -490,9 +498,11 @@ class TrainingRun:
             names = (name for name, _ in self.network.named_parameters())
             state.update(zip(names, self.average, strict=True))
         images_seen = self.step * self.recipe.batch_size
+        # Without fingerprints, which tell times of files: equal runs end in equal bytes.
+        identity = {name: value for name, value in self.identity.items() if not name.endswith(FINGERPRINT)}
         metadata = {
             "images_seen": str(images_seen),
-            "training": json.dumps(self.identity, sort_keys=True),
+            "training": json.dumps(identity, sort_keys=True),
             "weights": "averaged" if self.average else "raw",
             "moved": f"{moved:.6e}",
         }

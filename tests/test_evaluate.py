@@ -162,8 +162,8 @@ def test_a_feature_network_is_saved_with_its_name_and_refuses_other_images(tmp_p
         ('{"name": "x", "image_shape": [1, 8], "dim": 6, "num_classes": 3}', "describe no feature network"),
         ('{"name": "x", "image_shape": [1, 8, 8], "dim": 6.5, "num_classes": 3}', "describe no feature network"),
         ('{"name": "x", "image_shape": [1, 8, 8], "dim": -6, "num_classes": 3}', "describe no feature network"),
-        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 7, "num_classes": 3}', "its weights are not those"),
-        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 1000000000, "num_classes": 3}', "its weights are not those"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 7, "num_classes": 3}', "the weights do not fit"),
+        ('{"name": "x", "image_shape": [1, 8, 8], "dim": 1000000000, "num_classes": 3}', "the weights do not fit"),
     ],
     ids=lambda text: text[-40:],
 )

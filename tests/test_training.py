@@ -156,7 +156,7 @@ def test_broken_gradients_are_repaired() -> None:
 def test_a_full_disk_while_saving_the_state_is_told_and_keeps_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(content: object, file: IO[bytes]) -> None:
+    def full(content: object, file: IO[bytes], **settings: object) -> None:
         file.write(b"half a state")
         try:
             raise OSError(errno.ENOSPC, "No space left on device")

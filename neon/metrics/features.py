@@ -103,8 +103,8 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
             raise
         except Exception as error:  # the constructor does not look at what it is given: it is the file's fault
             raise RequestError(
-                f"{path}: no feature network can be built as its metadata `features` describes it "
-                f"({type(error).__name__}: {error}); write the file again"
+                f"{path}: its metadata `features` describe no feature network ({type(error).__name__}: {error}); "
+                "write the file again"
             ) from error
         load_weights(extractor, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return extractor.to(device).eval().requires_grad_(False)
