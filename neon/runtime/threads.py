@@ -2,11 +2,12 @@
 
 import math
 import os
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from neon.errors import note
 
 SMALL = 5_000_000
 """parameters up to which one thread is safest: where other programs run, threads wait for one that has not its turn. On
@@ -52,9 +53,8 @@ def use_threads(device: torch.device, *networks: object) -> None:
     most = min(_DEFAULT, available_cpus())
     threads = 1 if networks and size <= SMALL else most
     if threads < most:
-        print(
-            f"computing with one thread of {most}, which suits small networks; `torchrun --standalone --nproc_per_node="
-            f"{most} ...` uses all, OMP_NUM_THREADS says otherwise",
-            file=sys.stderr,
+        note(
+            f"computing with one thread of {most}, which suits small networks; {most} processes under torchrun use "
+            "them all, OMP_NUM_THREADS sets another number"
         )
     torch.set_num_threads(threads)
