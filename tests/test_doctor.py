@@ -119,7 +119,7 @@ def test_half_a_file_is_damaged_and_still_no_fault(folder: Path, capsys: pytest.
     assert found["Neon_EDM_FFHQ.pkl"][1] == "checkpoints/Neon_EDM_FFHQ.pkl"
     assert found["adm_in512_stats.npz"][2].startswith("cannot be read as .npz statistics")
     assert found["kl16.ckpt"][2].startswith("the file is empty")
-    assert found["Neon_VARd16_imagenet256.pth"][2].startswith("truncated torch archive")
+    assert found["Neon_VARd16_imagenet256.pth"][2].startswith("truncated or corrupt torch archive")
     assert found["Neon_xARL_imagenet256.pth"][2].startswith("an HTML page, not the weights")
     printed = capsys.readouterr().out
     assert "checkpoints/Neon_VARd16_imagenet256.pth  (DAMAGED: truncated torch archive" in printed

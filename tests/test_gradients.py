@@ -198,9 +198,9 @@ def test_a_report_is_json_and_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "error", "expected"),
-    [(-2.1, 1.0, "w > 0"), (2.1, 1.0, "w < 0"), (-1.9, 1.0, "undecided"), (0.0, 0.0, "undecided")],
+    [(-2.3, 1.0, "w > 0"), (2.3, 1.0, "w < 0"), (-2.2, 1.0, "undecided"), (0.0, 0.0, "undecided")],
 )
-def test_a_sign_is_predicted_beyond_two_standard_errors(value: float, error: float, expected: str) -> None:
+def test_a_sign_is_predicted_where_95_percent_are_on_one_side(value: float, error: float, expected: str) -> None:
     assert sign_of(Estimate(value=value, error=error)) == expected
 
 

@@ -83,7 +83,7 @@ def test_small_networks_take_one_thread_and_large_ones_what_there_is(
 
 def test_a_run_goes_on_with_other_threads_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with run_folder(tmp_path, {"seed": 0}, threads=8) as folder:
-        assert json.loads((folder / "run.json").read_text()) == {"seed": 0, "threads": 8}
+        assert json.loads((folder / "run.json").read_text())["threads"] == 8
     for same in (8, None):
         with run_folder(tmp_path, {"seed": 0}, threads=same):
             assert capsys.readouterr().err == ""
