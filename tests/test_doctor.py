@@ -122,7 +122,7 @@ def test_half_a_file_is_damaged_and_still_no_fault(folder: Path, capsys: pytest.
     assert found["Neon_VARd16_imagenet256.pth"][2].startswith("truncated or corrupt torch archive")
     assert found["Neon_xARL_imagenet256.pth"][2].startswith("an HTML page, not the weights")
     printed = capsys.readouterr().out
-    assert "checkpoints/Neon_VARd16_imagenet256.pth  (DAMAGED: truncated torch archive" in printed
+    assert "checkpoints/Neon_VARd16_imagenet256.pth  (DAMAGED: truncated or corrupt torch archive" in printed
     assert "missing: var_d16.pth (begun), var_d36.pth" in printed
 
 
