@@ -13,7 +13,7 @@ import pytest
 
 from tests.programs import ROOT
 
-EACH = 150
+EACH = 80
 READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "model", "features", "training",
            "scores", "download", "report"]  # fmt: skip
 
