@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
+from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
 from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
@@ -511,7 +512,7 @@ def _check_fit(
         f"{name} {found[name]} instead of {own[name]}" for name in own if name in found and found[name] != own[name]
     ]
     problems = [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {kind}: {listing(names, first=3)}"
         for kind, names in (("missing", missing), ("not in the model", unknown), ("of another shape", reshaped))
         if names
     ]

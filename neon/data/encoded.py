@@ -110,7 +110,6 @@ def encode_set(
 
     _ = dataset.labels  # refused, if it must be, before any work
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
-
     record["data_fingerprint"] = processes.on_main(lambda: fingerprint(dataset.path))
     with held_by_main(folder, record, processes, fresh=fresh):
         write_examples(
