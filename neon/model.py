@@ -262,7 +262,7 @@ def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
     """The tensors of a checkpoint that are buffers of its network, not weights; None: the file does not say."""
     try:
         names = json.loads(checkpoint.metadata[BUFFERS])
-        return frozenset(names) if all(name in checkpoint.specs for name in names) else None
+        return frozenset(names) if type(names) is list and all(name in checkpoint.specs for name in names) else None
     except (KeyError, ValueError, TypeError, RecursionError):  # no such entry, or not ours
         return None
 

@@ -213,6 +213,14 @@ def test_configs_that_no_json_reader_follows_are_compared_as_texts(here: Path) -
         merge_files("base.safetensors", "tuned.safetensors", [1.0], "neon.safetensors")
 
 
+@pytest.mark.parametrize("buffers", ['"a"', '{"a": 1}', "5", "[["])
+def test_buffers_that_are_no_list_make_no_buffer_of_a_weight(here: Path, buffers: str) -> None:
+    for name, value in (("base", 0.0), ("tuned", 1.0)):
+        save_safetensors(f"{name}.safetensors", {"a": torch.full((2,), value)}, {"buffers": buffers})
+    merge_files("base.safetensors", "tuned.safetensors", [1.0], "neon.safetensors")
+    assert load_state("neon.safetensors")["a"].tolist() == [-1.0, -1.0]
+
+
 # --- sweeps
 
 SWEEP = "--features features.safetensors --device cpu --model mine.py:Mine --set num_steps=2 solver=euler"
