@@ -14,7 +14,7 @@ from torch import Tensor
 from neon.checkpoint import Checkpoint, load_state
 from neon.data.images import from_uint8
 from neon.errors import RequestError
-from neon.model import GenerativeModel, load_weights
+from neon.model import GenerativeModel, building, check_outline, load_weights
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
 from neon.runtime.published_files import usual_file
@@ -166,12 +166,16 @@ def load_tokenizer(path: str | os.PathLike[str], patch_nums: Sequence[int]) -> V
     state = load_state(path)
     if "word_embed.weight" in state:
         raise RequestError(f"{path}: a transformer, not a tokenizer; name the tokenizer with {VAE_FLAG}")
-    try:
-        keywords = recognise_tokenizer({name: tuple(tensor.shape) for name, tensor in state.items()})
+    state = fit_usage_buffer(state, len(patch_nums))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    with building(f"{path}: its shapes are of no tokenizer of VAR", f"expected {TOKENIZER_FILE}"):
+        try:
+            keywords = recognise_tokenizer(shapes)
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from error
+        check_outline(lambda: VQVAE(**keywords, patch_nums=patch_nums), shapes, path)
         tokenizer = VQVAE(**keywords, patch_nums=patch_nums)
-    except (RequestError, ValueError) as error:
-        raise RequestError(f"{path}: {error}") from error
-    load_weights(tokenizer, fit_usage_buffer(state, tokenizer), path)
+    load_weights(tokenizer, state, path)
     return tokenizer.eval().requires_grad_(False)
 
 

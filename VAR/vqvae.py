@@ -76,16 +76,15 @@ class VQVAE(nn.Module):
         return self.decoder(self.post_quant_conv(quantised)), loss
 
 
-def fit_usage_buffer(state: Mapping[str, Tensor], vqvae: VQVAE) -> dict[str, Tensor]:
-    """`state`, with the tokenizer's own usage counts if those of the file are for another number of scales.
+def fit_usage_buffer(state: Mapping[str, Tensor], scales: int) -> dict[str, Tensor]:
+    """`state`, with usage counts of 0 for `scales` scales if those of the file are for another number of them.
 
     One published file serves 256 and 512 pixels. The counts are statistics of training that nothing reads.
     """
-    own = vqvae.state_dict()[USAGE_BUFFER]
     found = state.get(USAGE_BUFFER)
-    if found is None or len(found) == len(own):
+    if found is None or found.ndim != 2 or len(found) == scales:
         return dict(state)
-    return {**state, USAGE_BUFFER: own}
+    return {**state, USAGE_BUFFER: found.new_zeros(scales, found.shape[1])}
 
 
 def _float32(device: torch.device) -> AbstractContextManager[object]:

@@ -6,7 +6,7 @@ the network sees; raw ones, which only the autoencoder knows, are standardised p
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neon.checkpoint import load_state
 from neon.data.images import from_uint8
 from neon.errors import RequestError
-from neon.model import load_weights
+from neon.model import building, check_outline, load_weights
 from neon.nn.autoencoder import as_bytes
 from neon.runtime.published_files import usual_file, usual_places
 
@@ -158,16 +158,16 @@ def load_codec(
         RequestError: diffusers is not installed, or the folder does not hold a whole autoencoder with 4 channels.
     """
     file = weights_file(path)
-    vae = _built(file.parent / CONFIG_FILE)
     state = {_current_name(name): tensor for name, tensor in load_state(file).items()}
+    vae = _built(file.parent / CONFIG_FILE, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     load_weights(vae, state, file)
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     return Codec(vae).to(device, dtype).eval().requires_grad_(False)
 
 
-def _built(config_file: Path) -> "AutoencoderKL":
-    """The autoencoder that `config_file` describes, its weights not yet set."""
+def _built(config_file: Path, shapes: Mapping[str, tuple[int, ...]], weights: Path) -> "AutoencoderKL":
+    """The autoencoder that `config_file` describes, its weights not yet set: `shapes` are those in file `weights`."""
     try:
         from diffusers.models import AutoencoderKL  # seconds: only those who decode latents pay for it
     except ImportError as error:
@@ -175,18 +175,17 @@ def _built(config_file: Path) -> "AutoencoderKL":
             f"the autoencoder of IMM needs the package diffusers ({error}); install it with "
             "`pip install 'neon-extrapolation[imm]'`"
         ) from error
-    try:
+    with building(f"{config_file}: not the config of an autoencoder", "download it again"):
         config: dict[str, Any] = json.loads(config_file.read_text())
         kind, channels = config.get("_class_name", "AutoencoderKL"), config.get("latent_channels", 4)
+        if kind != "AutoencoderKL" or channels != LATENT_CHANNELS:
+            raise RequestError(
+                f"{config_file}: {kind} with {channels} latent channels; expected AutoencoderKL with "
+                f"{LATENT_CHANNELS}, as {REPOSITORY} has"
+            )
+        check_outline(lambda: AutoencoderKL.from_config(config), shapes, weights)
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(config)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RequestError(f"{config_file}: not the config of an autoencoder ({error}); download it again") from error
-    if kind != "AutoencoderKL" or channels != LATENT_CHANNELS:
-        raise RequestError(
-            f"{config_file}: {kind} with {channels} latent channels; expected AutoencoderKL with {LATENT_CHANNELS}, "
-            f"as {REPOSITORY} has"
-        )
     return vae.to_empty(device="cpu")
 
 

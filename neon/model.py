@@ -5,6 +5,7 @@ An architecture is a subclass of `GenerativeModel`, reached through the entry po
 architecture, but only an installed one is found by that name: code runs because the command line names it.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -13,7 +14,7 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
+from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
 from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
@@ -260,7 +262,7 @@ def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
     """The tensors of a checkpoint that are buffers of its network, not weights; None: the file does not say."""
     try:
         names = json.loads(checkpoint.metadata[BUFFERS])
-        return frozenset(names) if all(name in checkpoint.specs for name in names) else None
+        return frozenset(names) if type(names) is list and all(name in checkpoint.specs for name in names) else None
     except (KeyError, ValueError, TypeError, RecursionError):  # no such entry, or not ours
         return None
 
@@ -421,21 +423,29 @@ def _built(
 ) -> GenerativeModel:
     """The model that a file describes, which holds tensors of these shapes."""
     check_outline(lambda: kind(config, **arguments).network, shapes, path)
-    try:
+    with building(f"{path}: no {kind.architecture} network can be built as the file describes it", _CONFIG):
         model = kind(config, **arguments)
-    except (RequestError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # constructors do not look at what they are given: it is the file's fault
-        raise RequestError(
-            f"{path}: no {kind.architecture} network can be built as the file describes it "
-            f"({type(error).__name__}: {error}); {_CONFIG}"
-        ) from error
     lacking = [name for name in ATTRIBUTES if not hasattr(model, name)]
     if lacking:
         raise RequestError(f"{kind.__name__}: its __init__ sets no {', '.join(lacking)}; see docs/own_model.md")
     if not dataclasses.is_dataclass(model.default_settings):
         raise RequestError(f"{kind.__name__}: default_settings is no dataclass; see docs/own_model.md")
     return model
+
+
+@contextlib.contextmanager
+def building(problem: str, advice: str) -> Iterator[None]:
+    """Whatever a constructor raises inside the block is the fault of the file that it is called by.
+
+    Constructors do not look at what they are given. `problem` and `advice` are the beginning and end of the
+    RequestError; one that names its file, and a package that is not installed, pass.
+    """
+    try:
+        yield
+    except (RequestError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        raise RequestError(f"{problem} ({type(error).__name__}: {error}); {advice}") from error
 
 
 def check_outline(
@@ -455,7 +465,7 @@ def check_outline(
         left -= 1
         if left < 0:
             raise RequestError(
-                f"{source}: its config describes a network of far more tensors than the {len(shapes)} in it; {_CONFIG}"
+                f"{source}: the config describes a network of far more tensors than the {len(shapes)} in it; {_CONFIG}"
             )
 
     registered = torch.nn.modules.module
@@ -502,7 +512,7 @@ def _check_fit(
         f"{name} {found[name]} instead of {own[name]}" for name in own if name in found and found[name] != own[name]
     ]
     problems = [
-        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {kind}: {listing(names, first=3)}"
         for kind, names in (("missing", missing), ("not in the model", unknown), ("of another shape", reshaped))
         if names
     ]

@@ -38,7 +38,9 @@ from neon.runtime.files import sha256_file
 from tests.pickles import NUMPY_MODULES, Persistent, configured, dumps, named, program, published_modules, text
 from tests.test_checkpoint import STATE, assert_same, refusal, safetensors_bytes
 from tests.test_pickle import linear, nothing_runs
-from tests.tiny import CONFIG, tiny_edm, tiny_imm, tiny_var
+from tests.tiny import CONFIG, tiny_edm, tiny_imm, tiny_tokenizer, tiny_var
+from VAR.model import load_tokenizer
+from xAR.model import load_vae
 
 State = dict[str, torch.Tensor]
 
@@ -526,6 +528,29 @@ def test_a_config_that_no_network_has_is_refused_at_once(tmp_path: Path, config:
         load_model(tmp_path / "a.safetensors")
     assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: ")
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("load", "shapes"),
+    [
+        (load_vae, {"encoder.conv_in.weight": (), "post_quant_conv.weight": (4,)}),
+        (load_vae, {"encoder.conv_in.weight": (0,), "post_quant_conv.weight": (4,)}),
+        (load_vae, {"encoder.conv_in.weight": (32,), "post_quant_conv.weight": (1 << 40, 0)}),
+        (load_tokenizer, {"encoder.conv_in.weight": ()}),
+        (load_tokenizer, {"encoder.conv_in.weight": (0,)}),
+        (load_tokenizer, {"quantize.embedding.weight": (4,)}),
+        (load_tokenizer, {"quantize.embedding.weight": (1 << 40, 0)}),
+        (load_tokenizer, {"quantize.ema_vocab_hit_SV": ()}),
+    ],
+)
+def test_shapes_that_no_autoencoder_has_are_refused_at_once(
+    tmp_path: Path, load: Callable[[Path], Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    whole = {**tiny_tokenizer().state_dict(), "encoder.down.0.block.0.conv2.weight": torch.zeros(32)}
+    save_safetensors(tmp_path / "a.safetensors", {**whole, **{n: torch.zeros(s) for n, s in shapes.items()}}, {})
+    with pytest.raises(RequestError) as caught:
+        load(tmp_path / "a.safetensors", **({"patch_nums": (1, 2)} if load is load_tokenizer else {}))
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'}: ")
 
 
 @pytest.mark.parametrize("tiny", [tiny_imm, tiny_var])

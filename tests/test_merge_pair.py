@@ -205,6 +205,22 @@ def test_weights_that_hardly_moved_are_told_by_merges_and_sweeps(
     assert (text in " ".join(report.warnings), text in capsys.readouterr().err) == (told, told)
 
 
+def test_configs_that_no_json_reader_follows_are_compared_as_texts(here: Path) -> None:
+    for name, depth in (("base", 100_000), ("tuned", 100_001)):
+        about = {"architecture": "edm", "config": "[" * depth}
+        save_safetensors(f"{name}.safetensors", {"a": torch.zeros(2)}, about)
+    with pytest.raises(RequestError, match=r"differ in config: base\.safetensors has \[\["):
+        merge_files("base.safetensors", "tuned.safetensors", [1.0], "neon.safetensors")
+
+
+@pytest.mark.parametrize("buffers", ['"a"', '{"a": 1}', "5", "[["])
+def test_buffers_that_are_no_list_make_no_buffer_of_a_weight(here: Path, buffers: str) -> None:
+    for name, value in (("base", 0.0), ("tuned", 1.0)):
+        save_safetensors(f"{name}.safetensors", {"a": torch.full((2,), value)}, {"buffers": buffers})
+    merge_files("base.safetensors", "tuned.safetensors", [1.0], "neon.safetensors")
+    assert load_state("neon.safetensors")["a"].tolist() == [-1.0, -1.0]
+
+
 # --- sweeps
 
 SWEEP = "--features features.safetensors --device cpu --model mine.py:Mine --set num_steps=2 solver=euler"

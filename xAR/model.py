@@ -15,7 +15,7 @@ from torch import Tensor
 from neon.checkpoint import Checkpoint, load_state
 from neon.data.images import from_uint8
 from neon.errors import RequestError
-from neon.model import GenerativeModel, load_weights
+from neon.model import GenerativeModel, building, check_outline, load_weights
 from neon.nn.autoencoder import as_bytes
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
@@ -188,7 +188,11 @@ def load_vae(path: str | os.PathLike[str]) -> AutoencoderKL:
         raise RequestError(f"{path}: a transformer, not an autoencoder; name the autoencoder with {VAE_FLAG}")
     if not {"encoder.conv_in.weight", "post_quant_conv.weight"} <= state.keys():
         raise RequestError(f"{path}: no autoencoder of xAR; expected kl16.ckpt")
-    vae = AutoencoderKL(**vae_keywords(state))
+    with building(f"{path}: its shapes are of no autoencoder of xAR", "expected kl16.ckpt"):
+        keywords = vae_keywords(state)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        check_outline(lambda: AutoencoderKL(**keywords), shapes, path)
+        vae = AutoencoderKL(**keywords)
     load_weights(vae, state, path)
     return vae.eval().requires_grad_(False)
 

@@ -12,9 +12,6 @@ import torch
 
 from neon.errors import RequestError, WorkError
 
-# Where published checkpoints keep the weights that are to be used, the averaged ones first.
-STATE_DICT_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
-
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -165,22 +162,3 @@ def listing(names: Iterable[str], first: int = 4) -> str:
     names = list(names)
     more = f" (+{len(names) - first} more)" if len(names) > first else ""
     return (", ".join(names[:first]) or "nothing") + more
-
-
-def usual_key(nestings: Mapping[str, Any]) -> str | None:
-    """Where the weights lie that are used unless told otherwise: in a usual place, or in the only one there is."""
-    usual = next((name for name in (*STATE_DICT_KEYS, "") if name in nestings), None)
-    return next(iter(nestings)) if usual is None and len(nestings) == 1 else usual
-
-
-def choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
-    """The nesting asked for, or the usual one; a RequestError that lists what is present if there is none."""
-    present = listing([name or '"" (the file itself)' for name in nestings], first=8)
-    chosen = usual_key(nestings) if key is None else key
-    if chosen is None:
-        raise RequestError(
-            f"{path}: no state dict in a usual place; present: {present}; choose with --key, where a command has it"
-        )
-    if chosen not in nestings:
-        raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
-    return chosen

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neon.checkpoint.common import STATE_DICT_KEYS, choose_key, listing, usual_key
+from neon.checkpoint.common import listing
 from neon.checkpoint.stand_ins import is_unread_tensor
 from neon.checkpoint.unpickler import SHOWN, Budget, Corrupt, Opaque, Record, Refused, Tensor
 from neon.errors import RequestError, warn
 
+# Where published checkpoints keep the weights that are to be used, the averaged ones first.
+_USUAL_KEYS = ("model_ema", "ema", "trainer.var_wo_ddp", "var_wo_ddp", "state_dict", "model", "net")
 _MAX_NESTING = 3  # published nestings are at most two deep
 _MAX_DEPTH = 64  # of modules in modules; published networks nest five deep
 _MAX_NAME = 1000
@@ -62,11 +64,11 @@ def choose(path: Path, content: Any, key: str | None, kind: str, budget: Budget)
             f"{f' and lists of tensors in {listing(lists)}' if lists else ''}); expected a network, a state dict or "
             "a dictionary that holds one"
         )
-    usual = usual_key(nestings)
+    usual = _usual_key(nestings)
     raw = {} if usual is None or not lists else named_slots(nestings[usual], budget)
     averages = {name: slots for name, values in lists.items() if (slots := _match(values, raw))}
     nestings |= {name: lists[name] for name in averages}
-    chosen = choose_key(path, nestings, key)
+    chosen = _choose_key(path, nestings, key)
     if key is None and chosen not in _AVERAGED:
         if averages:
             chosen = next(iter(averages))
@@ -76,10 +78,29 @@ def choose(path: Path, content: Any, key: str | None, kind: str, budget: Budget)
                 f"{path}: averages without names lie in {listing(lists)}, and their number and shapes do not tell "
                 f"which is which; the weights used are those of {chosen!r}"
             )
-        elif chosen not in (*STATE_DICT_KEYS, ""):
+        elif chosen not in (*_USUAL_KEYS, ""):
             _say(f"{path}: the weights used are those of {chosen!r}, the only ones that it holds by name")
     slots = averages.get(chosen) or named_slots(nestings[chosen], budget)
     return Choice(chosen, tuple(nestings), nestings[chosen], slots)
+
+
+def _usual_key(nestings: Mapping[str, Any]) -> str | None:
+    """Where the weights lie that are used unless told otherwise: in a usual place, or in the only one there is."""
+    usual = next((name for name in (*_USUAL_KEYS, "") if name in nestings), None)
+    return next(iter(nestings)) if usual is None and len(nestings) == 1 else usual
+
+
+def _choose_key(path: Path, nestings: Mapping[str, Any], key: str | None) -> str:
+    """The nesting asked for, or the usual one; a RequestError that lists what is present if there is none."""
+    present = listing([name or '"" (the file itself)' for name in nestings], first=8)
+    chosen = _usual_key(nestings) if key is None else key
+    if chosen is None:
+        raise RequestError(
+            f"{path}: no state dict in a usual place; present: {present}; choose with --key, where a command has it"
+        )
+    if chosen not in nestings:
+        raise RequestError(f"{path}: no nesting {key!r} with tensors; present: {present}")
+    return chosen
 
 
 @functools.cache

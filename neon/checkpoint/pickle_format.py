@@ -91,9 +91,6 @@ class PickleCheckpoint(LocatedCheckpoint):
     def _fits(self, name: str, tensor: torch.Tensor | None) -> bool:
         return tensor is not None and name in self.specs and tuple(tensor.shape) == self.specs[name].shape
 
-    def close(self) -> None:
-        self._file.close()
-
 
 class PickleWriter:
     """Copies a pickle and puts other values where the tensors' lie; takes them in that order, in chunks of any size."""

@@ -110,7 +110,6 @@ def encode_set(
 
     _ = dataset.labels  # refused, if it must be, before any work
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
-
     record["data_fingerprint"] = processes.on_main(lambda: fingerprint(dataset.path))
     with held_by_main(folder, record, processes, fresh=fresh):
         write_examples(
@@ -152,7 +151,8 @@ class ExampleSet(Labelled):
         for name, count in index.shards.items():
             file = self.path / name
             with open_checkpoint(file) as shard:
-                if "examples" not in shard.specs or shard.shape("examples")[:1] != (count,):
+                is_whole = shard.format == "safetensors" and "examples" in shard.specs
+                if not is_whole or shard.shape("examples")[:1] != (count,):
                     raise RequestError(f"{file}: not the {count} examples that {INDEX_FILE} promises")
                 layouts.add((shard.shape("examples")[1:], shard.dtype("examples"), "labels" in shard.specs))
                 if len(layouts) > 1:

@@ -11,7 +11,7 @@ from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.metrics.inception import InceptionFeatures
-from neon.model import check_outline, load_weights
+from neon.model import building, check_outline, load_weights
 
 
 class FeatureExtractor(Protocol):
@@ -95,17 +95,10 @@ def load_features(path: str | os.PathLike[str], device: torch.device | str = "cp
                 "as written by `python -m neon.demo.train features`"
             )
         shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-        try:
+        with building(f"{path}: its metadata `features` describe no feature network", "write the file again"):
             config = json.loads(checkpoint.metadata["features"])
             check_outline(lambda: SmallFeatures(**config), shapes, path)
             extractor = SmallFeatures(**config)
-        except RequestError:
-            raise
-        except Exception as error:  # the constructor does not look at what it is given: it is the file's fault
-            raise RequestError(
-                f"{path}: its metadata `features` describe no feature network ({type(error).__name__}: {error}); "
-                "write the file again"
-            ) from error
         load_weights(extractor, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
     return extractor.to(device).eval().requires_grad_(False)
 
