@@ -24,7 +24,7 @@ from tests.workers import Workers
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
-    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --limit 4 --device cpu"
+    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --device cpu"
 )
 
 
@@ -48,7 +48,8 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tune(flags: str) -> int:
-    return cli.main(["tune", *USUAL.split(), *flags.split()])
+    limit = [] if "--grid" in flags else ["--limit", "4"]
+    return cli.main(["tune", *USUAL.split(), *limit, *flags.split()])
 
 
 def result(folder: str) -> dict:
@@ -84,8 +85,8 @@ def test_selection_and_report_share_no_seed() -> None:
 
 
 def test_guidance_snapshots_and_grids_are_searched(here: Path) -> None:
-    both = "--self-trained tuned.safetensors longer.safetensors --guidance 0 1"
-    assert tune(f"{both} --limit 7 --out search") == 0
+    both = "--self-trained tuned.safetensors longer.safetensors"
+    assert tune(f"{both} --guidance 0 1 --limit 7 --out search") == 0
     assert result("search")["evaluations"] <= 7 and result("search")["guidance"] is not None
     assert tune(f"{both} --grid 0 1 --guidance-grid 0 1 --out grid") == 0
     names = [entry["name"].removeprefix("selection 0: ") for entry in log("grid") if "selection" in entry["name"]]
@@ -126,7 +127,7 @@ def test_the_search_sees_the_statistics_of_its_points_and_makes_lost_ones_again(
 
 
 def test_two_processes_choose_as_one_does(here: Path, workers: Workers) -> None:
-    flags = f"tune {USUAL} --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
+    flags = f"tune {USUAL} --limit 4 --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
     assert cli.main([*flags.split(), "--out", "alone"]) == 0
     workers.run("neon.cli.app:main", [*flags.split(), "--out", "two"], folder=here, world_size=2)
     alone, two = ({entry["name"]: entry["distance"] for entry in log(run)} for run in ("alone", "two"))
@@ -198,6 +199,10 @@ def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) 
         ("--metric recall", "--metric recall: is not scored here; add --real_images"),
         ("--vae x", "works on pixels"),
         ("--guidance-grid 1 2", "--guidance_grid: goes with --grid"),
+        ("--grid 0 1 --limit 4", "--limit: is of a search, and --grid scores all of its points; leave it out"),
+        ("--grid 0 1 --limit 16 --w 0 1", "--w: is of a search"),
+        ("--grid 0 1 --limit 16 --guidance 0 1", "its points; give --guidance_grid"),
+        ("--grid 0 1 --limit 16 --tolerance 0.1", "--tolerance: is of a search"),
         ("--base unconditional.safetensors --self-trained unconditional.safetensors --guidance 0 1", "unconditional"),
         ("--seed -1", "--seed is -1"),
         ("--key nowhere", "base.safetensors: no nesting 'nowhere'"),

@@ -80,12 +80,14 @@ class Tune(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
+        from neon.merge import check_same_network
         from neon.metrics import FrechetReference
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
         from neon.runtime.files import hashes
+        from neon.runtime.run_folder import held_by_main
         from neon.runtime.threads import use_threads
-        from neon.tune.run import tune
+        from neon.tune.run import Tuner, choose, identity_of
 
         plan = self.plan
         model, settings = self.open(plan.base, plan.key, processes)
@@ -119,9 +121,12 @@ class Tune(ResidentFlags):
         selection, reporting = (
             Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics
         )
-        outcome = tune(
-            plan, model, settings, extractor, selection, reporting, self.out, processes, facts, fresh=self.fresh
-        )
+        for path in plan.self_trained:
+            check_same_network(plan.base, path, plan.key, plan.self_trained_key)
+        identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
+        with held_by_main(self.out, identity, processes, fresh=self.fresh):
+            tuner = Tuner(plan, model, settings, extractor, selection, reporting, self.out, processes)
+            outcome = choose(tuner, identity)
         if processes.is_main:
             print(outcome.text, flush=True)
 
