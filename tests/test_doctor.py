@@ -119,11 +119,20 @@ def test_half_a_file_is_damaged_and_still_no_fault(folder: Path, capsys: pytest.
     assert found["Neon_EDM_FFHQ.pkl"][1] == "checkpoints/Neon_EDM_FFHQ.pkl"
     assert found["adm_in512_stats.npz"][2].startswith("cannot be read as .npz statistics")
     assert found["kl16.ckpt"][2].startswith("the file is empty")
-    assert found["Neon_VARd16_imagenet256.pth"][2].startswith("truncated torch archive")
+    assert found["Neon_VARd16_imagenet256.pth"][2].startswith("truncated or corrupt torch archive")
     assert found["Neon_xARL_imagenet256.pth"][2].startswith("an HTML page, not the weights")
     printed = capsys.readouterr().out
-    assert "checkpoints/Neon_VARd16_imagenet256.pth  (DAMAGED: truncated torch archive" in printed
+    assert "checkpoints/Neon_VARd16_imagenet256.pth  (DAMAGED: truncated or corrupt torch archive" in printed
     assert "missing: var_d16.pth (begun), var_d36.pth" in printed
+
+
+@pytest.mark.parametrize("content", ["5", "[" * 100_000, "{", "\x00"])
+def test_an_index_that_is_no_table_is_damaged(folder: Path, content: str) -> None:
+    place = Path("imm/pretrained/sd-vae-ft-ema/config.json")
+    place.parent.mkdir(parents=True)
+    place.write_text(content)
+    state, path, detail = states()["config.json"]
+    assert (state, path) == ("damaged", str(place)) and detail.endswith("; download it again")
 
 
 def test_a_whole_architecture_is_not_offered_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
