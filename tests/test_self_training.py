@@ -257,6 +257,7 @@ def test_a_snapshot_that_does_not_say_how_far_it_moved_says_none(tmp_path: Path)
         ("edm/finetune.py", "--arch adm", "--arch adm: is of a network from scratch, and base.pkl is built with"),
         ("edm/finetune.py", "--cres 1,2", "--cres 1 2: is of a network from scratch, and base.pkl is built with"),
         ("edm/finetune.py", "--fp16", "--fp16 True: is of a network from scratch"),
+        ("edm/finetune.py", "--cond=0", "--cond False: is of a network from scratch, and base.pkl is built with True"),
         ("VAR/finetune.py", "--depth 16", "--depth 16: is of a network from scratch, and var_d16.pth is built with 2"),
         ("VAR/finetune.py", "--saln", "--shared_adaln True: is of a network from scratch"),
         ("xAR/finetune.py", "--pixel_patch 2", "--pixel_patch 2: is of a network from scratch"),
