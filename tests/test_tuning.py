@@ -12,15 +12,19 @@ import torch
 from neon import evaluate
 from neon.checkpoint import load_state, save_safetensors
 from neon.cli import app as cli
+from neon.cli.choose import Tune
 from neon.cli.flags import settings_with
+from neon.errors import RequestError
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
+from neon.tune.plan import TunePlan
 from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 from tests.programs import ROOT, Killed, dies_after, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 from tests.workers import Workers
+from VAR.settings import VARSettings
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
@@ -198,7 +202,12 @@ def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) 
         ("--set num_steps=three", "--set num_steps=three: expected a value such as"),
         ("--metric recall", "--metric recall: is not scored here; add --real_images"),
         ("--vae x", "works on pixels"),
+        ("--inception-weights x.pth", "--inception_weights: --features features.safetensors is another network"),
         ("--guidance-grid 1 2", "--guidance_grid: goes with --grid"),
+        ("--grid nan", "--grid nan: expected one or several finite numbers"),
+        ("--grid", "--grid : expected one or several finite numbers"),
+        ("--grid 1 --guidance-grid nan", "--guidance_grid nan: expected one or several finite numbers"),
+        ("--tolerance -1", "--tolerance -1: expected 0 or more"),
         ("--grid 0 1 --limit 4", "--limit: is of a search, and --grid scores all of its points; leave it out"),
         ("--grid 0 1 --limit 16 --w 0 1", "--w: is of a search"),
         ("--grid 0 1 --limit 16 --guidance 0 1", "its points; give --guidance_grid"),
@@ -296,3 +305,10 @@ def test_a_budget_is_what_a_file_says_or_is_named_after(
     save_safetensors(path, {"x": torch.zeros(1)}, facts)
     assert budgets([path]) == [budget]
     assert budgets([path, path]) == [None, None], "a budget that does not tell them apart"
+
+
+def test_guidance_that_the_sampler_refuses_is_found_before_any_image() -> None:
+    plan = TunePlan(base=Path("base.pth"), self_trained=(Path("tuned.pth"),), guidance=(-1.0, 1.0))
+    flags = Tune(plan=plan, select_stats=Path("real.npz"), features="features.safetensors")
+    with pytest.raises(RequestError, match="guidance is -1.0; expected 0 or more"):
+        flags._check_plan(tiny_edm(), VARSettings())

@@ -4,13 +4,13 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.command_line import at_least_one
+from neon.cli.command_line import at_least_one, values_refused
 from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
 from neon.errors import RequestError
 from neon.tune.plan import TunePlan
@@ -139,6 +139,9 @@ class Tune(ResidentFlags):
             raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
         if plan.guidances and model.num_classes == 0:
             raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+        for guidance in plan.guidances:
+            with values_refused():
+                replace(settings, guidance=guidance)
         if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
             raise RequestError(
                 f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "

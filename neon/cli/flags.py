@@ -233,9 +233,13 @@ class FeatureFlags:
     """weights of the Inception network; by default those in torch-fidelity's cache"""
 
     def extractor(self, device: "torch.device") -> "FeatureExtractor":
-        """The feature network."""
+        """The feature network; a RequestError if flags name two."""
         from neon.metrics.reference import load_extractor
 
+        if self.features != INCEPTION and self.inception_weights is not None:
+            raise RequestError(
+                f"--inception_weights: --features {self.features} is another network; leave one of them out"
+            )
         return load_extractor(self.features, self.inception_weights, device)
 
     def feature_weights(self) -> Path | None:
