@@ -71,8 +71,8 @@ class VARScratchFlags(NetworkOfScratch):
     """number of classes; by default 1000"""
     patch_nums: tuple[int, ...] | None = None
     """side lengths of the scales; by default the published of 256 pixels: 1 2 3 4 5 6 8 10 13 16"""
-    shared_adaln: Annotated[bool, tyro.conf.arg(aliases=["--saln"])] = False
-    """one modulation for all blocks"""
+    shared_adaln: Annotated[bool | None, tyro.conf.arg(aliases=["--saln"], metavar="[0|1]")] = None
+    """one modulation for all blocks; by default one for each"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
             "width": width,
             "heads": max(width // 64, 1) if self.heads is None else self.heads,
             "patch_nums": list(self.scratch("patch_nums")),
-            "shared_adaln": self.shared_adaln,
+            "shared_adaln": self.scratch("shared_adaln"),
             "vocab": vocab,
             "code_channels": code_channels,
         }

@@ -19,7 +19,7 @@ import tyro
 
 from edm.flags import EDMFlags
 from neon.cli.command_line import at_least_one, between, positive, run_program
-from neon.cli.flags import NetworkOfScratch, Plan
+from neon.cli.flags import NetworkOfScratch, Plan, Switch
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import FIXED, LOADING, PLACE, RESUMED
 from neon.errors import RequestError
@@ -87,8 +87,8 @@ class EDMScratchFlags(NetworkOfScratch):
     """architecture; by default ddpmpp"""
     precond: Literal["edm", "vp", "ve"] | None = None
     """preconditioning and loss; by default edm"""
-    cond: bool = False
-    """class-conditional"""
+    cond: Switch = None
+    """class-conditional; by default not"""
     cbase: int | None = None
     """channels of the first level"""
     cres: tuple[int, ...] | None = None
@@ -99,8 +99,8 @@ class EDMScratchFlags(NetworkOfScratch):
     """resolutions with attention"""
     label_dropout: float | None = None
     """share of images shown without their class, for guidance; by default none"""
-    fp16: bool = False
-    """half precision on GPUs"""
+    fp16: Switch = None
+    """half precision on GPUs; by default not"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
             **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v is not None},
             "dropout": 0.13 if self.dropout is None else self.dropout,
             "augment_dim": AUGMENT_DIM if plan.augment else 0,
-            "use_fp16": self.fp16,
+            "use_fp16": self.scratch("fp16"),
         }
         precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.scratch("precond")]
         config = {"precond": precond, "network": network, "label_dropout": self.scratch("label_dropout")}

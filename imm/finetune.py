@@ -22,7 +22,7 @@ import tyro
 from imm.flags import CONFIGURED, IMMFlags
 from imm.settings import SIZE_FLAGS
 from neon.cli.command_line import at_least_one, between, run_program, values_refused
-from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch
+from neon.cli.flags import AverageFlags, BudgetFlags, BudgetPlan, NetworkOfScratch, Switch
 from neon.cli.programs import TrainProgram
 from neon.cli.refused import LAUNCHED, RESUMED
 from neon.errors import RequestError
@@ -57,8 +57,8 @@ class IMMScratchFlags(NetworkOfScratch):
 
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """network: DiT (the default), SongUNet, or DiT_XL_2 and such, which have a size of their own"""
-    latents: bool = False
-    """over latents of the images; a set of latents always is"""
+    latents: Switch = None
+    """over latents of the images; by default not, but a set of latents always is"""
     width: int | None = None
     """DiT: channels; SongUNet: those of the first level; by default 384"""
     depth: int | None = None
@@ -179,7 +179,7 @@ class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgra
         kind = self.scratch("model")
         if kind not in MODELS:
             raise RequestError(f"--model {kind}: unknown; expected one of {', '.join(MODELS)}")
-        in_latents = dataset.encoded or self.latents
+        in_latents = dataset.encoded or self.scratch("latents")
         channels, height, width = dataset.image_shape
         if height != width:
             raise RequestError(f"{self.data}: images of {width} x {height} pixels; expected square ones")

@@ -55,6 +55,9 @@ class IMMLoss:
         for name in ("sigma", "P_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a positive number")
+        for name in ("P_mean", "k", "a", "b"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a finite number")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; expected a probability")
 

@@ -29,6 +29,8 @@ from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, r
 from neon.runtime.signals import Stopped
 from neon.sampling import Label, sample_block
 
+LOG_FILE, STATE_FILE = "evaluations.jsonl", "evaluation.safetensors"
+"""in the folder of a run: the evaluations that are done, and the one in progress"""
 SAVE_EVERY_SECONDS = 60.0
 INCEPTION_SCORE_SPLITS = 10
 _BEGINS_ANEW = "delete it, and the evaluation that it is of begins anew"

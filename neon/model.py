@@ -340,7 +340,7 @@ def initialised(
         model = kind(config, precision=decide(precision, kind.training_precision, device), **arguments)
     except RequestError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise RequestError(f"no such network can be built ({error}); {advice}") from error
     return model.to(device)
 

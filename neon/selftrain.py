@@ -13,7 +13,7 @@ import pickle
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -125,52 +125,39 @@ def train(
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
-    folder = Path(folder)
+    folder, batch = Path(folder), recipe.batch_size
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
+    snapshots = {step: Snapshot(images_seen=step * batch, path=snapshot_path(folder, step * batch)) for step in wanted}
     image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
-    snapshots = [
-        Snapshot(images_seen=s * recipe.batch_size, path=snapshot_path(folder, s * recipe.batch_size)) for s in wanted
-    ]
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
-    facts |= identity or {}
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts)
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, {**facts, **(identity or {})})
     run.ordered = processes.device.type == "cpu" if ordered is None else ordered
 
-    def tell(reached: int) -> None:
-        for step, snapshot in zip(wanted, snapshots, strict=True):
-            if step <= reached and on_snapshot is not None:
-                on_snapshot(snapshot)
+    def tell(steps: Iterable[int]) -> None:
+        for step in steps:
+            if on_snapshot is not None:
+                on_snapshot(snapshots[step])
 
     def write_snapshot(moved: float) -> None:
         run.write_snapshot(moved, keep_raw=keep_raw)
-        if on_snapshot is not None:
-            on_snapshot(snapshots[wanted.index(run.step)])
+        tell([run.step])
 
-    if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots)):
-        processes.on_main(lambda: tell(num_steps))
-        return snapshots
-    if processes.is_main:
-        run.start = [p.detach().to("cpu", copy=True) for p in run.parameters]
+    if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots.values())):
+        processes.on_main(lambda: tell(wanted))
+        return list(snapshots.values())
     run.resume()
-    lost = [s.path.name for step, s in zip(wanted, snapshots, strict=True) if step <= run.step and not s.path.exists()]
-    if processes.from_main(lost):
-        raise RequestError(
-            f"{folder}: training stands at step {run.step}, past snapshots that were not written ({', '.join(lost)}); "
-            "start in another folder"
-        )
-    processes.on_main(lambda: tell(run.step))
+    processes.on_main(lambda: _check_kept(folder, run.step, snapshots))
+    processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
     last_saved = time.monotonic()
-    batch = recipe.batch_size
     with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress, postponed():
         while run.step < num_steps:
             loss, lr = run.one_step()
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
-            at_snapshot = run.step in wanted
-            moved = run.moved() if at_snapshot else None
+            moved = run.moved() if run.step in snapshots else None
             run.log(loss, lr, moved)
             if moved is not None:
                 processes.on_main(partial(write_snapshot, moved))
-            due = at_snapshot or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            due = moved is not None or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
             if processes.is_main and due:
                 run.save_state()
                 last_saved = time.monotonic()
@@ -180,7 +167,17 @@ def train(
                 raise run.stop
     processes.barrier()
     model.network.eval().requires_grad_(False)
-    return snapshots
+    return list(snapshots.values())
+
+
+def _check_kept(folder: Path, step: int, snapshots: Mapping[int, Snapshot]) -> None:
+    """A RequestError if one of the `snapshots` up to `step`, by which they are told, does not lie in `folder`."""
+    lost = [snapshot.path.name for due, snapshot in snapshots.items() if due <= step and not snapshot.path.exists()]
+    if lost:
+        raise RequestError(
+            f"{folder}: training stands at step {step}, past snapshots that were not written ({', '.join(lost)}); "
+            "start in another folder"
+        )
 
 
 def train_in_folder(
@@ -291,7 +288,7 @@ class TrainingRun:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
         self.ordered = True
-        self.start: list[Tensor] = []
+        self.start = [p.detach().to("cpu", copy=True) for p in model.network.parameters()] if processes.is_main else []
         """the weights before training, in the main process"""
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches are of one shape

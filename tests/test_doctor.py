@@ -126,6 +126,15 @@ def test_half_a_file_is_damaged_and_still_no_fault(folder: Path, capsys: pytest.
     assert "missing: var_d16.pth (begun), var_d36.pth" in printed
 
 
+@pytest.mark.parametrize("content", ["5", "[" * 100_000, "{", "\x00"])
+def test_an_index_that_is_no_table_is_damaged(folder: Path, content: str) -> None:
+    place = Path("imm/pretrained/sd-vae-ft-ema/config.json")
+    place.parent.mkdir(parents=True)
+    place.write_text(content)
+    state, path, detail = states()["config.json"]
+    assert (state, path) == ("damaged", str(place)) and detail.endswith("; download it again")
+
+
 def test_a_whole_architecture_is_not_offered_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in published_files():
         if "edm" in file.architectures and file.kind != "base":

@@ -150,10 +150,11 @@ def test_dashes_and_underscores_are_the_same(capsys: pytest.CaptureFixture[str])
         ("--cond=1 --fp16=1", True, True),
         ("--cond 1 --fp16 0", True, False),
         ("--cond=true --fp16=False", True, False),
-        ("", False, False),
+        ("--cond=0", False, None),
+        ("", None, None),
     ],
 )
-def test_switches_take_no_value_or_the_published_ones(words: str, cond: bool, fp16: bool) -> None:
+def test_switches_take_no_value_or_the_published_ones(words: str, cond: bool | None, fp16: bool | None) -> None:
     command = parses(f"edm/finetune.py --data d.zip --outdir runs/a {words} --lr 1e-4")
     assert (command.cond, command.fp16, command.lr) == (cond, fp16, 1e-4)  # type: ignore[attr-defined]
 

@@ -144,7 +144,7 @@ def test_out_may_be_one_of_the_operands(w: float) -> None:
         assert torch.equal(operands[operand], expected)
 
 
-@pytest.mark.parametrize("w", [float("nan"), INF, -INF])
+@pytest.mark.parametrize("w", [float("nan"), INF, -INF, 1e40])
 def test_a_weight_that_is_not_finite_is_refused(w: float) -> None:
     with pytest.raises(RequestError, match="finite"):
         merge_tensor(torch.ones(1), torch.ones(1), w)

@@ -252,11 +252,13 @@ def test_a_snapshot_that_does_not_say_how_far_it_moved_says_none(tmp_path: Path)
         ("xAR/finetune.py", "--attn_dropout 2", "--attn_dropout 2.0: expected 0 to 1"),
         ("xAR/finetune.py", "--grad_clip nan", "--grad_clip nan: expected a positive number"),
         ("imm/finetune.py", "--label_dropout -1", "--label_dropout -1.0: expected 0 to 1"),
+        ("imm/finetune.py", "--a nan", "a is nan; expected a finite number"),
         ("imm/finetune.py", "--matrix_size 0", "--matrix_size 0: expected at least 1"),
         # A network from scratch, beside a base that is another
         ("edm/finetune.py", "--arch adm", "--arch adm: is of a network from scratch, and base.pkl is built with"),
         ("edm/finetune.py", "--cres 1,2", "--cres 1 2: is of a network from scratch, and base.pkl is built with"),
         ("edm/finetune.py", "--fp16", "--fp16 True: is of a network from scratch"),
+        ("edm/finetune.py", "--cond=0", "--cond False: is of a network from scratch, and base.pkl is built with True"),
         ("VAR/finetune.py", "--depth 16", "--depth 16: is of a network from scratch, and var_d16.pth is built with 2"),
         ("VAR/finetune.py", "--saln", "--shared_adaln True: is of a network from scratch"),
         ("xAR/finetune.py", "--pixel_patch 2", "--pixel_patch 2: is of a network from scratch"),
@@ -294,6 +296,7 @@ def test_flags_that_say_what_the_base_is_are_let_pass(here: Path, name: str, fla
     [
         ("xAR/finetune.py", "--model xar_small --width 64 --vae_path kl.ckpt", "--width: --model xar_small says it"),
         ("imm/finetune.py", "--model SongUNet --heads 2", "--heads: a network SongUNet takes none"),
+        ("edm/finetune.py", "--cbase 0", "no such network can be built"),
         ("imm/finetune.py", "--model DiT_S_8 --depth 2", "--depth: a network DiT_S_8 takes none"),
     ],
 )

@@ -12,19 +12,23 @@ import torch
 from neon import evaluate
 from neon.checkpoint import load_state, save_safetensors
 from neon.cli import app as cli
+from neon.cli.choose import Tune
 from neon.cli.flags import settings_with
+from neon.errors import RequestError
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
+from neon.tune.plan import TunePlan
 from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 from tests.programs import ROOT, Killed, dies_after, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
 from tests.workers import Workers
+from VAR.settings import VARSettings
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
-    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --limit 4 --device cpu"
+    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --device cpu"
 )
 
 
@@ -48,7 +52,8 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tune(flags: str) -> int:
-    return cli.main(["tune", *USUAL.split(), *flags.split()])
+    limit = [] if "--grid" in flags else ["--limit", "4"]
+    return cli.main(["tune", *USUAL.split(), *limit, *flags.split()])
 
 
 def result(folder: str) -> dict:
@@ -84,8 +89,8 @@ def test_selection_and_report_share_no_seed() -> None:
 
 
 def test_guidance_snapshots_and_grids_are_searched(here: Path) -> None:
-    both = "--self-trained tuned.safetensors longer.safetensors --guidance 0 1"
-    assert tune(f"{both} --limit 7 --out search") == 0
+    both = "--self-trained tuned.safetensors longer.safetensors"
+    assert tune(f"{both} --guidance 0 1 --limit 7 --out search") == 0
     assert result("search")["evaluations"] <= 7 and result("search")["guidance"] is not None
     assert tune(f"{both} --grid 0 1 --guidance-grid 0 1 --out grid") == 0
     names = [entry["name"].removeprefix("selection 0: ") for entry in log("grid") if "selection" in entry["name"]]
@@ -126,7 +131,7 @@ def test_the_search_sees_the_statistics_of_its_points_and_makes_lost_ones_again(
 
 
 def test_two_processes_choose_as_one_does(here: Path, workers: Workers) -> None:
-    flags = f"tune {USUAL} --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
+    flags = f"tune {USUAL} --limit 4 --guidance 0 1 --self-trained tuned.safetensors longer.safetensors"
     assert cli.main([*flags.split(), "--out", "alone"]) == 0
     workers.run("neon.cli.app:main", [*flags.split(), "--out", "two"], folder=here, world_size=2)
     alone, two = ({entry["name"]: entry["distance"] for entry in log(run)} for run in ("alone", "two"))
@@ -197,7 +202,16 @@ def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) 
         ("--set num_steps=three", "--set num_steps=three: expected a value such as"),
         ("--metric recall", "--metric recall: is not scored here; add --real_images"),
         ("--vae x", "works on pixels"),
+        ("--inception-weights x.pth", "--inception_weights: --features features.safetensors is another network"),
         ("--guidance-grid 1 2", "--guidance_grid: goes with --grid"),
+        ("--grid nan", "--grid nan: expected one or several finite numbers"),
+        ("--grid", "--grid : expected one or several finite numbers"),
+        ("--grid 1 --guidance-grid nan", "--guidance_grid nan: expected one or several finite numbers"),
+        ("--tolerance -1", "--tolerance -1: expected 0 or more"),
+        ("--grid 0 1 --limit 4", "--limit: is of a search, and --grid scores all of its points; leave it out"),
+        ("--grid 0 1 --limit 16 --w 0 1", "--w: is of a search"),
+        ("--grid 0 1 --limit 16 --guidance 0 1", "its points; give --guidance_grid"),
+        ("--grid 0 1 --limit 16 --tolerance 0.1", "--tolerance: is of a search"),
         ("--base unconditional.safetensors --self-trained unconditional.safetensors --guidance 0 1", "unconditional"),
         ("--seed -1", "--seed is -1"),
         ("--key nowhere", "base.safetensors: no nesting 'nowhere'"),
@@ -291,3 +305,10 @@ def test_a_budget_is_what_a_file_says_or_is_named_after(
     save_safetensors(path, {"x": torch.zeros(1)}, facts)
     assert budgets([path]) == [budget]
     assert budgets([path, path]) == [None, None], "a budget that does not tell them apart"
+
+
+def test_guidance_that_the_sampler_refuses_is_found_before_any_image() -> None:
+    plan = TunePlan(base=Path("base.pth"), self_trained=(Path("tuned.pth"),), guidance=(-1.0, 1.0))
+    flags = Tune(plan=plan, select_stats=Path("real.npz"), features="features.safetensors")
+    with pytest.raises(RequestError, match="guidance is -1"):
+        flags._check_plan(tiny_edm(), VARSettings())

@@ -4,13 +4,13 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from neon.cli.command_line import at_least_one
+from neon.cli.command_line import at_least_one, values_refused
 from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
 from neon.errors import RequestError
 from neon.tune.plan import TunePlan
@@ -80,12 +80,14 @@ class Tune(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
+        from neon.merge import check_same_network
         from neon.metrics import FrechetReference
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
         from neon.runtime.files import hashes
+        from neon.runtime.run_folder import held_by_main
         from neon.runtime.threads import use_threads
-        from neon.tune.run import tune
+        from neon.tune.run import Tuner, choose, identity_of
 
         plan = self.plan
         model, settings = self.open(plan.base, plan.key, processes)
@@ -119,9 +121,12 @@ class Tune(ResidentFlags):
         selection, reporting = (
             Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics
         )
-        outcome = tune(
-            plan, model, settings, extractor, selection, reporting, self.out, processes, facts, fresh=self.fresh
-        )
+        for path in plan.self_trained:
+            check_same_network(plan.base, path, plan.key, plan.self_trained_key)
+        identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
+        with held_by_main(self.out, identity, processes, fresh=self.fresh):
+            tuner = Tuner(plan, model, settings, extractor, selection, reporting, self.out, processes)
+            outcome = choose(tuner, identity)
         if processes.is_main:
             print(outcome.text, flush=True)
 
@@ -134,6 +139,9 @@ class Tune(ResidentFlags):
             raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
         if plan.guidances and model.num_classes == 0:
             raise RequestError(f"--guidance: {plan.base} is unconditional, there is nothing to guide by")
+        for guidance in plan.guidances:
+            with values_refused():
+                replace(settings, guidance=guidance)
         if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
             raise RequestError(
                 f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "

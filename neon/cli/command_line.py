@@ -155,8 +155,12 @@ def seed_list(text: str) -> list[int]:
 
 
 def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
-    """`words` without published values of switches: `--cond=1` and `--cond 1` are `--cond`, `--cond=0` is nothing."""
+    """`words` with switches as the parser takes them: `--cond=1` and `--cond 1` are `--cond`, `--cond=0` is nothing.
+
+    Those that tell 0 from nothing (`bool | None`) get a value instead: True or False.
+    """
     switches = _flags_of(program, lambda hint: hint is bool)
+    valued = _flags_of(program, lambda hint: hint == bool | None)
     plain: list[str] = []
     left = list(words)
     while left:
@@ -167,11 +171,12 @@ def _plain_switches(program: type, words: Sequence[str]) -> list[str]:
             continue
         if not equals and left and left[0].lower() in SWITCH_VALUES:
             equals, value = "=", left.pop(0)
-        if not equals:
-            plain.append(word)
-        elif value.lower() not in SWITCH_VALUES:
+        if equals and value.lower() not in SWITCH_VALUES:
             raise RequestError(f"{word}: expected no value, or one of {', '.join(SWITCH_VALUES)}")
-        elif SWITCH_VALUES[value.lower()]:
+        on = not equals or SWITCH_VALUES[value.lower()]
+        if _comparable(flag) in valued:
+            plain += [flag, str(on)]
+        elif on:
             plain.append(flag)
     return plain
 

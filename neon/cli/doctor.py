@@ -20,6 +20,7 @@ import neon
 from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.files import check_writable, write_json
 from neon.runtime.published_files import PublishedFile, published_files
+from neon.runtime.run_folder import reading_state
 
 PACKAGES = ("torch", "torchvision", "numpy", "diffusers")
 OPTIONAL = {"diffusers": "pip install 'neon-extrapolation[imm]'"}
@@ -162,7 +163,7 @@ def look_for(file: PublishedFile) -> Finding:
         if Path(place).exists():
             try:
                 return Finding(file=file, state="found", path=place, detail=_content(Path(place)))
-            except (RequestError, WorkError) as error:
+            except (RequestError, WorkError, OSError) as error:
                 return Finding(file=file, state="damaged", path=place, detail=str(error).removeprefix(f"{place}: "))
     begun = Path(f"{file.places[0]}.part").exists()
     return Finding(file=file, state="missing", detail="begun" if begun else "")
@@ -175,10 +176,8 @@ def _content(path: Path) -> str:
     if path.suffix == ".npz":
         return f"{Statistics.load(path).dim} features"
     if path.suffix == ".json":
-        try:
+        with reading_state(path, "download it again"):
             return f"{len(json.loads(path.read_bytes()))} entries"
-        except (ValueError, OSError) as error:
-            raise RequestError(f"{path}: not readable as JSON ({error}); download it again") from error
     with open_checkpoint(path) as checkpoint:
         weights = sum(spec.numel for spec in checkpoint.specs.values() if spec.dtype.is_floating_point)
     return f"{weights / 1e6:.1f} M weights"

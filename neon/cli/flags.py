@@ -35,6 +35,8 @@ File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
 Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
+"""on or off where that must be told from not given"""
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 INCEPTION = "inception"
 """what `--features` calls the network of FID; any other name is a file"""
@@ -231,9 +233,13 @@ class FeatureFlags:
     """weights of the Inception network; by default those in torch-fidelity's cache"""
 
     def extractor(self, device: "torch.device") -> "FeatureExtractor":
-        """The feature network."""
+        """The feature network; a RequestError if flags name two."""
         from neon.metrics.reference import load_extractor
 
+        if self.features != INCEPTION and self.inception_weights is not None:
+            raise RequestError(
+                f"--inception_weights: --features {self.features} is another network; leave one of them out"
+            )
         return load_extractor(self.features, self.inception_weights, device)
 
     def feature_weights(self) -> Path | None:
@@ -319,7 +325,7 @@ class TrainingFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOfScratch:
-    """From scratch: how the network is built. None or False of a flag is not given."""
+    """From scratch: how the network is built. A flag that is None is not given."""
 
     usual: ClassVar[Mapping[str, Any]] = {}
     """what flags of a network say that are not given, by name; None: it follows from others"""
@@ -331,8 +337,7 @@ class NetworkOfScratch:
 
     def given_of_scratch(self) -> dict[str, Any]:
         """The flags of a network that are given."""
-        values = {name: getattr(self, name) for name in self.usual}
-        return {name: value for name, value in values.items() if value is not None and value is not False}
+        return {name: value for name in self.usual if (value := getattr(self, name)) is not None}
 
     def check_built_so(self, path: Path, base: Mapping[str, Any]) -> None:
         """A RequestError if a flag says otherwise than `base`, which tells by flag how the network at `path` is built.

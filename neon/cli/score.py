@@ -21,7 +21,18 @@ from neon import __version__
 from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
-from neon.evaluate import Reference, ScoreLog, Scores, Tally, evaluate, load_manifold, tally_images, unfinished
+from neon.evaluate import (
+    LOG_FILE,
+    STATE_FILE,
+    Reference,
+    ScoreLog,
+    Scores,
+    Tally,
+    evaluate,
+    load_manifold,
+    tally_images,
+    unfinished,
+)
 from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
@@ -37,7 +48,7 @@ from neon.sampling import Label, check_enough, check_label
 if TYPE_CHECKING:
     from neon.cli.programs import Fid, ScoreProgram
 
-LOG_FILE, STATE_FILE, SCORES_FILE = "evaluations.jsonl", "evaluation.safetensors", "scores.json"
+SCORES_FILE = "scores.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,11 @@ class MergeWarning(UserWarning):
 
 
 def check_weight(w: float) -> None:
-    """Raise a RequestError unless `w` is a finite number."""
-    if not math.isfinite(w):
-        raise RequestError(f"w = {w}: the merge weight must be a finite number (0 is the base, -1 the self-trained)")
+    """Raise a RequestError unless `w` is a finite number, in float32 too."""
+    if not abs(w) <= torch.finfo(torch.float32).max:
+        raise RequestError(
+            f"w = {w}: the merge weight must be a finite number, in float32 too (0 is the base, -1 the self-trained)"
+        )
 
 
 def is_merged(dtype: torch.dtype) -> bool:

@@ -84,7 +84,7 @@ def rows_in_order(
         Stopped: a signal reached a process, likewise; between two rounds, so that the caller has whole ones.
     """
     every = blocks(num_images, batch_size)[-(-done // batch_size) :]
-    height = 1 if one_row else batch_size
+    height = 1 if one_row else max(map(len, every), default=0)
     with Progress(title, num_images, "img", processes, done=done) as progress, postponed():
         for one_round in _rounds(every, processes):
             mine = torch.zeros(height, width, device=processes.device)

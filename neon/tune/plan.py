@@ -55,6 +55,15 @@ class TunePlan:
         for name, span in (("w", self.w), ("guidance", self.guidance)):
             if span is not None and not (math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1]):
                 raise RequestError(f"--{name} {span[0]:g} {span[1]:g}: expected a range, the lower end first")
+        for name, values in (("grid", self.grid), ("guidance_grid", self.guidance_grid)):
+            if values is not None and not (values and all(map(math.isfinite, values))):
+                raise RequestError(f"--{name} {' '.join(map(str, values))}: expected one or several finite numbers")
+        if not 0 <= self.tolerance < math.inf:
+            raise RequestError(f"--tolerance {self.tolerance:g}: expected 0 or more, such as 0.01")
+        for name in ("w", "guidance", "tolerance", "limit"):
+            if self.grid is not None and getattr(self, name) != getattr(TunePlan, name):
+                other = "give --guidance_grid" if name == "guidance" else "leave it out"
+                raise RequestError(f"--{name}: is of a search, and --grid scores all of its points; {other}")
         if self.guidance_grid is not None and self.grid is None:
             raise RequestError("--guidance_grid: goes with --grid; for a search give --guidance LOW HIGH")
         if self.metric not in get_args(Metric):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from neon import __version__
 from neon.errors import DegenerateError, RequestError
-from neon.evaluate import Reference, ScoreLog, Scores, evaluate
-from neon.merge import LiveMerge, check_same_network, load_self_trained
+from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
+from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.model import GenerativeModel
@@ -26,13 +26,13 @@ from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Evaluated, Report, Row, paired_gain, result_text, save
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
-from neon.runtime.run_folder import held_by_main, reading_state
+from neon.runtime.run_folder import reading_state
 from neon.sampling import sample_block
 from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed, Point, Search, grid, search
 from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 
-LOG_FILE, STATE_FILE, RESULT_FILE = "evaluations.jsonl", "evaluation.safetensors", "tune.json"
+RESULT_FILE = "tune.json"
 STATISTICS = "statistics"
 """folder with the statistics of each point of a search"""
 
@@ -283,35 +283,6 @@ class Tuner:
         return grids
 
 
-def tune(
-    plan: TunePlan,
-    model: GenerativeModel,
-    settings: Any,
-    extractor: FeatureExtractor,
-    selection: Reference,
-    reporting: Reference,
-    folder: Path,
-    processes: Processes,
-    facts: dict[str, Any],
-    *,
-    fresh: bool = False,
-) -> Outcome:
-    """Search, report and write the page into `folder`, or what is left of it of a run that was killed.
-
-    `model` is the base, loaded; `facts` say what else the scores depend on, as JSON.
-
-    Raises:
-        RequestError: the folder is another run's, or files do not fit each other.
-        WorkError: the disk is full.
-    """
-    for path in plan.self_trained:
-        check_same_network(plan.base, path, plan.key, plan.self_trained_key)
-    identity = processes.on_main(lambda: _identity(plan, model, settings, facts))
-    with held_by_main(folder, identity, processes, fresh=fresh):
-        tuner = Tuner(plan, model, settings, extractor, selection, reporting, folder, processes)
-        return choose(tuner, identity)
-
-
 def choose(tuner: Tuner, provenance: dict[str, Any]) -> Outcome:
     """Search, report the choice on other images, and write both into the folder of the run, which the caller holds.
 
@@ -331,7 +302,8 @@ def choose(tuner: Tuner, provenance: dict[str, Any]) -> Outcome:
     return outcome
 
 
-def _identity(plan: TunePlan, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+def identity_of(plan: TunePlan, model: GenerativeModel, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a run is determined by, as JSON; `facts` say what beside plan, model and settings the scores depend on."""
     # Runs that began before classes were dealt to the images of a set, as the protocol says, are not continued.
     dealt = {} if model.set_labels(1, 0) is None else {"labels": "dealt to the set"}
     return {
