@@ -1,6 +1,9 @@
 """What a command prints when it ends badly: one line, whatever foreign text stands in it."""
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from neon.cli.command_line import exit_code
 from neon.errors import LONGEST_LINE, WorkError, one_line
@@ -43,3 +46,17 @@ def test_what_every_process_finds_wrong_is_said_by_the_first(
 
     assert exit_code("neon", fail) == 1
     assert capsys.readouterr().err == ("neon: the disk is full\n" if said else "")
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 50), lambda: bytearray(1 << 60)], ids=["torch", "python"])
+def test_a_machine_without_enough_memory_is_told_in_one_line(
+    ask: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("neon sample", lambda: ask() and None) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("neon sample: out of memory") and line.endswith("ask for smaller batches")
+
+
+def test_another_fault_of_torch_is_not_called_one_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        exit_code("neon", lambda: (torch.ones(2) + torch.ones(3)) and None)

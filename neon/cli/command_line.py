@@ -25,6 +25,8 @@ Weights = Annotated[list[str], tyro.conf.arg(aliases=["-w"], metavar="W [W ...]"
 """merge weights, as text: what is wrong with one is said by us"""
 SWITCH_VALUES = {"1": True, "true": True, "0": False, "false": False}
 """how the published programs also spell a switch: `--cond=1`, `--cond true`"""
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""what torch says of a GPU and of a CPU that has no more of it"""
 
 
 def run_program(program: type[Command], argv: Sequence[str] | None = None, *, name: str | None = None) -> int:
@@ -83,6 +85,11 @@ def exit_code(command: str, run: Callable[[], int | None]) -> int:
         return 0
     except OSError as error:
         print(f"{command}: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        print(f"{command}: out of memory ({one_line(error)[:200]}); ask for smaller batches", file=sys.stderr)
         return 1
     except Stopped as stop:
         if is_first_process():
