@@ -161,6 +161,16 @@ def _read_checkpoint(path: Path) -> object:
     return specs, load_state(path)
 
 
+def _write_shards(folder: Path) -> None:
+    (folder / "model").mkdir()
+    where = {}
+    for number, name in enumerate(("first", "second")):
+        shard = f"model-{number}.safetensors"
+        save_safetensors(folder / "model" / shard, {f"{name}.weight": torch.ones(3, 2)}, {})
+        where[f"{name}.weight"] = shard
+    write_json(folder / "model" / "model.safetensors.index.json", {"metadata": {"total_size": 48}, "weight_map": where})
+
+
 def _write_features(folder: Path) -> None:
     shutil.copy(ROOT / "neon" / "demo" / "features.safetensors", folder / "features.safetensors")
 
@@ -257,6 +267,7 @@ READERS = {
     "torch": Reader(_write_torch, _read_checkpoint),
     "pickles": Reader(_write_pickles, _read_checkpoint),
     "safetensors": Reader(_write_safetensors, _read_checkpoint),
+    "shards": Reader(_write_shards, _read_checkpoint),
     "model": Reader(_write_safetensors, load_model, spares=("plain.safetensors",)),
     "features": Reader(_write_features, load_features),
     "training": Reader(_write_training, _read_training),

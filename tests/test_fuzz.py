@@ -14,8 +14,8 @@ import pytest
 from tests.programs import ROOT
 
 EACH = 80
-READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "model", "features", "training",
-           "scores", "download", "report"]  # fmt: skip
+READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "shards", "model", "features",
+           "training", "scores", "download", "report"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import torch
 
 from neon.checkpoint.common import Checkpoint, listing
 from neon.errors import RequestError
+from neon.runtime.files import is_file_name
 
 _INDEX = "*.index.json"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl")
@@ -106,9 +107,9 @@ def _weight_map(path: Path) -> dict[str, str]:
         where: Any = json.loads(path.read_bytes())["weight_map"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise RequestError(f"{path}: no index of shards in it (no weight_map in JSON); {again}") from None
-    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+    if not isinstance(where, dict) or not where:
         raise RequestError(f"{path}: its weight_map does not say which file each tensor lies in; {again}")
-    outside = [name for name in where.values() if not name or Path(name).name != name]
+    outside = [name for name in where.values() if not is_file_name(name)]
     if outside:
         raise RequestError(f"{path}: names the shard {outside[0]!r}; expected files that lie beside it")
     return where

@@ -285,6 +285,35 @@ class ScoringFlags(FeatureFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredImages(ScoringFlags, ImageFlags):
+    """Which images of a network are scored, and how."""
+
+    @abstractmethod
+    def seeds_text(self) -> str:
+        """Which images are scored, for the record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePairFlags(FeatureFlags):
+    """Two sets of images, or their statistics, to be compared."""
+
+    a: tyro.conf.Positional[Path]
+    """generated images (folder or zip), or statistics (.npz)"""
+    b: tyro.conf.Positional[Path]
+    """real images (folder or zip), or statistics (.npz)"""
+    precision_recall: bool = False
+    """also precision, recall, density and coverage; both sides must be images"""
+    nearest_k: int = 5
+    """which nearest neighbour gives the radius in precision and recall"""
+    batch_size: int = 64
+    """images per forward pass"""
+    device: Device = None
+    """by default a GPU where there is one"""
+    json: File = None
+    """also write the scores to this file"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingFlags:
     """Training: on what, for how long and where."""
 

@@ -23,12 +23,13 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImageFlags,
+    ImagePairFlags,
     ModelName,
     NetworkFlags,
     NumberedImages,
     OutputFlags,
     Plan,
-    ScoringFlags,
+    ScoredImages,
     TrainingFlags,
     settings_with,
 )
@@ -90,7 +91,7 @@ class SampleProgram(OutputFlags, ImageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreProgram(ScoringFlags, ImageFlags):
+class ScoreProgram(ScoredImages):
     """FID, Inception Score, precision and recall of a network, or of merges of two."""
 
     def __call__(self) -> None:
@@ -114,10 +115,6 @@ class ScoreProgram(ScoringFlags, ImageFlags):
         from neon.noise import Purpose
 
         return Purpose.REPORT
-
-    @abstractmethod
-    def seeds_text(self) -> str:
-        """Which images are scored, for the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -497,28 +494,13 @@ class Stats(FeatureFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fid(FeatureFlags):
+class Fid(ImagePairFlags):
     """Score images A against images or statistics B: FID, the Inception Score of A, precision and recall.
 
     Runs on several processes under `torchrun -m neon.cli fid ...`; the result is the same.
 
     Example: neon fid samples.zip real.npz
     """
-
-    a: tyro.conf.Positional[Path]
-    """generated images (folder or zip), or statistics (.npz)"""
-    b: tyro.conf.Positional[Path]
-    """real images (folder or zip), or statistics (.npz)"""
-    precision_recall: bool = False
-    """also precision, recall, density and coverage; both sides must be images"""
-    nearest_k: int = 5
-    """which nearest neighbour gives the radius in precision and recall"""
-    batch_size: int = 64
-    """images per forward pass"""
-    device: Device = None
-    """by default a GPU where there is one"""
-    json: File = None
-    """also write the scores to this file"""
 
     def __call__(self) -> None:
         from neon.cli.score import score_images

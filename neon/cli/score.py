@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from neon import __version__
+from neon.cli.flags import ImagePairFlags, ScoredImages
 from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, warn
@@ -45,9 +46,6 @@ from neon.runtime.run_folder import RUN_FILE, difference, held_by_main, read_rec
 from neon.runtime.threads import use_threads
 from neon.sampling import Label, check_enough, check_label
 
-if TYPE_CHECKING:
-    from neon.cli.programs import Fid, ScoreProgram
-
 SCORES_FILE = "scores.json"
 
 
@@ -64,7 +62,7 @@ class Sampling:
 
 
 def score_network(
-    path: Path, model: GenerativeModel, sampling: Sampling, flags: "ScoreProgram", processes: Processes
+    path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoredImages, processes: Processes
 ) -> None:
     """Score the network of checkpoint `path`, loaded as `model`, or its merges; the scores go to stdout and `--json`.
 
@@ -137,7 +135,7 @@ def _check_output(output: Path | None, processes: Processes) -> None:
         processes.on_main(lambda: check_writable(output, overwrite=True))
 
 
-def _live_merge(path: Path, model: GenerativeModel, flags: "ScoreProgram") -> LiveMerge | None:
+def _live_merge(path: Path, model: GenerativeModel, flags: ScoredImages) -> LiveMerge | None:
     """What sets the network of `path` to a merge with `--self_trained`, if that is given."""
     if flags.self_trained is None:
         return None
@@ -150,7 +148,7 @@ def _protocol(
     path: Path,
     model: GenerativeModel,
     sampling: Sampling,
-    flags: "ScoreProgram",
+    flags: ScoredImages,
     ref: Path,
     extractor: FeatureExtractor,
 ) -> dict[str, Any]:
@@ -261,7 +259,7 @@ def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
     return "  ".join(parts)
 
 
-def score_images(flags: "Fid", processes: Processes) -> None:
+def score_images(flags: ImagePairFlags, processes: Processes) -> None:
     """Score the images or statistics of `neon fid`; to stdout and, as JSON, to `--json`."""
     _check_output(flags.json, processes)
     paths = (flags.a, flags.b)

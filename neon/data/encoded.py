@@ -24,7 +24,7 @@ from neon.data.storage import Storage
 from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
-from neon.runtime.files import write_json
+from neon.runtime.files import is_file_name, write_json
 from neon.runtime.run_folder import held_by_main
 
 INDEX_FILE = "examples.json"
@@ -214,7 +214,7 @@ def _count(value: Any) -> int:
 
 
 def _file_name(value: Any) -> str:
-    if not isinstance(value, str) or Path(value).name != value:
+    if not is_file_name(value):
         raise ValueError(f"{value!r:.40} is no name of a file beside it")
     return value
 

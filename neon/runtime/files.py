@@ -108,6 +108,11 @@ def _open_as_it_is(path: str, flags: int) -> int:
     return os.open(path, (flags & ~os.O_TRUNC) | os.O_NOFOLLOW, 0o666)
 
 
+def is_file_name(value: object) -> bool:
+    """Whether `value`, of an index, can be the name of a file beside it: no path, and nothing that no system takes."""
+    return isinstance(value, str) and value.isprintable() and value not in ("", "..") and Path(value).name == value
+
+
 def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Raise a RequestError if the output `path` is the input `source`, through whatever link."""
     with contextlib.suppress(OSError):  # what cannot be looked up is no input; check_writable names its trouble
