@@ -455,8 +455,10 @@ class TrainingRun:
         if [one.shape for one in average] != [one.shape for one in self.average]:
             raise ValueError("averages of other shapes than the network's")
         self.average, self.step = average, int(state["step"])
-        if self.step < 1:
-            raise ValueError(f"step {self.step}")
+        # Fewer than those of the run where an overflow of float16 has cost some.
+        counted = [float(entry["step"]) for entry in self.optimizer.state.values() if "step" in entry]
+        if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
+            raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
     def save_state(self) -> None:
         """Write what `resume` needs, atomically."""

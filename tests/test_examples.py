@@ -91,6 +91,8 @@ def index(**changes: object) -> str:
         index(shards=[{"file": SHARD, "count": "1"}]),
         index(shards=[{"file": f"../{SHARD}", "count": 1}]),
         index(shards=[{"file": ["x"], "count": 1}]),
+        index(shards=[{"file": "nul\0", "count": 1}]),
+        index(shards=[{"file": "\ud800", "count": 1}]),
         index(shards=[{"file": SHARD, "count": 1}] * 2),
     ],
     ids=lambda content: content[-40:],

@@ -25,6 +25,7 @@ STATE_VERSION = 1
 FINGERPRINT = "_fingerprint"
 """how an entry of an identity is called that tells the contents of an input, which may change under its name"""
 _THREADS = "threads"
+_OF_BYTES = (None, errno.ENOENT, errno.EINVAL)  # what readers say of damaged bytes, such as an offset below 0
 _NOT_COMPARED = ("neon", VERSION_KEY, _THREADS)  # said in a record; neon's results do not change with its version
 
 
@@ -165,7 +166,7 @@ def reading_state(file: Path, advice: str) -> Iterator[None]:
     except WorkError:
         raise
     except Exception as error:  # what readers raise of damaged bytes is of any kind
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # the disk, not the bytes
+        if isinstance(error, OSError) and error.errno not in _OF_BYTES:  # the disk is at fault
             raise
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, (ValueError, RuntimeError)):
