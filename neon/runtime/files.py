@@ -16,6 +16,8 @@ from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 from neon.errors import RequestError, WorkError
 
 T = TypeVar("T")
+LONGEST_NAME = 255
+"""of a file, in bytes: what common file systems take"""
 _BAD_PLACE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
@@ -110,7 +112,8 @@ def _open_as_it_is(path: str, flags: int) -> int:
 
 def is_file_name(value: object) -> bool:
     """Whether `value`, of an index, can be the name of a file beside it: no path, and nothing that no system takes."""
-    return isinstance(value, str) and value.isprintable() and value not in ("", "..") and Path(value).name == value
+    plain = isinstance(value, str) and value.isprintable() and value not in ("", "..") and Path(value).name == value
+    return plain and len(str(value).encode()) <= LONGEST_NAME
 
 
 def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
