@@ -50,6 +50,11 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def reason(error: Exception) -> str:
+    """What `error` says, without the path that an OSError repeats."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def is_first_process() -> bool:
     """Whether this process speaks for its run: it is the only one, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"

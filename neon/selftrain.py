@@ -130,8 +130,9 @@ def train(
     snapshots = {step: Snapshot(images_seen=step * batch, path=snapshot_path(folder, step * batch)) for step in wanted}
     image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, {**facts, **(identity or {})})
-    run.ordered = processes.device.type == "cpu" if ordered is None else ordered
+    facts |= identity or {}
+    ordered = processes.device.type == "cpu" if ordered is None else ordered
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered)
 
     def tell(steps: Iterable[int]) -> None:
         for step in steps:
@@ -284,10 +285,12 @@ class TrainingRun:
         processes: Processes,
         micro_batch: int,
         identity: Mapping[str, Any] | None = None,
+        *,
+        ordered: bool = True,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
-        self.ordered = True
+        self.ordered = ordered
         self.start = [p.detach().to("cpu", copy=True) for p in model.network.parameters()] if processes.is_main else []
         """the weights before training, in the main process"""
         if processes.device.type == "cuda":

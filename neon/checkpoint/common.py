@@ -10,7 +10,7 @@ from typing import IO, Any, ClassVar
 
 import torch
 
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, reason
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def read_values(file: IO[bytes], offset: int, out: torch.Tensor, path: Path, nam
                 break
             view = view[count:]
     except OSError as error:
-        raise WorkError(f"{path}: reading {name} failed ({error.strerror})") from error
+        raise WorkError(f"{path}: reading {name} failed ({reason(error)})") from error
     if view:
         raise WorkError(f"{path}: the file ended while {name} was being read; was it replaced meanwhile?")
 

@@ -1,21 +1,18 @@
 """Weights in several files: an index of shards, a folder of shards; and a folder that holds one file of weights."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from neon.checkpoint.common import Checkpoint, listing
 from neon.errors import RequestError
-from neon.runtime.files import is_file_name
+from neon.runtime.files import weight_map
 
 _INDEX = "*.index.json"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl")
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.\w+)")
-_MAX_INDEX = 100_000_000  # bytes, as of a safetensors header
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -81,7 +78,12 @@ def open_index(path: Path, open_file: Callable[[Path], Checkpoint]) -> Checkpoin
     Raises:
         RequestError: it is no index, a shard is missing, or does not hold what the index says.
     """
-    where = _weight_map(path)
+    try:
+        where = weight_map(path)
+    except ValueError as error:
+        raise RequestError(
+            f"{path}: {error}; expected an index of shards, as model.safetensors.index.json, or a file of weights"
+        ) from None
     return _opened(path, _shards_of(path, where), open_file, where)
 
 
@@ -96,23 +98,6 @@ def _shards_of(path: Path, where: Mapping[str, str]) -> list[Path]:
 def open_shards(path: Path, files: Sequence[Path], open_file: Callable[[Path], Checkpoint]) -> Checkpoint:
     """The shards in the folder `path`; a RequestError if they cannot be one checkpoint."""
     return _opened(path, files, open_file, None)
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """File by name of tensor."""
-    again = "expected an index of shards, as model.safetensors.index.json, or a file of weights"
-    if path.stat().st_size > _MAX_INDEX:
-        raise RequestError(f"{path}: a text of {path.stat().st_size} bytes; {again}")
-    try:
-        where: Any = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        raise RequestError(f"{path}: no index of shards in it (no weight_map in JSON); {again}") from None
-    if not isinstance(where, dict) or not where:
-        raise RequestError(f"{path}: its weight_map does not say which file each tensor lies in; {again}")
-    outside = [name for name in where.values() if not is_file_name(name)]
-    if outside:
-        raise RequestError(f"{path}: names the shard {outside[0]!r}; expected files that lie beside it")
-    return where
 
 
 def _opened(

@@ -13,7 +13,7 @@ from neon.checkpoint.header import is_safetensors
 from neon.checkpoint.pickle_format import PickleCheckpoint, is_pickle
 from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
 from neon.checkpoint.torch_format import is_torch, open_torch
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
 
 _HEAD_BYTES = 512
 
@@ -61,7 +61,7 @@ def _in_folder(path: Path) -> Path | list[Path]:
     try:
         return file_in(path)
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise RequestError(f"{path}: cannot be read ({reason(error)}); check its permissions") from error
 
 
 def _open_file(path: Path, key: str | None) -> Checkpoint:
@@ -85,7 +85,7 @@ def _read_head(path: Path) -> bytes:
     except FileNotFoundError:
         raise RequestError(f"{path}: no such file; check the path or download the checkpoint first") from None
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+        raise RequestError(f"{path}: cannot be read ({reason(error)}); check the path and its permissions") from error
     if not head:
         raise RequestError(f"{path}: the file is empty; download or write it again")
     return head

@@ -148,7 +148,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     def __call__(self) -> None:
         from neon.data.fingerprint import fingerprint
         from neon.runtime.distributed import processes
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes
         from neon.runtime.threads import use_threads
         from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
 
@@ -169,7 +169,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
             identity = {
                 "neon": __version__,
-                "base_sha256": None if base is None else group.on_main(lambda: sha256_file(base)),
+                **group.on_main(lambda: hashes({"base_sha256": base})),
                 "config": model.config,
                 "data": str(self.data),
                 "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from neon.data.storage import Archive
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
 
 MAGIC = b"\x93NUMPY"
 LARGEST_HEADER = 10_000
@@ -37,7 +37,7 @@ def read_arrays(
         with open(path, "rb") as file:
             bare = file.read(len(MAGIC)) == MAGIC
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror or error}); {expected}") from error
+        raise RequestError(f"{path}: cannot be read ({reason(error)}); {expected}") from error
     if bare:
         raise RequestError(f"{path}: holds one bare array; {expected}")
     archive = Archive(path, f".npz {contents}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from neon.data.labels import LABELS_FILE
 from neon.data.listing import entries_below
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
 from neon.runtime.files import sha256_file
 
 
@@ -25,7 +25,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
     try:
         return _of_folder(path) if path.is_dir() else f"{path.stat().st_size} bytes, sha256 {sha256_file(path)}"
     except OSError as error:
-        raise RequestError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+        raise RequestError(f"{error.filename or path}: cannot be read ({reason(error)})") from error
 
 
 def fingerprints(inputs: Mapping[str, Path | None]) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
 
 LEFT_BEHIND = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 """what Windows and macOS put beside images; the rest of it is hidden (.DS_Store, ._a.png)"""
@@ -48,4 +48,4 @@ def entries_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.DirE
                     elif entry.is_file() or not Path(entry.path).exists():
                         yield name, entry
         except OSError as error:
-            raise RequestError(f"{path}: the folder cannot be listed ({error.strerror or error})") from error
+            raise RequestError(f"{path}: the folder cannot be listed ({reason(error)})") from error

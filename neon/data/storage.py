@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import IO
 
 from neon.data.listing import entries_below, is_ours, plain
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
 
 LARGEST_FILE = 1 << 28
 """bytes of an image or of encoded images: 256 MiB"""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """how entries of a zip may be packed: what zipfile unpacks in steps of a size that the reader chooses"""
-
-
-def reason(error: Exception) -> str:
-    """What `error` says, without the path that an OSError repeats."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 class Archive:

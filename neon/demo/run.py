@@ -24,7 +24,7 @@ from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.report.record import conclusions
 from neon.runtime.distributed import Processes
-from neon.runtime.files import sha256_file, write_json
+from neon.runtime.files import hashes, sha256_file, write_json
 from neon.runtime.run_folder import held_by_main
 from neon.sampling import write_samples
 from neon.selftrain import train
@@ -66,7 +66,7 @@ class DemoPlan:
 
     def identity(self) -> dict[str, Any]:
         """The plan and the hashes of all it starts from, as JSON."""
-        assets = {path.name: sha256_file(path) for path in (FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, REAL_IMAGES)}
+        assets = hashes({path.name: path for path in (FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, REAL_IMAGES)})
         facts = {**asdict(self), "recipe": self.recipe.facts()}
         return {"neon": __version__, **facts, "base": sha256_file(self.base), "assets": assets}
 

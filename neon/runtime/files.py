@@ -13,9 +13,11 @@ from pathlib import Path
 from types import UnionType
 from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, reason
 
 T = TypeVar("T")
+LARGEST_INDEX = 100_000_000
+"""bytes of an index of shards, as of a safetensors header"""
 LONGEST_NAME = 255
 """of a file, in bytes: what common file systems take"""
 _BAD_PLACE = (
@@ -116,6 +118,26 @@ def is_file_name(value: object) -> bool:
     return plain and len(str(value).encode()) <= LONGEST_NAME
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """File by name of tensor, of an index of shards: `{"weight_map": {"net.weight": "model-0.safetensors", ...}}`.
+
+    Raises:
+        ValueError: it is none, is larger than 100 MB, or names files that cannot lie beside it.
+    """
+    size = index.stat().st_size
+    if size > LARGEST_INDEX:
+        raise ValueError(f"a text of {size} bytes")
+    try:
+        where: Any = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise ValueError("no index of shards in it (no weight_map in JSON)") from None
+    if not isinstance(where, dict) or not where:
+        raise ValueError("its weight_map does not say which file each tensor lies in")
+    if outside := [name for name in where.values() if not is_file_name(name)]:
+        raise ValueError(f"names the shard {outside[0]!r}, which cannot lie beside it")
+    return where
+
+
 def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
     """Raise a RequestError if the output `path` is the input `source`, through whatever link."""
     with contextlib.suppress(OSError):  # what cannot be looked up is no input; check_writable names its trouble
@@ -125,12 +147,12 @@ def check_not_input(path: str | os.PathLike[str], source: str | os.PathLike[str]
 
 def write_failure(error: OSError, path: str | os.PathLike[str]) -> RequestError | WorkError:
     """The error to raise when writing `path` failed with `error`: a bad place is a bad request, a full disk is not."""
-    reason = error.strerror or str(error)
+    why = reason(error)
     if error.errno in _BAD_PLACE:
-        return RequestError(f"{path}: cannot write here ({reason}); choose a folder you may write to")
+        return RequestError(f"{path}: cannot write here ({why}); choose a folder you may write to")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WorkError(f"{path}: the disk is full ({reason}); nothing was written, free some space and run again")
-    return WorkError(f"{path}: writing failed ({reason}); nothing was written")
+        return WorkError(f"{path}: the disk is full ({why}); nothing was written, free some space and run again")
+    return WorkError(f"{path}: writing failed ({why}); nothing was written")
 
 
 def as_json(value: Any) -> Any:
@@ -213,7 +235,7 @@ def _parts(path: Path) -> list[Path] | None:
     if not path.name.endswith(".index.json"):
         return None
     try:
-        shards = {path.parent / Path(name).name for name in json.loads(path.read_bytes())["weight_map"].values()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        shards = {path.parent / name for name in weight_map(path).values()}
+    except ValueError:
         return None
     return sorted(part for part in shards if part.is_file()) or None
