@@ -18,6 +18,7 @@ from neon.model import GenerativeModel, building, check_outline, load_weights
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
 from neon.runtime.published_files import usual_file
+from neon.tunable import Range
 from VAR.preprocess import enlarge
 from VAR.published import TOKENIZER_FILE, published_settings, recognise, recognise_tokenizer
 from VAR.recipe import VARRecipe
@@ -61,6 +62,12 @@ class VARModel(GenerativeModel):
         side = 16 * self.patch_nums[-1]  # of the published tokenizer, until there is one
         self.image_shape = (3, side, side)
         self.default_settings = published_settings(config["transformer"]) or VARSettings()
+        self.tunable = {
+            "guidance": Range(0.0, 6.0),
+            "temperature": Range(0.5, 2.0, "log"),
+            "top_k": Range(min(10, self.network.vocab), self.network.vocab, "log", integer=True),
+            "top_p": Range(0.5, 1.0),
+        }
         self.recipe = VARRecipe()
         self.enlargement = enlargement
 
@@ -102,6 +109,10 @@ class VARModel(GenerativeModel):
         for block in self.network.blocks:
             block.compile(dynamic=False)
         self._tokenizer().decoder.compile()
+
+    def calls(self, settings: VARSettings) -> int:
+        """One for each scale."""
+        return len(self.patch_nums) * (2 if settings.guidance > 0 else 1)
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:

@@ -24,6 +24,7 @@ from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.precision import FP32, TF32, Precision
 from neon.sampling import one_hot
+from neon.tunable import Choice, Range
 
 ASSUMED = {"temb_type": "stride"}
 """of a network whose checkpoint does not tell it: that of ts_a2, from which Neon's published network was made"""
@@ -76,6 +77,11 @@ class IMM(GenerativeModel):
         self.num_classes = self.network.label_dim
         row = published_row(keywords)
         self.default_settings = row.settings if row else IMMSettings(guidance=1.5 if self.num_classes else 1.0)
+        self.tunable = {
+            "discretization": Choice(("uniform", "edm")),
+            "restart": Choice((False, True)),
+            **({"guidance": Range(1.0, 4.0)} if self.num_classes else {}),
+        }
         self.recipe = IMMRecipe()
         usual = IMMLoss(**config["loss"]) if "loss" in config else row.loss if row else IMMLoss()
         self.loss = replace(usual, **(loss or {}))
@@ -132,6 +138,13 @@ class IMM(GenerativeModel):
             part.compile()
         if self.codec is not None:
             self.codec.compile_decoder()
+
+    def calls(self, settings: IMMSettings) -> int:
+        return settings.num_steps * (1 if settings.guidance == 1 else 2)
+
+    def converged(self, settings: IMMSettings) -> IMMSettings:
+        """Twice the most steps that were published; ratios of `mid_nt` are of as many steps as they are."""
+        return replace(settings, num_steps=16, mid_nt=())
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: IMMSettings) -> Tensor:

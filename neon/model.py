@@ -30,6 +30,7 @@ from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
+from neon.tunable import Tunables
 
 T = TypeVar("T")
 
@@ -65,6 +66,8 @@ class GenerativeModel(nn.Module, ABC):
     """training batches must divide by this"""
     protocol: Mapping[str, str] = MappingProxyType({})
     """rules of sampling that scores depend on, by name; recorded with every score"""
+    tunable: Tunables = MappingProxyType({})
+    """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
     precision: Precision = FP32
     """what it computes in; set by `__init__` if that takes it, never afterwards"""
     sampling_precision: ClassVar[Precision] = FP32
@@ -96,6 +99,14 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
         """Images, uint8 [B, C, H, W]; image b depends on row b of `noise` and `labels` only."""
+
+    def calls(self, settings: Any) -> int | None:
+        """Network evaluations that an image takes, one with and one without a class counted as two; None: not told."""
+        return None
+
+    def converged(self, settings: Any) -> Any | None:
+        """Settings of so many calls that more would change little, guidance as in `settings`; None: not told."""
+        return None
 
     @abstractmethod
     def encode(self, images: Tensor, noise: Noise) -> Tensor:

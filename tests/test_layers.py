@@ -14,7 +14,7 @@ LAYERS = (
     ("errors",),
     ("runtime", "nn", "noise", "precision"),
     ("checkpoint", "data"),
-    ("recipe", "published"),
+    ("recipe", "published", "tunable"),
     ("model",),
     ("metrics", "merge", "sampling"),
     ("selftrain", "evaluate"),

@@ -20,6 +20,7 @@ from neon.nn.autoencoder import as_bytes
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
 from neon.runtime.published_files import usual_file
+from neon.tunable import Choice, Range
 from xAR.loss import flow_loss
 from xAR.published import published_settings, recognise
 from xAR.recipe import XARRecipe
@@ -75,6 +76,7 @@ class XARModel(GenerativeModel):
         side = self.network.grid * (self.pixel_patch or 16)  # of the published autoencoder, until there is one
         self.image_shape = (3, side, side)
         self.default_settings = published_settings(config["transformer"]) or XARSettings()
+        self.tunable = {"guidance": Range(1.0, 8.0), "stochastic": Choice((True, False))}
         self.recipe = XARRecipe()
         self.mirrors = mirrors
 
@@ -115,6 +117,17 @@ class XARModel(GenerativeModel):
             block.compile()
         if self.vae is not None:
             self.vae.decoder.compile()
+
+    def calls(self, settings: XARSettings) -> int:
+        """Of each cell, one for each step; that a cell is remembered for the next ones is not counted.
+
+        The first cell is not guided.
+        """
+        cells = self.network.num_cells
+        return settings.num_steps * (2 * cells - 1 if settings.guidance > 1 else cells)
+
+    def converged(self, settings: XARSettings) -> XARSettings:
+        return replace(settings, num_steps=100)
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: XARSettings) -> Tensor:
