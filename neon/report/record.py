@@ -98,15 +98,15 @@ class Report:
     metric: str
     """name of the distance: `fid`, or `fd_<features>`"""
     rows: tuple[Row, ...]
-    """all lines of the table, the next four among them"""
+    """all lines of the table, the others here among them"""
     base: Row
     """with the sampler that was asked for"""
     neon: Row
     """with that sampler; the same object as `base` where no merge was better"""
-    fair: Row
-    """the base with its best sampler of as many calls, which gains are held against; `base` where none is better"""
-    best: Row
-    """what did best on selection images: `neon`, Neon with the base's best sampler, or `fair`"""
+    base_best_sampler: Row | None = None
+    """the base with its best sampler of as many calls; None: none is better, or it was not searched"""
+    choice: Row | None = None
+    """what did best on selection images, if that is not `neon`"""
     w: float
     """the choice with the sampler that was asked for"""
     guidance: float | None = None
@@ -125,6 +125,16 @@ class Report:
     """how the figures came about, a sentence each"""
     provenance: dict[str, Any] = field(default_factory=dict)
     """what it takes to make the figures again, as JSON"""
+
+    @property
+    def fair(self) -> Row:
+        """The base that gains are held against: with its best sampler of as many calls."""
+        return self.base_best_sampler or self.base
+
+    @property
+    def best(self) -> Row:
+        """What did best on selection images: Neon with one of the samplers, or `fair`."""
+        return self.choice or self.neon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +230,8 @@ def headline(report: Report) -> str:
             "keep the base."
         )
     change = f"{best.distance / fair.distance - 1:+.0%}"
-    way = "Neon" if (best.w or 0) > 0 else "A step towards the self-trained model"
+    w = report.w if best is report.neon else best.w or 0
+    way = "Neon" if w > 0 else "A step towards the self-trained model"
     result = f"{way} with {what} lowers the distance to real images from {before} ({_called(report, fair)}) to {now} "
     result += f"({change})"
     if gain.interval is None:
@@ -378,16 +389,18 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
     for path, images in pictures.items():
         with atomic_write(path) as file:
             file.write(as_png(image_grid(images)))
-    named = (report.base, report.neon, report.fair, report.best)
-    base, neon, fair, best = (next(i for i, row in enumerate(report.rows) if row is one) for one in named)
+    named = (report.base, report.neon, report.base_best_sampler, report.choice)
+    base, neon, base_best_sampler, choice = (
+        next((i for i, row in enumerate(report.rows) if row is one), None) for one in named
+    )
     record = {
         "title": report.title,
         "metric": report.metric,
         "rows": [asdict(row) for row in report.rows],
         "base": base,
         "neon": neon,
-        "fair": fair,
-        "best": best,
+        "base_best_sampler": base_best_sampler,
+        "choice": choice,
         "w": report.w,
         "guidance": report.guidance,
         "snapshot": report.snapshot,
@@ -428,8 +441,11 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
         from_json(Row, {**row, "blocks": tuple(scores_from(one) for one in row["blocks"])}) for row in record["rows"]
     )
     base, neon = rows[record["base"]], rows[record["neon"]]
-    fair, best = rows[record.get("fair", record["base"])], rows[record.get("best", record["neon"])]  # absent: old runs
-    if len({len(row.blocks) for row in (base, neon, fair, best)}) != 1 or not all(row.blocks for row in rows):
+    # Runs of before had no more of them.
+    places = {name: record.get(name) for name in ("base_best_sampler", "choice")}
+    others = {name: None if place is None else rows[place] for name, place in places.items()}
+    compared = [base, neon, *(row for row in others.values() if row is not None)]
+    if len({len(row.blocks) for row in compared}) != 1 or not all(row.blocks for row in rows):
         raise ValueError("rows without blocks of scores, or not of as many")
     evaluated = tuple(
         from_json(Evaluated, {**one, "scores": one["scores"] and scores_from(one["scores"])})
@@ -443,8 +459,7 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
             "rows": rows,
             "base": base,
             "neon": neon,
-            "fair": fair,
-            "best": best,
+            **others,
             "evaluated": evaluated,
             "samplers": tuple(from_json(TriedSampler, one) for one in record.get("samplers", ())),
             "notes": tuple(map(str, record["notes"])),

@@ -96,7 +96,7 @@ class TunePlan:
         for name in _OF_SAMPLER:
             if not self.tune_sampler and getattr(self, name) != getattr(TunePlan, name):
                 raise RequestError(
-                    f"--{name}: is of the search for the best sampler, which --no-tune_sampler leaves out; give one of "
+                    f"--{name}: is of the search for the best sampler, which tune_sampler says to leave out; give one of "
                     "them"
                 )
         if self.blocks < 3:
