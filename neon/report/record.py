@@ -232,8 +232,8 @@ def headline(report: Report) -> str:
     change = f"{best.distance / fair.distance - 1:+.0%}"
     w = report.w if best is report.neon else best.w or 0
     way = "Neon" if w > 0 else "A step towards the self-trained model"
-    result = f"{way} with {what} lowers the distance to real images from {before} ({_called(report, fair)}) to {now} "
-    result += f"({change})"
+    of = "" if fair is report.base else f" ({_called(report, fair)})"
+    result = f"{way} with {what} lowers the distance to real images from {before}{of} to {now} ({change})"
     if gain.interval is None:
         return f"{result} on one block of seeds, which does not tell how much of that is noise; score more blocks."
     low, high = (distance_text(end) for end in gain.interval)
