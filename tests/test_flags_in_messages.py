@@ -44,6 +44,7 @@ RAISED_BY = {
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/tune/plan.py", None): {"tune"},
     ("neon/tune/run.py", None): {"tune"},
+    ("neon/tune/retrain.py", None): {"tune"},
 }
 """the commands that can raise a message with this flag (None: any) in it; the flags of an architecture's own files and
 of `python -m neon.demo.train` are of one program only, which says them itself"""
