@@ -14,6 +14,8 @@ class Range:
     scale: Literal["linear", "log"] = "linear"
     """in which equal steps matter equally"""
     integer: bool = False
+    unlimited: float | None = None
+    """a value outside that means as much as `high`: 0 for the number of codes drawn from"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ def at_calls(calls_of: Callable[[Any], int | None], settings: Any, calls: int) -
     found = calls_of(settings)
     if found is None:
         return None
+    if found == calls:
+        return settings
     if not hasattr(settings, "num_steps"):
         return settings if found <= calls else None
     for num_steps in range(calls, 0, -1):

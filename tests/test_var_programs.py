@@ -18,6 +18,7 @@ from neon.noise import ImageNoise
 from tests.programs import (
     ROOT,
     Killed,
+    both_at_inference,
     dies_after,
     evaluation_goes_on,
     images,
@@ -141,6 +142,17 @@ def test_scores_are_those_of_the_images_and_a_sweep_those_of_merged_files(here: 
     assert sweep["settings"]["guidance"] == 1.5 and sweep["label_rule"].startswith("every class")
     other = scores(f"--var_ckpt base.pth {flags} --images_for selection")
     assert other["fd_tiny6"] != values[0]
+
+
+def test_two_networks_sample_at_once(here: Path) -> None:
+    both_at_inference(
+        run_sample, scores, "--num_images 24 --batch_size 8 --cfg 1.5 --var_ckpt", "base.pth", "tuned.pth"
+    )
+    run = "--num_images 9 --batch_size 4 --tokens"
+    assert run_sample(f"{run} --outdir alone --var_ckpt tuned.pth") == 0
+    assert run_sample(f"{run} --outdir tokens --var_ckpt base.pth --self_trained tuned.pth --sims -1") == 0
+    alone, tokens = (ExampleSet(name, TOKENS).load(range(9))[0].int() for name in ("alone", "tokens"))
+    assert torch.equal(alone, tokens)
 
 
 def test_a_killed_evaluation_goes_on(here: Path) -> None:

@@ -227,13 +227,13 @@ def headline(report: Report) -> str:
     if gain.mean <= 0:
         return (
             f"No gain: with {what} the distance to real images is {now} against {before} for {_called(report, fair)}; "
-            "keep the base."
+            f"keep {_kept(report)}."
         )
     change = f"{best.distance / fair.distance - 1:+.0%}"
     w = report.w if best is report.neon else best.w or 0
     way = "Neon" if w > 0 else "A step towards the self-trained model"
-    result = f"{way} with {what} lowers the distance to real images from {before} ({_called(report, fair)}) to {now} "
-    result += f"({change})"
+    of = "" if fair is report.base else f" ({_called(report, fair)})"
+    result = f"{way} with {what} lowers the distance to real images from {before}{of} to {now} ({change})"
     if gain.interval is None:
         return f"{result} on one block of seeds, which does not tell how much of that is noise; score more blocks."
     low, high = (distance_text(end) for end in gain.interval)
@@ -242,7 +242,7 @@ def headline(report: Report) -> str:
     if not gain.certain:
         return (
             f"No gain beyond the noise: with {what} the distance to real images is {now} against {before} for "
-            f"{_called(report, fair)}, a gain {certainty}; keep the base."
+            f"{_called(report, fair)}, a gain {certainty}; keep {_kept(report)}."
         )
     return f"{result}, a gain of {distance_text(gain.mean)}, {certainty}."
 
@@ -250,6 +250,11 @@ def headline(report: Report) -> str:
 def _called(report: Report, row: Row) -> str:
     """The base in a sentence."""
     return "the base" if row is report.base else "the base with its best sampler of as many calls"
+
+
+def _kept(report: Report) -> str:
+    """What to use where Neon gains nothing."""
+    return "the base" if report.fair is report.base else "the base with that sampler"
 
 
 def _choice_of(report: Report) -> str:

@@ -143,7 +143,7 @@ class _Rows:
         fair = [row for row in self.rows if row.key == "base_best_sampler"]
         self.fair = fair[0] if fair else self.base
         self.best = self._best(tuned_neon)
-        if self.plan.baselines and getattr(self.model, "can_combine", False):
+        if self.plan.baselines and self.model.combines:
             self._together(given, "sims", "both networks (SIMS)")
             if tuned is not None:
                 self._together(tuned, "sims_best_sampler", "both networks, best sampler")

@@ -1,27 +1,61 @@
-"""Stub until the search lands."""
+"""Choosing a sampler's settings with few evaluations, at an equal number of network calls.
 
-from collections.abc import Callable
+A better sampler that takes more calls is no better one: every candidate gets as many steps as the calls of the given
+settings allow. `search_sampler` moves one setting after another, then goes where a model of the features' moments
+(neon.tune.surrogate) promises most. Nothing here samples, scores or reads a file.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from neon.metrics import FrechetReference, Statistics
-from neon.tunable import Choice, Tunables, at_calls
+import numpy as np
+from scipy.stats import qmc
+
+from neon.errors import RequestError, WorkError
+from neon.metrics import FrechetReference, MomentTarget, Statistics
+from neon.tunable import Range, Tunables, at_calls
+from neon.tune.search import EvaluationFailed
+from neon.tune.surrogate import Array, MomentProcess, SettingsKernel, Surrogate, ValueProcess
+
+_STEP = 0.25
+"""of the first move of each setting, in parts of its range"""
+_REACH = 0.4
+"""how far from the lowest point each setting goes in one step, in parts of its range"""
+_CLOSEST = 0.03
+"""between two evaluated points, in parts of the ranges: nearer teaches nothing"""
+_CANDIDATES = 512
+"""a power of 2, as Sobol's sequence asks for"""
+_DIGITS = 2
+"""significant ones of a setting: more would pretend a precision that no search has"""
+_MOST_FEATURES = 64
+"""that the search follows one by one; what others add to the distance is interpolated as a number"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerPoint:
+    """Settings and their value; None if the evaluation failed, with the reason in `note`."""
+
     settings: Any
     value: float | None
     note: str = ""
     statistics: Statistics | None = field(default=None, repr=False, compare=False)
+    """of the features behind the value, where the search was given them"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSearch:
+    """What was evaluated, in order, and what it says."""
+
     evaluations: tuple[SamplerPoint, ...]
+    """the given settings first"""
     given: SamplerPoint
     best: SamplerPoint
+    """the lowest value; the given settings unless they are beaten by more than twice the noise"""
     reason: str
+    """why the search stopped"""
 
 
 def search_sampler(
@@ -34,23 +68,215 @@ def search_sampler(
     limit: int = 12,
     tolerance: float = 0.01,
 ) -> SamplerSearch:
-    import numpy as np
+    """Minimise `evaluate` over the settings named in `tunable`; deterministic given the values.
 
-    rng = np.random.default_rng(0)
-    points = []
-    candidate = given
-    while len(points) < limit:
-        r = evaluate(candidate)
-        v = reference.distance(r) if isinstance(r, Statistics) else r
-        points.append(SamplerPoint(settings=candidate, value=v))
-        values = {}
-        for name, t in tunable.items():
-            if isinstance(t, Choice):
-                values[name] = t.values[int(rng.integers(len(t.values)))]
+    Args:
+        evaluate: the value of settings, lower is better, or with `reference` the statistics of their features; raises
+            EvaluationFailed if they have none (as does a value that is not finite).
+        given: settings, a dataclass; evaluated first.
+        tunable: the fields searched. None: only the given settings are evaluated.
+        calls_of: network calls of settings. Others get the most steps that take no more calls than the given ones; if
+            that is not told, steps are left as they are.
+        reference: real features. The value of settings is the Frechet distance of their features to them.
+        limit: never evaluate more settings than this.
+        tolerance: the search stops when it expects to gain less than this part of the best value.
+
+    Raises:
+        RequestError: a limit below 1.
+        WorkError: the given settings have no value.
+    """
+    if limit < 1:
+        raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
+    search = _Search(evaluate, _Space(given, tunable, calls_of), reference, tolerance)
+    reason = f"no other settings are expected to gain more than {100 * tolerance:g}%"
+    for settings in search.walk():
+        if len(search.points) == limit:
+            reason = f"the limit of {limit} evaluations was reached"
+            break
+        search.add(settings)
+    first, best = search.points[0], search.lowest
+    if _value(first) - _value(best) <= 2 * search.noise:
+        best = first
+    return SamplerSearch(evaluations=tuple(search.points), given=first, best=best, reason=reason)
+
+
+def _value(point: SamplerPoint) -> float:
+    """The value, infinite if the evaluation failed."""
+    return math.inf if point.value is None else point.value
+
+
+class _Space:
+    """The settings that take as many calls as the given ones, and the coordinates in which they resemble each other."""
+
+    def __init__(self, given: Any, tunable: Tunables, calls_of: Callable[[Any], int | None]) -> None:
+        self.given, self.tunable, self.calls_of = given, tunable, calls_of
+        self.calls = calls_of(given)
+
+    def settings(self, origin: Any, **values: Any) -> Any | None:
+        """`origin` with other values, at an equal number of calls; None: there are no such settings."""
+        try:
+            changed = replace(origin, **values)
+        except ValueError:
+            return None
+        return changed if self.calls is None else at_calls(self.calls_of, changed, self.calls)
+
+    def coordinates(self, settings: Sequence[Any]) -> Array:
+        """One row for each: differences from the given settings."""
+        columns = []
+        for name, tunable in self.tunable.items():
+            values = [getattr(one, name) for one in settings]
+            own = getattr(self.given, name)
+            if isinstance(tunable, Range):
+                columns.append([part_of(tunable, value) - part_of(tunable, own) for value in values])
             else:
-                u = rng.uniform()
-                x = t.low * (t.high / t.low) ** u if t.scale == "log" else t.low + u * (t.high - t.low)
-                values[name] = int(x) if t.integer else float(x)
-        candidate = at_calls(calls_of, replace(given, **values), calls_of(given)) or given
-    best = min(points, key=lambda p: p.value)
-    return SamplerSearch(evaluations=tuple(points), given=points[0], best=best, reason="stub")
+                columns += [[float(value == other) for value in values] for other in tunable.values if other != own]
+        if hasattr(self.given, "num_steps"):
+            columns.append([math.log2(one.num_steps / self.given.num_steps) for one in settings])
+        return np.array(columns).T.reshape(len(settings), -1)
+
+    def moved(self, origin: Any) -> Iterator[dict[str, Any]]:
+        """For each setting other values: a number some way towards the middle of its range, or each other choice."""
+        for name, tunable in self.tunable.items():
+            own = getattr(origin, name)
+            if isinstance(tunable, Range):
+                part = part_of(tunable, own)
+                yield {name: value_at(tunable, part - math.copysign(_STEP, part - 0.5))}
+            else:
+                yield from ({name: value} for value in tunable.values if value != own)
+
+    @cached_property
+    def _lattice(self) -> Array:
+        """Points of the unit cube [_CANDIDATES, 2 d]: a place for each setting, and whether to keep it."""
+        sobol = qmc.Sobol(2 * len(self.tunable), rng=np.random.default_rng(0))
+        return np.asarray(sobol.random(_CANDIDATES))
+
+    def around(self, origin: Any) -> list[Any]:
+        """Settings that differ from `origin` in some of the searched ones, each by no more than `_REACH`."""
+        found = []
+        for places in self._lattice.reshape(_CANDIDATES, 2, -1):
+            values: dict[str, Any] = {}
+            for (name, tunable), place, keep in zip(self.tunable.items(), *places, strict=True):
+                if keep < 0.5:
+                    continue
+                if isinstance(tunable, Range):
+                    part = part_of(tunable, getattr(origin, name)) + _REACH * (2 * place - 1)
+                    values[name] = value_at(tunable, part)
+                else:
+                    values[name] = tunable.values[int(place * len(tunable.values))]
+            if (settings := self.settings(origin, **values)) is not None:
+                found.append(settings)
+        return found
+
+
+def part_of(numbers: Range, value: float) -> float:
+    """Where a value lies between the ends of a range, 0 to 1; one beyond an end counts as that end."""
+    if value == numbers.unlimited:
+        return 1.0
+    low, value, high = numbers.low, min(max(value, numbers.low), numbers.high), numbers.high
+    if numbers.scale == "log":
+        low, value, high = math.log(low), math.log(value), math.log(high)
+    return (value - low) / (high - low) if high > low else 0.0
+
+
+def value_at(numbers: Range, part: float) -> float:
+    """The number, rounded, at a part of a range."""
+    if part <= 0 or part >= 1:
+        value = numbers.high if part >= 1 else numbers.low
+    elif numbers.scale == "log":
+        value = numbers.low * (numbers.high / numbers.low) ** part
+    else:
+        value = numbers.low + (numbers.high - numbers.low) * part
+    value = min(max(float(f"{value:.{_DIGITS}g}"), numbers.low), numbers.high)
+    return round(value) if numbers.integer else value
+
+
+class _Search:
+    """The points evaluated so far, and which to evaluate next."""
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any], float | Statistics],
+        space: _Space,
+        reference: FrechetReference | None,
+        tolerance: float,
+    ) -> None:
+        self.evaluate, self.space, self.reference, self.tolerance = evaluate, space, reference, tolerance
+        self.target = None if reference is None else MomentTarget(reference.statistics, _MOST_FEATURES)
+        self.points: list[SamplerPoint] = []
+        self.noise = 0.0
+        """standard deviation of the difference of two values, as far as the model cannot follow it"""
+
+    def add(self, settings: Any) -> None:
+        """Evaluate settings; a value that is not finite is a failure.
+
+        Raises:
+            WorkError: the given settings, which are the first, have no value.
+        """
+        point = self._point(settings)
+        self.points.append(point)
+        if len(self.points) == 1 and point.value is None:
+            raise WorkError(
+                f"the given sampler could not be scored ({point.note}); mend that before choosing other settings"
+            )
+
+    def _point(self, settings: Any) -> SamplerPoint:
+        try:
+            result = self.evaluate(settings)
+        except EvaluationFailed as failure:
+            return SamplerPoint(settings=settings, value=None, note=str(failure))
+        if isinstance(result, Statistics):
+            assert self.reference is not None, "statistics have no value without a reference"
+            return SamplerPoint(settings=settings, value=self.reference.distance(result), statistics=result)
+        value = float(result)
+        if not math.isfinite(value):
+            return SamplerPoint(settings=settings, value=None, note=f"the value is {value}")
+        return SamplerPoint(settings=settings, value=value)
+
+    @property
+    def lowest(self) -> SamplerPoint:
+        """The lowest value so far."""
+        return min(self.points, key=_value)
+
+    def walk(self) -> Iterator[Any]:
+        """All settings worth evaluating: the given, each setting moved, then the most promising."""
+        yield self.space.given
+        if not self.space.tunable:
+            return
+        for values in self.space.moved(self.space.given):
+            settings = self.space.settings(self.lowest.settings, **values)
+            if settings is not None and self.fresh([settings])[0]:
+                yield settings
+        while (promising := self.most_promising()) is not None:
+            yield promising
+
+    def most_promising(self) -> Any | None:
+        """The settings that may gain most; None if that is too little."""
+        candidates = self.space.around(self.lowest.settings)
+        candidates = [one for one, fresh in zip(candidates, self.fresh(candidates), strict=True) if fresh]
+        model = self.surrogate()
+        self.noise = model.noise
+        if not candidates:
+            return None
+        promise = model.promise(self.space.coordinates(candidates))
+        least = max(self.tolerance * _value(self.lowest), 2 * self.noise)
+        return candidates[promise.argmax()] if promise.max() > least else None
+
+    def fresh(self, candidates: Sequence[Any]) -> Array:
+        """Which candidates are neither evaluated nor too near to such, nor nearest to one that failed."""
+        if not candidates:
+            return np.zeros(0, bool)
+        rows = self.space.coordinates(candidates)
+        evaluated = self.space.coordinates([point.settings for point in self.points])
+        away = np.linalg.norm(rows[:, None] - evaluated, axis=-1)
+        failed = np.array([point.value is None for point in self.points])
+        return np.asarray((away.min(axis=1) > _CLOSEST) & ~failed[away.argmin(axis=1)])
+
+    def surrogate(self) -> Surrogate:
+        """The fit to all points that have values."""
+        scored = [point for point in self.points if point.value is not None]
+        rows = self.space.coordinates([point.settings for point in scored])
+        values = np.array([_value(point) for point in scored])
+        if self.target is None:
+            return ValueProcess(rows, values, SettingsKernel())
+        statistics = [point.statistics for point in scored if point.statistics is not None]
+        return MomentProcess(rows, statistics, values, self.target, 0.0, SettingsKernel())
