@@ -34,7 +34,7 @@ from neon.evaluate import (
     tally_images,
     unfinished,
 )
-from neon.merge import LiveMerge, load_self_trained
+from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.metrics.reference import INCEPTION_DIM, features_file, load_statistics
@@ -77,7 +77,7 @@ def score_network(
     use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
     _warn_of_few(len(sampling.seeds), extractor.dim)
-    live = _live_merge(path, model, flags)
+    live = _live_merge(path, model, sampling.settings, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = load_manifold(
         flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
@@ -135,10 +135,11 @@ def _check_output(output: Path | None, processes: Processes) -> None:
         processes.on_main(lambda: check_writable(output, overwrite=True))
 
 
-def _live_merge(path: Path, model: GenerativeModel, flags: ScoredImages) -> LiveMerge | None:
+def _live_merge(path: Path, model: GenerativeModel, settings: Any, flags: ScoredImages) -> LiveMerge | None:
     """What sets the network of `path` to a merge with `--self_trained`, if that is given."""
     if flags.self_trained is None:
         return None
+    warn_of_snapshot(flags.self_trained, model, settings, flags.key, flags.self_trained_key)
     trained = load_self_trained(model.network, path, flags.self_trained, flags.key, flags.self_trained_key)
     base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     return LiveMerge(model.network, base, trained)
