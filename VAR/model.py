@@ -40,6 +40,8 @@ class VARModel(GenerativeModel):
 
     architecture = "VAR"
     network: VAR
+    second: tuple[VAR, float] | None
+    combines = True
     protocol = {  # noqa: RUF012 - a constant
         "uint8_rule": "truncate(255 clip(x, 0, 1))",
         "label_rule": "every class equally often, shuffled by the seed",
@@ -106,26 +108,28 @@ class VARModel(GenerativeModel):
         """Compile the blocks of the transformer, for each size of a scale, and the decoder."""
         # Every scale has its own size, with and without those before it in memory; the default limit is 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.patch_nums))
-        for block in self.network.blocks:
-            block.compile(dynamic=False)
+        for network in self._networks:
+            for block in network.blocks:
+                block.compile(dynamic=False)
         self._tokenizer().decoder.compile()
 
     def calls(self, settings: VARSettings) -> int:
         """One for each scale."""
-        return len(self.patch_nums) * (2 if settings.guidance > 0 else 1)
+        return self._evaluated * len(self.patch_nums) * (2 if settings.guidance > 0 else 1)
 
     @torch.no_grad()
     def sample(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:
         """Draws per image and scale: one exponential per token and code, twice as many in the smooth mode."""
         with self._autocast():
-            images = generate(self.network, self._tokenizer(), self._on_device(labels), noise, settings)
+            images = generate(self.network, self._tokenizer(), self._on_device(labels), noise, settings, self.second)
         return (images.to(torch.float32).clamp(0, 1) * 255).to(torch.uint8)
 
     @torch.no_grad()
     def sample_tokens(self, noise: Noise, labels: Tensor | None, settings: VARSettings) -> Tensor:
         """The tokens behind `sample`, int64 [B, L]."""
         with self._autocast():
-            return generate_tokens(self.network, self._tokenizer(), self._on_device(labels), noise, settings)
+            classes = self._on_device(labels)
+            return generate_tokens(self.network, self._tokenizer(), classes, noise, settings, self.second)
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Noise) -> Tensor:

@@ -4,17 +4,23 @@ Symbols as in `VAR.transformer`; progress r runs from 0 at the first scale to 1 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neon.model import of_both
 from neon.noise import Noise
 from VAR.settings import VARSettings
 from VAR.transformer import VAR
 from VAR.vqvae import VQVAE
+
+Logits = Callable[[Tensor | None, float], Tensor]
+"""(the quantiser's `next_input` [B, p_k^2, c], None at the first scale; progress) -> logits, float32 [B, p_k^2, V]"""
+Second = tuple[VAR, float] | None
+"""another transformer and its scale g, for logits (1 + g) l - g l_second"""
 
 
 class Scale(NamedTuple):
@@ -29,18 +35,22 @@ class Scale(NamedTuple):
 
 
 @torch.no_grad()
-def generate(transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings) -> Tensor:
+def generate(
+    transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings, second: Second = None
+) -> Tensor:
     """Images float32 [B, 3, H, H] in [0, 1] of classes `labels` int64 [B] in [0, N]; N stands for no class.
 
     Image b depends on row b of `labels` and `noise` only. (The published evaluation gave every process the same
     seeds, so that as many images as there were processes shared their noise; that is not repeated here.)
     """
-    for scale in sample_scales(transformer, vqvae, labels, noise, settings):
+    for scale in sample_scales(transformer, vqvae, labels, noise, settings, second):
         feature_map = scale.feature_map
     return (vqvae.decode(feature_map).float() + 1) / 2
 
 
-def generate_tokens(transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings) -> Tensor:
+def generate_tokens(
+    transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings, second: Second = None
+) -> Tensor:
     """The tokens int64 [B, L] of the images that `generate` makes.
 
     Raises:
@@ -48,30 +58,25 @@ def generate_tokens(transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise
     """
     if settings.smooth:
         raise ValueError("smooth is True; expected False, for codes that are mixed have no tokens")
-    return torch.cat([s.tokens for s in sample_scales(transformer, vqvae, labels, noise, settings)], dim=1)
+    scales = sample_scales(transformer, vqvae, labels, noise, settings, second)
+    return torch.cat([scale.tokens for scale in scales], dim=1)
 
 
 @torch.no_grad()
 def sample_scales(
-    transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings
+    transformer: VAR, vqvae: VQVAE, labels: Tensor, noise: Noise, settings: VARSettings, second: Second = None
 ) -> Iterator[Scale]:
     """Sample scale after scale; arguments as in `generate`.
 
     Per scale and image, `noise` gives exponential draws [p_k^2, V] that pick the tokens and, if smooth, as many
     again that mix the codes. The device is never waited for.
     """
-    quantize, batch = vqvae.quantize, len(labels)
-    guided = settings.guidance > 0
-    if guided:  # the same images once more, without a class
-        labels = torch.cat([labels, torch.full_like(labels, transformer.classes)])
-    generation = transformer.start(labels)
-    feature_map, codes = quantize.empty_map(batch), None
+    quantize = vqvae.quantize
+    next_logits = of_both(lambda network: guided_logits(network, labels, settings.guidance), transformer, second)
+    feature_map, codes = quantize.empty_map(len(labels)), None
     for k, side in enumerate(quantize.patch_nums):
         progress = k / (len(quantize.patch_nums) - 1)
-        logits = transformer.next_logits(generation, codes)
-        if guided:
-            extra = settings.guidance * progress
-            logits = (1 + extra) * logits[:batch] - extra * logits[batch:]
+        logits = next_logits(codes, progress)
         kept = filter_logits(logits / settings.temperature, settings.top_k, settings.top_p)
         tokens = draw_tokens(kept, noise.exponential(side**2, logits.shape[2]))
         if settings.smooth:
@@ -82,7 +87,24 @@ def sample_scales(
         feature_map = quantize.accumulate(feature_map, chosen, k)
         yield Scale(logits, tokens, feature_map)
         if progress < 1:
-            codes = quantize.next_input(feature_map, k).repeat(2 if guided else 1, 1, 1)
+            codes = quantize.next_input(feature_map, k)
+
+
+def guided_logits(transformer: VAR, labels: Tensor, guidance: float) -> Logits:
+    """The logits of scale after scale of classes `labels`, guidance growing with progress; what is behind is kept."""
+    guided, batch = guidance > 0, len(labels)
+    if guided:  # the same images once more, without a class
+        labels = torch.cat([labels, torch.full_like(labels, transformer.classes)])
+    generation = transformer.start(labels)
+
+    def next_logits(codes: Tensor | None, progress: float) -> Tensor:
+        if not guided:
+            return transformer.next_logits(generation, codes)
+        both = transformer.next_logits(generation, None if codes is None else codes.repeat(2, 1, 1))
+        extra = guidance * progress
+        return (1 + extra) * both[:batch] - extra * both[batch:]
+
+    return next_logits
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from edm.loss import Augment, loss_of
 from edm.precond import PRECONDS, Precond
-from edm.sampler import Denoiser, guided, integrate
+from edm.sampler import Denoiser, integrate
 from edm.settings import EDMSettings, SamplerSettings
 from neon.checkpoint import Checkpoint
 from neon.data.augment import augmentation_for
 from neon.data.images import from_uint8, to_uint8
 from neon.errors import RequestError
-from neon.model import GenerativeModel
+from neon.model import GenerativeModel, extrapolated, of_both
 from neon.nn.unet import UNetBlock
 from neon.noise import Noise
 from neon.precision import FP32, Precision
@@ -39,6 +39,8 @@ class EDM(GenerativeModel):
 
     architecture = "edm"
     network: Precond
+    second: tuple[Precond, float] | None
+    combines = True
     protocol = {  # noqa: RUF012 - a constant
         "uint8_rule": "truncate(clip(127.5 x + 128, 0, 255))",
         "label_rule": "a uniform class per image from its own generator, after its latents",
@@ -55,12 +57,10 @@ class EDM(GenerativeModel):
         precision: Precision = FP32,
         augment: float = 0.0,
         dropout: float | None = None,
-        second: tuple[Precond, float] | None = None,
     ) -> None:
         """`augment`: probability of augmentations of training images, which the network may be told of.
 
-        `dropout`: in place of that the network was trained with. `second`: (network, g), to sample from
-        (1 + g) D - g D_second in float32, as the published two-network sampler.
+        `dropout`: in place of that the network was trained with.
         """
         super().__init__()
         self.config = config
@@ -85,7 +85,6 @@ class EDM(GenerativeModel):
         )
         self.loss = loss_of(self.network)
         self.augment: Augment | None = augmentation_for(self.network.model, augment)
-        self.second = second
         if dropout is not None:
             for module in self.network.modules():
                 if isinstance(module, UNetBlock):
@@ -100,7 +99,7 @@ class EDM(GenerativeModel):
 
     def calls(self, settings: SamplerSettings) -> int:
         each = settings.num_steps if settings.solver == "euler" else 2 * settings.num_steps - 1
-        return each if settings.guidance in (0, -1) else 2 * each
+        return self._evaluated * (each if settings.guidance in (0, -1) else 2 * each)
 
     def converged(self, settings: SamplerSettings) -> EDMSettings:
         """The published sampler: Heun's, with 18 steps below 64 pixels and 40 from there on."""
@@ -121,7 +120,9 @@ class EDM(GenerativeModel):
     def sample(self, noise: Noise, labels: Tensor | None, settings: SamplerSettings) -> Tensor:
         """Draws per image: latents float32, a class (conditional networks), noise per step under churn.
 
-        That noise is float64, and float32 in the sampler of two networks.
+        With a second network from (1 + g) D - g D_second, each guided by itself, as the published sampler of two: in
+        float32 with noise of float32, drawn only where a step churns, and at whatever noise levels. So g = 0 and -1
+        give the images of either network up to rounding, and under churn up to other noise.
         """
         if settings.guidance and self.num_classes == 0:
             raise RequestError(
@@ -140,7 +141,10 @@ class EDM(GenerativeModel):
 
             return denoise
 
-        denoise = guided(denoiser(self.network, classes), denoiser(self.network, None), settings.guidance)
+        def guided(network: Precond) -> Denoiser:
+            return extrapolated(denoiser(network, classes), denoiser(network, None), settings.guidance)
+
+        denoise = of_both(guided, self.network, self.second)
         dtype = torch.float64 if self.second is None else torch.float32
 
         def draw_noise() -> Tensor:
@@ -156,8 +160,6 @@ class EDM(GenerativeModel):
                 draw_noise=draw_noise,
             )
         else:
-            second, scale = self.second
-            denoise = guided(denoise, denoiser(second, classes), scale)
             images = integrate(denoise, latents, settings, draw_noise=draw_noise, dtype=dtype, draw_at_rest=False)
         return to_uint8(images)
 

@@ -18,13 +18,13 @@ import tyro
 
 from edm.flags import EDMImageFlags
 from edm.settings import AblationSettings, SamplerSettings
-from neon.cli.command_line import run_program
+from neon.cli.command_line import finite, run_program
 from neon.cli.flags import OptionalFileOrURL
 from neon.cli.programs import SampleProgram
 from neon.errors import RequestError
 
 if TYPE_CHECKING:
-    from edm.model import EDM
+    from neon.model import GenerativeModel
     from neon.runtime.distributed import Processes
 
 
@@ -54,28 +54,31 @@ class SampleEDM(AblationFlags, EDMImageFlags, SampleProgram):
     seeds: str = "0-63"
     """one image per seed, such as 0-5999 or 1,2,5-10"""
     gnet: OptionalFileOrURL = None
-    """second network: sample from (1 + g) D - g D_gnet, in float32"""
+    """published: as --self_trained, for any second network of the same data"""
     gnet_scale: float | None = None
-    """g of the second network"""
+    """as --sims, for --gnet"""
 
     def check(self) -> None:
         super().check()
         if (self.gnet is None) != (self.gnet_scale is None):
             raise RequestError("--gnet and --gnet_scale go together: the second network and its weight g")
+        if self.gnet is not None and self.self_trained is not None:
+            raise RequestError("--gnet and --self_trained: each is the second network; leave one of them out")
+        if self.gnet_scale is not None:
+            finite("--gnet_scale", [self.gnet_scale])
 
-    def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, EDM]":
-        if self.gnet is None:
-            return super().load(group, **arguments)
+    def combined(self, path: Path, model: Any, group: "Processes") -> "GenerativeModel":
+        if self.gnet is None or self.gnet_scale is None:
+            return super().combined(path, model, group)
         from edm.model import EDM
 
         path, second = self.open(self.gnet, EDM, group)
-        _, model = found = super().load(group, second=(second.network, self.gnet_scale), **arguments)
         if (second.image_shape, second.num_classes) != (model.image_shape, model.num_classes):
             raise RequestError(
                 f"--gnet: {path} makes {second.image_shape} images of {second.num_classes} classes, "
                 f"{self.network_pkl} {model.image_shape} of {model.num_classes}; expected networks of the same data"
             )
-        return found
+        return model.combine(second.network, self.gnet_scale)
 
     def build_sampler(self) -> SamplerSettings:
         """That of EDM's ablations if one of their choices was made."""

@@ -121,7 +121,7 @@ def integrate(
     `latents`; it is called once per step if `settings.S_churn` is above 0 (also at steps without churn, so
     that the stream of an image does not depend on S_min and S_max), else never: nothing is drawn after the
     sampler. The published sampler of two networks is float32 and draws only where a step churns:
-    `dtype=torch.float32, draw_at_rest=False`, no limits, no rounding, and `guided`.
+    `dtype=torch.float32, draw_at_rest=False`, no limits, no rounding.
 
     Raises:
         RequestError: the network knows none of the noise levels asked for.
@@ -143,17 +143,3 @@ def integrate(
             d = d + (d_second - d) / (2 * step.alpha)
         x = x + step.length * d
     return x
-
-
-def guided(denoise: Denoiser, second: Denoiser, guidance: float) -> Denoiser:
-    """D + guidance (D - D_second): away from the second denoiser; 0 is the first alone, -1 the second alone."""
-    if guidance == 0:
-        return denoise
-    if guidance == -1:
-        return second
-
-    def extrapolated(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = denoise(x, sigma)
-        return denoised + guidance * (denoised - second(x, sigma))
-
-    return extrapolated

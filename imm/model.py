@@ -44,6 +44,8 @@ class IMM(GenerativeModel):
 
     architecture = "imm"
     network: IMMPrecond
+    second: tuple[IMMPrecond, float] | None
+    combines = True
 
     sampling_precision = replace(TF32, reason="TF32, as published")
     # As published: float16 autocast, but no TF32 and no sums in half precision beside it.
@@ -133,14 +135,15 @@ class IMM(GenerativeModel):
 
     def compile_parts(self) -> None:
         """Compile the blocks of a DiT, or the whole of a U-Net, and the decoder."""
-        blocks = getattr(self.network.model, "blocks", None)
-        for part in blocks if blocks is not None else (self.network.model,):
-            part.compile()
+        for network in self._networks:
+            blocks = getattr(network.model, "blocks", None)
+            for part in blocks if blocks is not None else (network.model,):
+                part.compile()
         if self.codec is not None:
             self.codec.compile_decoder()
 
     def calls(self, settings: IMMSettings) -> int:
-        return settings.num_steps * (1 if settings.guidance == 1 else 2)
+        return self._evaluated * settings.num_steps * (1 if settings.guidance == 1 else 2)
 
     def converged(self, settings: IMMSettings) -> IMMSettings:
         """Twice the most steps that were published; ratios of `mid_nt` are of as many steps as they are."""
@@ -156,6 +159,7 @@ class IMM(GenerativeModel):
             one_hot(labels, self.num_classes, self._network_device),
             settings,
             draw_noise=lambda: noise.normal(*shape),
+            second=self.second,
         )
         return self._codec().decode(images) if self.in_latents else to_uint8(images)
 

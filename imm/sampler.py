@@ -13,6 +13,7 @@ from torch import Tensor
 from imm.precond import IMMPrecond
 from imm.settings import IMMSettings
 from neon.errors import RequestError
+from neon.model import of_both
 
 RHO = 7
 """exponent of the grid that is spaced as EDM spaces its noise levels"""
@@ -50,6 +51,7 @@ def generate(
     *,
     draw_noise: Callable[[], Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
+    second: tuple[IMMPrecond, float] | None = None,
 ) -> Tensor:
     """Images of `dtype` [B, C, R, R] from the state `latents` at time T, normal of deviation `sigma_data`.
 
@@ -57,11 +59,15 @@ def generate(
     called between the steps of restart, else never. State and times are of `dtype`: float32 is how Neon's
     published scores were sampled, float64 is IMM's own. The device is never waited for in the loop.
 
+    With a `second` network and its scale g every step goes to (1 + g) x_s - g x_s of the second. That is the step of
+    (1 + g) F - g F_second: x_s = skip x_t + out F is linear in F, by coefficients of the times alone.
+
     Raises:
         RequestError: guidance of a network without classes, or as `time_grid`.
     """
     times = time_grid(network, settings, dtype).to(latents.device, non_blocking=True).unbind()
     cfg_scale = None if settings.guidance == 1 else settings.guidance
+    jump = of_both(lambda network: network.cfg_forward, network, second)
     x = latents.to(dtype)
     for step, (t, s) in enumerate(pairwise(times)):
         if settings.restart:
@@ -69,5 +75,5 @@ def generate(
             if step > 0:
                 assert draw_noise is not None, "restart needs a source of noise"
                 x = network.schedule.mix(x, network.sigma_data * draw_noise().to(dtype), t)
-        x = network.cfg_forward(x, t, s, class_labels, cfg_scale)
+        x = jump(x, t, s, class_labels, cfg_scale)
     return x

@@ -6,11 +6,13 @@ architecture, but only an installed one is found by that name: code runs because
 """
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import json
+import math
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeGuard, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ from neon.recipe import Recipe
 from neon.tunable import Tunables
 
 T = TypeVar("T")
+P = ParamSpec("P")
+Network = TypeVar("Network", bound=nn.Module)
+SomeModel = TypeVar("SomeModel", bound="GenerativeModel")
 
 GROUP = "neon.architectures"
 BUFFERS = "buffers"
@@ -66,6 +71,10 @@ class GenerativeModel(nn.Module, ABC):
     """training batches must divide by this"""
     protocol: Mapping[str, str] = MappingProxyType({})
     """rules of sampling that scores depend on, by name; recorded with every score"""
+    second: tuple[nn.Module, float] | None = None
+    """another network and g, to sample with both; set by `combine`, no part of what is trained and saved"""
+    combines: ClassVar[bool] = False
+    """whether `sample` heeds `second`"""
     tunable: Tunables = MappingProxyType({})
     """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
     precision: Precision = FP32
@@ -137,13 +146,66 @@ class GenerativeModel(nn.Module, ABC):
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    def combine(self: SomeModel, second: nn.Module, scale: float) -> SomeModel:
+        """A model that samples with this network and `second` at once: (1 + g) out - g out_second at `scale` g.
+
+        SIMS (arXiv 2408.16333), at twice the calls; 0 is this network alone, -1 the second one alone. The model shares
+        this one's network and autoencoder: weights that are merged into them later are its own too. `second`, another
+        network of the same kind on the same device and in eval mode, is neither trained nor saved with it.
+
+        Raises:
+            RequestError: the architecture has no such sampler, or `scale` is not finite.
+        """
+        if not self.combines:
+            raise RequestError(
+                f"{type(self).__name__}: it does not sample with two networks at once; let its `sample` heed `second` "
+                "and set combines = True (docs/own_model.md)"
+            )
+        if not math.isfinite(scale):
+            raise RequestError(f"the scale of the second network is {scale}; expected a finite number")
+        combined = copy.copy(self)
+        combined.second = (second, scale)
+        return combined
+
+    @property
+    def _networks(self) -> tuple[Any, ...]:
+        """The networks that images are sampled with."""
+        return (self.network,) if self.second is None else (self.network, self.second[0])
+
+    @property
+    def _evaluated(self) -> int:
+        """How many of them are evaluated in each call; one that has no weight is left out."""
+        return 1 if self.second is None or self.second[1] in (0, -1) else 2
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
-        self.network.compile()
+        for network in self._networks:
+            network.compile()
 
     @abstractmethod
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Loss terms [G] of a batch; the objective is their mean over the global batch."""
+
+
+def extrapolated(first: Callable[P, Tensor], second: Callable[P, Tensor], scale: float) -> Callable[P, Tensor]:
+    """first + scale (first - second), as functions: away from the second; 0 is the first alone, -1 the second alone."""
+    if scale == 0:
+        return first
+    if scale == -1:
+        return second
+
+    def both(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        output = first(*args, **kwargs)
+        return output + scale * (output - second(*args, **kwargs))
+
+    return both
+
+
+def of_both(
+    output: Callable[[Network], Callable[P, Tensor]], network: Network, second: tuple[Network, float] | None
+) -> Callable[P, Tensor]:
+    """What `output` makes of `network`; with a second network and its scale, what is `extrapolated` from both."""
+    return output(network) if second is None else extrapolated(output(network), output(second[0]), second[1])
 
 
 def balanced_labels(num_images: int, num_classes: int, seed: int) -> Tensor:
@@ -326,9 +388,6 @@ def load_model(
             warn(f"{path}: {names_differ(names)}")
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
     return model.to(device).eval().requires_grad_(False)
-
-
-SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
 
 
 def initialised(

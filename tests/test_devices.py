@@ -161,7 +161,7 @@ def edm_of(precond: str, **network: object) -> EDM:
 
 
 def two_networks() -> EDM:
-    return EDM(tiny_edm().config, second=(tiny_edm(seed=1).network, 0.5)).eval().requires_grad_(False)
+    return tiny_edm().combine(tiny_edm(seed=1).network, 0.5)
 
 
 def augmented_edm() -> EDM:
@@ -199,6 +199,9 @@ SAMPLED: dict[str, Case] = {
     "EDM": (tiny_edm, EDMSettings(num_steps=3, S_churn=1)),
     "EDM, guided, Euler": (tiny_edm, EDMSettings(num_steps=3, solver="euler", guidance=0.5)),
     "EDM, two networks": (two_networks, EDMSettings(num_steps=3, S_churn=1)),
+    "VAR, two networks": (lambda: tiny_var().combine(tiny_var(seed=1).network, 0.5), VARSettings(top_k=9)),
+    "xAR, two networks": (lambda: tiny_xar().combine(tiny_xar(seed=1).network, 0.5), XARSettings(num_steps=3)),
+    "IMM, two networks": (lambda: latent_imm().combine(tiny_imm(seed=1).network, 0.5), IMMSettings(num_steps=2)),
     "EDM, float16": (lambda: tiny_edm(use_fp16=True), EDMSettings(num_steps=3)),
     "EDM, ADM": (lambda: tiny_edm(model_type="DhariwalUNet"), EDMSettings(num_steps=3)),
     "EDM, VP": (lambda: edm_of("VPPrecond"), AblationSettings(num_steps=3, schedule="vp", scaling="vp")),
@@ -227,7 +230,7 @@ def test_a_batch_is_sampled_on_the_gpu_without_waiting_for_it(name: str) -> None
     model = make()
     with pretended() as gpu:
         gpu.put(model)
-        if isinstance(model, EDM) and model.second:
+        if model.second:
             gpu.put(model.second[0])
         for label in (None, 1, torch.tensor([2, 0, 1])) if name in ("EDM", "VAR", "xAR", "IMM") else (None,):
             images, _ = sample_block(model, range(3), range(3), settings, Processes(device=gpu.device), label)

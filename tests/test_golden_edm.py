@@ -14,13 +14,14 @@ from torch import Tensor
 from edm.loss import EDMLoss, VELoss, VPLoss
 from edm.model import EDM
 from edm.precond import PRECONDS, Precond
-from edm.sampler import guided, integrate, noise_levels
+from edm.sampler import integrate, noise_levels
 from edm.settings import AblationSettings, EDMSettings, SamplerSettings
 from neon import selftrain
 from neon.data.augment import AugmentPipe
 from neon.data.images import ArrayDataset, subset_indices, to_uint8, visit_order
 from neon.merge import merge_tensor
 from neon.metrics import FrechetReference, Manifold, Moments, Statistics
+from neon.model import extrapolated
 from neon.nn.unet import Conv2d, UNetBlock
 from neon.noise import ImageNoise
 from neon.recipe import Recipe
@@ -153,7 +154,7 @@ def two_networks(golden: Golden) -> None:
         assert parsed is not None
         sign, whole, fraction = parsed.groups(default="0")
         guidance = float(f"{'-' if sign else ''}{whole}.{fraction}")
-        denoise = guided(lambda x, s: network(x, s, labels), lambda x, s: second(x, s, labels), guidance)
+        denoise = extrapolated(lambda x, s: network(x, s, labels), lambda x, s: second(x, s, labels), guidance)
         out = integrate(denoise, golden.tensor("latents"), settings, dtype=torch.float32, draw_at_rest=False)
         golden.matches(out, name)
 

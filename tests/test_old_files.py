@@ -46,6 +46,7 @@ SCORE = (
 )
 TUNE = (
     f"neon tune --base base.safetensors --self-trained {HALF} {WHOLE} --select-stats train-statistics.npz "
+    "--no-tune-sampler --no-baselines "
     "--report-stats test-statistics.npz --features features.safetensors --num-images 64 --report-images 64 "
     "--batch-size 16 --set num_steps=3 solver=euler --guidance 0 2 --limit 6 --out tuning"
 )

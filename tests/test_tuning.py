@@ -28,7 +28,8 @@ from VAR.settings import VARSettings
 
 USUAL = (
     "--base base.safetensors --self-trained tuned.safetensors --select-stats real.npz --features features.safetensors "
-    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --device cpu"
+    "--num-images 20 --report-images 20 --batch-size 7 --set num_steps=2 solver=euler --device cpu "
+    "--no-tune-sampler --no-baselines"
 )
 
 

@@ -44,6 +44,8 @@ class XARModel(GenerativeModel):
 
     architecture = "xAR"
     network: XAR
+    second: tuple[XAR, float] | None
+    combines = True
     protocol = {  # noqa: RUF012 - a constant
         "uint8_rule": "truncate(255 clip((x + 1) / 2, 0, 1))",
         "label_rule": "every class equally often, shuffled by the seed",
@@ -113,8 +115,9 @@ class XARModel(GenerativeModel):
 
     def compile_parts(self) -> None:
         """Compile the blocks of the transformer and the decoder."""
-        for block in self.network.blocks():
-            block.compile()
+        for network in self._networks:
+            for block in network.blocks():
+                block.compile()
         if self.vae is not None:
             self.vae.decoder.compile()
 
@@ -124,7 +127,7 @@ class XARModel(GenerativeModel):
         The first cell is not guided.
         """
         cells = self.network.num_cells
-        return settings.num_steps * (2 * cells - 1 if settings.guidance > 1 else cells)
+        return self._evaluated * settings.num_steps * (2 * cells - 1 if settings.guidance > 1 else cells)
 
     def converged(self, settings: XARSettings) -> XARSettings:
         return replace(settings, num_steps=100)
@@ -133,7 +136,7 @@ class XARModel(GenerativeModel):
     def sample(self, noise: Noise, labels: Tensor | None, settings: XARSettings) -> Tensor:
         """Draws per image and cell: the noise that it starts from, then that of each step but the last."""
         with self._autocast():
-            latents = generate_latents(self.network, self._on_device(labels), noise, settings)
+            latents = generate_latents(self.network, self._on_device(labels), noise, settings, self.second)
             if self.pixel_patch:
                 images = F.pixel_shuffle(latents, self.pixel_patch)
             else:

@@ -6,15 +6,19 @@ of time, dx = ((2 - t) v + x) dt + sqrt(2t) dW, for the score of the path is -((
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neon.nn.transformer import Generation
+from neon.model import of_both
 from neon.noise import Noise
 from xAR.settings import XARSettings
 from xAR.transformer import XAR, from_cells, time_index
+
+Velocity = Callable[[list[Tensor], Tensor, int], Tensor]
+"""(finished cells, each float32 [B, P, c]; the next one, noisy; its time) -> its velocity, float64 [B, P, c]"""
 
 LAST_TIME = 0.04
 """where the stochastic sampler stops adding noise and goes to 0 in one step"""
@@ -52,45 +56,55 @@ def flow_steps(settings: XARSettings) -> list[FlowStep]:
 
 
 @torch.no_grad()
-def generate_latents(transformer: XAR, labels: Tensor, noise: Noise, settings: XARSettings) -> Tensor:
+def generate_latents(
+    transformer: XAR, labels: Tensor, noise: Noise, settings: XARSettings, second: tuple[XAR, float] | None = None
+) -> Tensor:
     """Latents float32 [B, c, G, G] of classes `labels` int64 [B] in [0, N]; N stands for no class.
 
     Latent b depends on row b of `labels` and `noise` only. Draws per image and cell: the start, float32 [P, c];
     then, if stochastic, the noise of all steps but the last, float64 [num_steps - 1, P, c]. The network should be
-    in eval mode. The device is never waited for.
+    in eval mode. With a `second` network and its scale g cells follow (1 + g) v - g v_second of guided velocities.
+    The device is never waited for.
     """
-    guided = settings.guidance > 1
-    # The same images once more, without a class: behind those with one, so that these can be computed alone.
-    everyone = torch.cat([labels, torch.full_like(labels, transformer.classes)]) if guided else labels
-    generation = transformer.start(everyone)
-    steps, last, cells = flow_steps(settings), transformer.num_cells - 1, []
-    for i in range(transformer.num_cells):
-        scale = 1 + (settings.guidance - 1) * i / last if guided else 1.0
-        cells.append(_sample_cell(transformer, generation, noise, steps, scale))
-        if i < last:
-            transformer.remember(generation, cells[i].repeat(2 if guided else 1, 1, 1))
+    velocity = of_both(lambda network: guided_velocity(network, labels, settings.guidance), transformer, second)
+    shape = transformer.cell_length, transformer.latent_channels
+    steps, cells = flow_steps(settings), list[Tensor]()
+    for _ in range(transformer.num_cells):
+        cells.append(_sample_cell(velocity, cells, shape, noise, steps))
     return from_cells(torch.stack(cells, dim=1))
 
 
 def _sample_cell(
-    transformer: XAR, generation: Generation[Tensor], noise: Noise, steps: list[FlowStep], scale: float
+    velocity: Velocity, finished: list[Tensor], shape: tuple[int, int], noise: Noise, steps: list[FlowStep]
 ) -> Tensor:
-    """The next cell, float32 [B, P, c], at guidance `scale`; the state of the loop is float64."""
-    shape = transformer.cell_length, transformer.latent_channels
+    """The cell behind the `finished` ones, float32 [B, P, c]; the state of the loop is float64."""
     x = noise.normal(*shape).double()
     noisy = sum(step.noise > 0 for step in steps)
     fresh = iter(noise.normal(noisy, *shape, dtype=torch.float64).unbind(1) if noisy else ())
     for step in steps:
-        v = _velocity(transformer, generation, x.float(), step.time, scale)
-        x = step.x_factor * x + step.v_factor * v
+        x = step.x_factor * x + step.v_factor * velocity(finished, x.float(), step.time)
         if step.noise > 0:
             x = x + step.noise * next(fresh)
     return x.float()
 
 
-def _velocity(transformer: XAR, generation: Generation[Tensor], x: Tensor, time: int, scale: float) -> Tensor:
-    """Guided velocity, float64 [B, P, c]. At `scale` 1 the part without a class would change nothing: left out."""
-    if scale == 1:
-        return transformer.velocity(generation, x, time).double()
-    conditional, unconditional = transformer.velocity(generation, x.repeat(2, 1, 1), time).double().chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+def guided_velocity(transformer: XAR, labels: Tensor, guidance: float) -> Velocity:
+    """The velocity of cell after cell of classes `labels`, its guidance rising from 1 at the first to `guidance`.
+
+    Finished cells are remembered as they come.
+    """
+    guided = guidance > 1
+    # The same images once more, without a class: behind those with one, so that these can be computed alone.
+    everyone = torch.cat([labels, torch.full_like(labels, transformer.classes)]) if guided else labels
+    generation = transformer.start(everyone)
+
+    def velocity(finished: list[Tensor], x: Tensor, time: int) -> Tensor:
+        if generation.finished < len(finished) * transformer.cell_length:
+            transformer.remember(generation, finished[-1].repeat(2 if guided else 1, 1, 1))
+        scale = 1 + (guidance - 1) * len(finished) / (transformer.num_cells - 1) if guided else 1.0
+        if scale == 1:  # the part without a class would change nothing
+            return transformer.velocity(generation, x, time).double()
+        conditional, unconditional = transformer.velocity(generation, x.repeat(2, 1, 1), time).double().chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return velocity

@@ -4,6 +4,7 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,11 +44,13 @@ class ResidentFlags(FeatureFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(ResidentFlags):
-    """Choose w (and guidance, and the snapshot) with few evaluations, and report the choice on other images.
+    """Choose w (and guidance, snapshot and sampler) with few evaluations, and report the choice on other images.
 
-    Weights stay resident, every point is merged in place and scored on the same selection images. Base, self-trained
-    and Neon are then scored on report images of other seeds; the base is recommended where the gain is within the
-    noise. A killed run goes on; runs on several processes under `torchrun -m neon.cli tune ...`, with equal results.
+    Weights stay resident, every point is merged in place and scored on the same selection images. w is chosen with the
+    sampler that is asked for and with the base's best one of as many network calls, for which a synthetic set is drawn
+    and trained on anew. All are then scored on report images of other seeds, beside the base with more calls; a base is
+    recommended where the gain over its best sampler is within the noise. A killed run goes on; runs on several
+    processes under `torchrun -m neon.cli tune ...`, with equal results.
 
     Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
     --select-stats train.npz --report-stats test.npz --guidance 1 3
@@ -87,7 +90,10 @@ class Tune(ResidentFlags):
         from neon.runtime.files import hashes
         from neon.runtime.run_folder import held_by_main
         from neon.runtime.threads import use_threads
-        from neon.tune.run import Tuner, choose, identity_of
+        from neon.tune.outcome import Presentation, choose
+        from neon.tune.retrain import self_training_of
+        from neon.tune.run import Tuner, identity_of
+        from neon.tune.scorer import Scorer
 
         plan = self.plan
         model, settings = self.open(plan.base, plan.key, processes)
@@ -125,10 +131,25 @@ class Tune(ResidentFlags):
             check_same_network(plan.base, path, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            tuner = Tuner(plan, model, settings, extractor, selection, reporting, self.out, processes)
-            outcome = choose(tuner, identity)
+            scorer = Scorer(plan, model, extractor, selection, reporting, self.out, processes)
+            again = self_training_of(plan, model, self._load(processes)) if plan.resample else None
+            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
         if processes.is_main:
             print(outcome.text, flush=True)
+
+    def _load(self, processes: "Processes") -> "Callable[[bool], GenerativeModel]":
+        """What loads the base once more, to sample from or to train."""
+        from neon.model import load_model, open_autoencoder
+
+        def load(for_training: bool) -> "GenerativeModel":
+            plan = self.plan
+            model = load_model(
+                plan.base, plan.key, device=processes.device, kind=self.model, for_training=for_training
+            )  # fmt: skip
+            open_autoencoder(model, self.vae)
+            return model
+
+        return load
 
     def _check_plan(self, model: "GenerativeModel", settings: Any) -> None:
         """A RequestError if the plan asks for guidance that the model has not, or for FID of too few images."""

@@ -23,6 +23,8 @@ Command = Callable[[], int | None]
 
 Weights = Annotated[list[str], tyro.conf.arg(aliases=["-w"], metavar="W [W ...]")]
 """merge weights, as text: what is wrong with one is said by us"""
+Scales = Annotated[list[str], tyro.conf.arg(metavar="G [G ...]")]
+"""scales of a second network, as text likewise"""
 SWITCH_VALUES = {"1": True, "true": True, "0": False, "false": False}
 """how the published programs also spell a switch: `--cond=1`, `--cond true`"""
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -115,7 +117,7 @@ def number(flag: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise RequestError(f"{flag} {text}: not a number; give merge weights such as 0.5 1 1.5") from None
+        raise RequestError(f"{flag} {text}: not a number; expected such as 0.5 1 1.5") from None
 
 
 def at_least_one(**numbers: int | None) -> None:
@@ -123,6 +125,13 @@ def at_least_one(**numbers: int | None) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise RequestError(f"--{name} {value}: expected at least 1")
+
+
+def finite(flag: str, numbers: Sequence[float]) -> None:
+    """A RequestError for the first of the `numbers` of a flag that is not finite."""
+    for value in numbers:
+        if not math.isfinite(value):
+            raise RequestError(f"{flag} {value}: expected a finite number")
 
 
 def positive(**numbers: float | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from neon.cli.command_line import Weights, at_least_one, number
+from neon.cli.command_line import Scales, Weights, at_least_one, finite, number
 from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
@@ -133,6 +133,10 @@ class ImageFlags(NetworkFlags):
     def labels(self, model: "GenerativeModel") -> "Label":
         """The class of each image; None: drawn with the image by the model."""
 
+    def combined(self, path: Path, model: "GenerativeModel", group: "Processes") -> "GenerativeModel":
+        """What samples: the `model` of checkpoint `path`, or with it a second network; RequestErrors of their files."""
+        return model
+
     def check(self) -> None:
         """A RequestError for numbers that make no sense."""
         at_least_one(batch_size=self.batch_size)
@@ -145,6 +149,7 @@ class ImageFlags(NetworkFlags):
         self.print_precision(model, group)
         check_label(model, self.class_)
         settings = self.settings_for(model)
+        model = self.combined(path, model, group)
         if self.compile:
             model.compile_parts()
         return path, model, settings
@@ -214,6 +219,37 @@ def check_alternatives(flags: object, *names: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfTrainedFlags(ImageFlags):
+    """Images of a network, and self-trained weights beside its own."""
+
+    self_trained: File = None
+    """self-trained weights"""
+    self_trained_key: Key = None
+    """nesting of the state dict in their file; by default that of --key if it is there, else chosen"""
+
+    @abstractmethod
+    def scales(self) -> list[float]:
+        """Each g at which base and self-trained network sample together; none: the base alone, or merges."""
+
+    def check(self) -> None:
+        super().check()
+        if self.self_trained is None and self.self_trained_key is not None:
+            raise RequestError("--self_trained_key: goes with --self_trained, the file it is a part of")
+        finite("--sims", self.scales())
+
+    def combined(self, path: Path, model: "GenerativeModel", group: "Processes") -> "GenerativeModel":
+        """At the first of `scales`, if there are any."""
+        scales = self.scales()
+        if not scales:
+            return model
+        from neon.merge import load_self_trained_network
+
+        assert self.self_trained is not None
+        second = load_self_trained_network(model.network, path, self.self_trained, self.key, self.self_trained_key)
+        return model.combine(second, scales[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputFlags:
     """Output."""
 
@@ -248,17 +284,17 @@ class FeatureFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringFlags(FeatureFlags):
-    """Scores."""
+class ScoredImages(FeatureFlags, SelfTrainedFlags):
+    """Which images of a network are scored, and how."""
 
     ref: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--fid_stats"])]
     """statistics of real images: .npz with mu and sigma"""
     self_trained: File = None
-    """self-trained weights: scores (1 + w) base - w self_trained for each --w"""
-    self_trained_key: Key = None
-    """nesting of the state dict in their file; by default that of --key if it is there, else chosen"""
+    """self-trained weights: scores (1 + w) base - w self_trained for each --w, or both networks for each --sims"""
     w: Weights = field(default_factory=list)
     """merge weights: 0 the base, -1 the self-trained model, above 0 Neon"""
+    sims: Scales = field(default_factory=list)
+    """instead of --w: both networks at inference, (1 + g) out_base - g out_self_trained, at twice the calls"""
     precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
     """real images: also scores precision, recall, density and coverage"""
     nearest_k: int = 5
@@ -270,23 +306,37 @@ class ScoringFlags(FeatureFlags):
     fresh: bool = False
     """forget what a killed evaluation of the same kind has done"""
 
-    def merge_weights(self) -> list[float]:
-        """The values of w; a RequestError if they and `self_trained` do not go together."""
-        if self.self_trained is None and self.w:
-            raise RequestError("--w: merging needs the second network; name it with --self_trained")
-        if self.self_trained is not None and not self.w:
-            raise RequestError("--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5")
-        if self.self_trained is None and self.self_trained_key is not None:
-            raise RequestError("--self_trained_key: goes with --self_trained, the file it is a part of")
-        ws = [number("--w", text) + 0.0 for text in self.w]
-        if len(set(ws)) < len(ws):
-            raise RequestError(f"--w {' '.join(self.w)}: a value is given twice")
-        return ws
+    def check(self) -> None:
+        self.sweep()
+        super().check()
 
+    def sweep(self) -> tuple[Literal["w", "sims"], list[float]]:
+        """What the self-trained weights are for, and at which values; without them ("w", []).
 
-@dataclass(frozen=True, kw_only=True)
-class ScoredImages(ScoringFlags, ImageFlags):
-    """Which images of a network are scored, and how."""
+        Raises:
+            RequestError: the flags do not go together, or a value is no number or given twice.
+        """
+        if self.w and self.sims:
+            raise RequestError(
+                "--w and --sims: one merges the weights, the other samples with both networks; score one at a time"
+            )
+        kind: Literal["w", "sims"] = "sims" if self.sims else "w"
+        texts = self.sims or self.w
+        if self.self_trained is None and texts:
+            raise RequestError(f"--{kind}: needs the second network; name it with --self_trained")
+        if self.self_trained is not None and not texts:
+            raise RequestError(
+                "--self_trained: no merge weight given; add --w, such as --w 0.5 1 1.5 (or --sims, for both networks "
+                "at inference)"
+            )
+        values = [number(f"--{kind}", text) + 0.0 for text in texts]
+        if len(set(values)) < len(values):
+            raise RequestError(f"--{kind} {' '.join(texts)}: a value is given twice")
+        return kind, values
+
+    def scales(self) -> list[float]:
+        kind, values = self.sweep()
+        return values if kind == "sims" else []
 
     @abstractmethod
     def seeds_text(self) -> str:

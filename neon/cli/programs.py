@@ -22,7 +22,6 @@ from neon.cli.flags import (
     FeatureFlags,
     File,
     FileOrURL,
-    ImageFlags,
     ImagePairFlags,
     ModelName,
     NetworkFlags,
@@ -30,6 +29,7 @@ from neon.cli.flags import (
     OutputFlags,
     Plan,
     ScoredImages,
+    SelfTrainedFlags,
     TrainingFlags,
     settings_with,
 )
@@ -47,8 +47,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleProgram(OutputFlags, ImageFlags):
+class SampleProgram(OutputFlags, SelfTrainedFlags):
     """Sample images of a network into a PNG folder or a zip, with their classes: the synthetic set S."""
+
+    self_trained: File = None
+    """self-trained weights, to sample with both networks: goes with --sims"""
+    sims: Annotated[float | None, tyro.conf.arg(metavar="G")] = None
+    """both networks at inference, (1 + g) out_base - g out_self_trained, at twice the calls"""
+
+    def check(self) -> None:
+        super().check()
+        if self.self_trained is None and self.sims is not None:
+            raise RequestError("--sims: needs the second network; name it with --self_trained")
+        if self.self_trained is not None and self.sims is None:
+            raise RequestError(
+                "--self_trained: add --sims G, to sample with both networks; for images of their merge name as the "
+                "network what neon merge writes"
+            )
+
+    def scales(self) -> list[float]:
+        return [] if self.sims is None else [self.sims]
 
     def __call__(self) -> None:
         from neon.noise import Purpose
@@ -70,11 +88,17 @@ class SampleProgram(OutputFlags, ImageFlags):
 
     def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
         """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
-        from neon.runtime.files import sha256_file
+        from neon.runtime.files import hashes, sha256_file
 
+        second = {
+            "sims": self.sims,
+            "self_trained_key": self.self_trained_key,
+            **hashes({"self_trained_sha256": self.self_trained}),
+        }
         return {
             "neon": __version__,
             "network_sha256": sha256_file(path),
+            **{name: value for name, value in second.items() if value is not None},
             **self.recorded_seeds(),
             "class": self.class_,
             "batch_size": self.batch_size,

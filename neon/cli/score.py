@@ -1,6 +1,7 @@
-"""The part of every architecture's calculate_fid.py that is the same: scores of one network, or of merges of two.
+"""The part of every architecture's calculate_fid.py that is the same: scores of one network, or of two.
 
-Both sets of weights stay in memory and are merged into the live network for each w: one process, no file per w.
+Of two, both sets of weights stay in memory: they are merged into the live network for each w, or both networks sample
+at each scale (SIMS). One process, no file for each value.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ from neon.runtime.threads import use_threads
 from neon.sampling import Label, check_enough, check_label
 
 SCORES_FILE = "scores.json"
+SIMS = "SIMS: (1 + g) out - g out_self_trained of both networks"
+"""what records call scores of two networks at inference; those of merges say nothing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +67,13 @@ class Sampling:
 def score_network(
     path: Path, model: GenerativeModel, sampling: Sampling, flags: ScoredImages, processes: Processes
 ) -> None:
-    """Score the network of checkpoint `path`, loaded as `model`, or its merges; the scores go to stdout and `--json`.
+    """Score the network of checkpoint `path`, loaded as `model`, its merges, or SIMS; to stdout and `--json`.
+
+    For SIMS the model has the second network already (`SelfTrainedFlags.combined`).
 
     Everything that can be wrong with the request is found before the first image is sampled.
     """
-    ws = flags.merge_weights()
+    kind, values = flags.sweep()
     check_enough(len(sampling.seeds), processes)
     check_label(model, sampling.label)
     _check_output(flags.json, processes)
@@ -77,7 +82,7 @@ def score_network(
     use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
     _warn_of_few(len(sampling.seeds), extractor.dim)
-    live = _live_merge(path, model, flags)
+    model_at = _models(path, model, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = load_manifold(
         flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
@@ -85,11 +90,9 @@ def score_network(
     reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
     folder = flags.run_dir or processes.on_main(lambda: _usual_folder(f"{model.architecture}-fid", protocol))
 
-    def score(w: float | None) -> Scores:
-        if live is not None and w is not None:
-            live.set(w)
+    def score(value: float | None) -> Scores:
         return evaluate(
-            model,
+            model if value is None else model_at(value),
             sampling.seeds,
             sampling.settings,
             extractor,
@@ -97,23 +100,27 @@ def score_network(
             batch_size=flags.batch_size,
             processes=processes,
             label=sampling.label,
-            title="evaluating" if w is None else f"evaluating w = {w:g}",
+            title="evaluating" if value is None else f"evaluating {kind} = {value:g}",
             state=folder / STATE_FILE,
-            identity=json.dumps(w),
+            identity=json.dumps(value),
         )
 
     with held_by_main(folder, protocol, processes, fresh=flags.fresh):
         log = ScoreLog(folder / LOG_FILE, processes)
-        wanted: Sequence[float | None] = ws or (None,)
+        wanted: Sequence[float | None] = values or (None,)
         begun = processes.on_main(lambda: unfinished(folder / STATE_FILE))
         scored = {  # first what a killed run has begun
-            w: log.get_or(f"w = {w!r}", partial(score, w)) for w in sorted(wanted, key=lambda w: json.dumps(w) != begun)
+            value: log.get_or(f"{kind} = {value!r}", partial(score, value))
+            for value in sorted(wanted, key=lambda value: json.dumps(value) != begun)
         }
-        scores = {w: scored[w] for w in wanted}
+        scores = {value: scored[value] for value in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
     facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
-    processes.on_main(lambda: _report(scores, score_name(extractor), extractor.dim, {**protocol, **facts}, flags.json))
+    entries = [_entry(kind, value, of_value, score_name(extractor)) for value, of_value in scores.items()]
+    processes.on_main(
+        lambda: _report(entries, kind, score_name(extractor), extractor.dim, {**protocol, **facts}, flags.json)
+    )
 
 
 def _warn_of_few(num_images: int | None, dim: int, name: str = "") -> None:
@@ -135,13 +142,22 @@ def _check_output(output: Path | None, processes: Processes) -> None:
         processes.on_main(lambda: check_writable(output, overwrite=True))
 
 
-def _live_merge(path: Path, model: GenerativeModel, flags: ScoredImages) -> LiveMerge | None:
-    """What sets the network of `path` to a merge with `--self_trained`, if that is given."""
+def _models(path: Path, model: GenerativeModel, flags: ScoredImages) -> Callable[[float], GenerativeModel]:
+    """The model to score at each value of a sweep: with its second network, or merged with `--self_trained`."""
     if flags.self_trained is None:
-        return None
+        return lambda value: model
+    if model.second is not None:
+        network, _ = model.second
+        return lambda scale: model.combine(network, scale)
     trained = load_self_trained(model.network, path, flags.self_trained, flags.key, flags.self_trained_key)
     base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    return LiveMerge(model.network, base, trained)
+    live = LiveMerge(model.network, base, trained)
+
+    def merged(w: float) -> GenerativeModel:
+        live.set(w)
+        return model
+
+    return merged
 
 
 def _protocol(
@@ -165,6 +181,7 @@ def _protocol(
         "self_trained": None if flags.self_trained is None else str(flags.self_trained),
         **hashes({"self_trained_sha256": flags.self_trained}),
         **{name: key for name, key in keys.items() if key is not None},
+        **({} if model.second is None else {"combination": SIMS}),
         "conditional": model.num_classes > 0,
         "seeds": flags.seeds_text(),
         "class": sampling.label if isinstance(sampling.label, int) else None,
@@ -207,14 +224,14 @@ def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> N
 
 
 def _report(
-    scores: dict[float | None, Scores],
+    entries: Sequence[dict[str, Any]],
+    kind: str,
     metric: str,
     dim: int,
     protocol: dict[str, Any],
     output: str | os.PathLike[str] | None,
 ) -> None:
-    """Print one line per w and last the one of the lowest distance; write the same as JSON."""
-    entries = [_entry(w, of_w, metric) for w, of_w in scores.items()]
+    """Print one line per value of w or sims and last the one of the lowest distance; write the same as JSON."""
     best = min(entries, key=lambda entry: entry[metric])
     about = "conditional" if protocol["conditional"] else "unconditional"
     steps = protocol["settings"].get("num_steps")
@@ -223,7 +240,7 @@ def _report(
     about += f", guidance {guidance:g}" if guidance else ""
     if len(entries) > 1:
         for entry in entries:
-            print(f"w={entry['w']:<6g}{_text({**entry, 'w': None}, metric, dim)}")
+            print(f"{kind}={entry[kind]:<6g}{_text({**entry, kind: None}, metric, dim)}")
         about += f"; the lowest of {len(entries)} on these seeds, report it on others"
     print(f"{_text(best, metric, dim)}  ({about})", flush=True)
     if output is not None:
@@ -231,11 +248,11 @@ def _report(
         write_json(output, {"metric": metric, **best, **protocol, **sweep})
 
 
-def _entry(w: float | None, scores: Scores, metric: str) -> dict[str, Any]:
+def _entry(kind: str, value: float | None, scores: Scores, metric: str) -> dict[str, Any]:
     entry = asdict(scores)
     entry[metric] = entry.pop("distance")
     rate = scores.num_images / scores.seconds if scores.num_images and scores.seconds else None
-    return {"w": w, **entry, "images_per_second": rate}
+    return {kind: value, **entry, "images_per_second": rate}
 
 
 def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
@@ -252,8 +269,7 @@ def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
         for name in ("precision", "recall", "density", "coverage")
         if entry[name] is not None
     ]
-    if entry["w"] is not None:
-        parts.append(f"w={entry['w']:g}")
+    parts += [f"{kind}={entry[kind]:g}" for kind in ("w", "sims") if entry.get(kind) is not None]
     if entry["num_images"] is not None:
         parts.append(f"{entry['num_images']} images")
     return "  ".join(parts)
@@ -294,7 +310,7 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
         else:
             scores = tallies[0].scores(reference, str(flags.a))
         metric = _metric_of(statistics[0]) if extractor is None else score_name(extractor)
-        entry = _entry(None, scores, metric)
+        entry = _entry("w", None, scores, metric)
         print(_text(entry, metric, statistics[0].dim), flush=True)
         if flags.json is not None:
             facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}

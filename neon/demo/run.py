@@ -1,7 +1,8 @@
 """The demo: every step of Neon, on a small EDM of Fashion-MNIST, through the code that large models use.
 
-sample S -> self-train -> choose w on selection seeds, report on others (neon.tune.run). Each step leaves its result in
-the run folder and is skipped if it is there, so a killed run goes on where it was.
+sample S -> self-train -> choose w on selection seeds, with the sampler of S and, with an S of its own, with the base's
+best one -> report on other seeds (neon.tune.outcome). Each step leaves its result in the run folder and is skipped if
+it is there, so a killed run goes on where it was.
 """
 
 import platform
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 
 from neon import __version__
-from neon.data.images import ImageDataset
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
 from neon.evaluate import Reference
 from neon.merge import merge_files
@@ -22,19 +22,19 @@ from neon.metrics.features import features_of, load_features, score_name
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
-from neon.report.record import conclusions
+from neon.report.record import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes, sha256_file, write_json
 from neon.runtime.run_folder import held_by_main
-from neon.sampling import write_samples
-from neon.selftrain import train
+from neon.tune.outcome import SCORES_FILE, Outcome, Presentation, choose
 from neon.tune.plan import TunePlan
-from neon.tune.run import Outcome, Presentation, Tuner, choose
+from neon.tune.retrain import SelfTraining
+from neon.tune.run import Tuner
+from neon.tune.scorer import Scorer
 
 HIGHEST_W = 1.5
 """end of the search: beyond, small models fall apart"""
-SCORES_FILE, NEON_FILE = "scores.json", "neon.safetensors"
-TWICE_THE_STEPS = "base, twice the steps"
+NEON_FILE, BEST_SAMPLER_FILE = "neon.safetensors", "neon-best-sampler.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class DemoPlan:
     """disjoint blocks of report seeds; the spread is over these"""
     batch_size: int = 100
     nearest_k: int = 5
+    sampler_scores: int = 8
+    """of the search for the base's best sampler, of half as many images each"""
     picture_w: tuple[float, ...] = (-1.0, -0.5, 1.5)
     """also evaluated, so that the curve shows both sides"""
 
@@ -79,30 +81,34 @@ def run_demo(plan: DemoPlan, out: Path, processes: Processes, *, fresh: bool = F
         WorkError: the disk is full.
     """
     started = time.monotonic()
-    model = load_model(plan.base, device=processes.device)
+
+    def load(for_training: bool) -> GenerativeModel:
+        return load_model(plan.base, device=processes.device, for_training=for_training)
+
+    model = load(False)
     sampler = replace(model.default_settings, solver="euler", num_steps=plan.num_steps)
+    self_training = SelfTraining(
+        load=load,
+        num_synthetic=plan.num_synthetic,
+        num_steps=plan.training_steps,
+        snapshot_steps=(plan.training_steps // 2,),
+        recipe=plan.recipe,
+        micro_batch=plan.micro_batch,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+    )
     with held_by_main(out, plan.identity(), processes, fresh=fresh):
-        seeds = image_seeds(Purpose.SYNTHETIC, plan.seed, plan.num_synthetic)
-        write_samples(model, seeds, sampler, out / "synthetic", batch_size=plan.batch_size, processes=processes)
-        snapshots = train(
-            load_model(plan.base, device=processes.device),
-            ImageDataset(out / "synthetic"),
-            out / "self-training",
-            num_steps=plan.training_steps,
-            snapshot_steps=[plan.training_steps // 2],
-            recipe=plan.recipe,
-            seed=plan.seed,
-            processes=processes,
-            micro_batch=plan.micro_batch,
-            title="self-training",
-        )
-        self_trained = snapshots[-1].path
-        tuner = _tuner(plan, model, sampler, self_trained, out, processes)
-        outcome = choose(tuner, processes.on_main(lambda: _provenance(plan, tuner)))
+        self_trained = self_training(sampler, out, processes)
+        given = _tuner(plan, model, sampler, self_trained, out, processes)
+        provenance = processes.on_main(lambda: _provenance(plan, given))
+        outcome = choose(given, _presentation(plan, given), provenance, self_training)
         seconds = time.monotonic() - started
 
         def finish() -> None:
-            merge_files(plan.base, self_trained, [outcome.report.w], out / NEON_FILE, overwrite=True)
+            merge_files(plan.base, self_trained, [given.best.w], out / NEON_FILE, overwrite=True)
+            if (tuned := outcome.tuned) is not None:
+                weights = tuned.snapshots[tuned.best.snapshot]
+                merge_files(plan.base, weights, [tuned.best.w], out / BEST_SAMPLER_FILE, overwrite=True)
             write_json(out / SCORES_FILE, _scores(plan, outcome, seconds))
 
         processes.on_main(finish)
@@ -129,50 +135,34 @@ def _tuner(
         batch_size=plan.batch_size,
         seed=plan.seed,
         limit=5,
+        sampler_scores=plan.sampler_scores,
+        sampler_images=plan.num_images // 2,
     )
-    presentation = Presentation(
+    scorer = Scorer(tune_plan, model, extractor, selection, reporting, out, processes)
+    # By values: 5 points, w = 0.88 and 9.76 with seed 0. By moments it is 4 points, w = 0.94 and 9.67, within the
+    # noise of that, and every figure in docs/demo.md would have to be measured again.
+    return Tuner(tune_plan, scorer, sampler, by_values=True)
+
+
+def _presentation(plan: DemoPlan, given: Tuner) -> Presentation:
+    extractor = given.scorer.extractor
+    return Presentation(
         title="Neon on Fashion-MNIST",
-        base_rows={TWICE_THE_STEPS: replace(sampler, num_steps=2 * plan.num_steps)},
         picture_w=plan.picture_w,
         grid_size=50,
         real=real_images()[:50],
-        calls=lambda settings: settings.num_steps,
-        notes=_notes(plan, model.image_shape[-1], score_name(extractor), extractor.dim),
-    )
-    # By values: 5 points, w = 0.88 and 9.76 with seed 0. By moments it is 4 points, w = 0.94 and 9.67, within the
-    # noise of that, and every figure in docs/demo.md would have to be measured again.
-    return Tuner(
-        tune_plan, model, sampler, extractor, selection, reporting, out, processes, presentation, by_values=True
+        notes=_notes(plan, given.scorer.model.image_shape[-1], score_name(extractor), extractor.dim),
     )
 
 
 def _scores(plan: DemoPlan, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """The content of `scores.json`: means over report blocks, and what they were made of."""
-    report = outcome.report
-    keys = {TWICE_THE_STEPS: "base_twice_the_steps", "self-trained (w = -1)": "self_trained"}
-    rows = {"base": report.base, **{keys[row.name]: row for row in report.rows if row.name in keys}}
-    rows["neon"] = report.neon
+    given = [one for one in outcome.report.evaluated if one.sampler is None]
     return {
-        "metric": report.metric,
-        **{key: row.distance for key, row in rows.items()},
-        "spread": max(row.spread for row in rows.values()),
-        "blocks": plan.num_blocks,
-        "w": report.w,
+        **scores_of(outcome.report),
         "num_images": plan.num_images,
         "seconds": round(seconds, 1),
-        "summary": conclusions(report),
-        "rows": {
-            key: {
-                "network_calls": row.calls,
-                "spread": row.spread,
-                "precision": row.mean("precision"),
-                "recall": row.mean("recall"),
-                "blocks": [block.distance for block in row.blocks],
-            }
-            for key, row in rows.items()
-        },
-        "selection": {f"{one.w:g}": one.scores.distance for one in report.evaluated if one.scores},
-        "provenance": report.provenance,
+        "selection": {f"{one.w:g}": one.scores.distance for one in given if one.scores},
     }
 
 
@@ -199,7 +189,7 @@ def _provenance(plan: DemoPlan, tuner: Tuner) -> dict[str, Any]:
 
     return {
         **plan.identity(),
-        "self_trained": sha256_file(tuner.plan.self_trained[-1]),
+        "self_trained": sha256_file(tuner.snapshots[-1]),
         "formula": "(1 + w) base - w self_trained",
         "synthetic_seeds": span(Purpose.SYNTHETIC, plan.num_synthetic),
         "selection_seeds": span(Purpose.SELECTION, plan.num_images),
@@ -208,5 +198,5 @@ def _provenance(plan: DemoPlan, tuner: Tuner) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "processes": tuner.processes.world_size,
+        "processes": tuner.scorer.processes.world_size,
     }

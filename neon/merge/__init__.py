@@ -5,7 +5,7 @@ w = 0 is the base, w = -1 the self-trained model, w > 0 Neon.
 
 from neon.merge.extrapolate import LEAST_CHANGE, Change, MergeWarning, UpdateStats, merge_tensor
 from neon.merge.files import MergeReport, merge_files
-from neon.merge.pair import check_same_network, load_self_trained
+from neon.merge.pair import check_same_network, load_self_trained, load_self_trained_network
 from neon.merge.states import LiveMerge, merge_state
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "UpdateStats",
     "check_same_network",
     "load_self_trained",
+    "load_self_trained_network",
     "merge_files",
     "merge_state",
     "merge_tensor",

@@ -4,6 +4,7 @@ The files may differ in format, in the nesting of their state dict and in the wo
 """
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from neon.checkpoint.naming import Renamed, fitted, names_differ
 from neon.errors import RequestError, warn
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import Change, differ
-from neon.model import buffers_of, described
+from neon.model import Network, buffers_of, described, load_weights
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
 
@@ -99,6 +100,23 @@ def load_self_trained(
     if (text := change.warning()) is not None:
         warn(f"{self_trained}: {text}")
     return state
+
+
+def load_self_trained_network(
+    network: Network,
+    base: PathLike,
+    self_trained: PathLike,
+    key: str | None = None,
+    self_trained_key: str | None = None,
+) -> Network:
+    """The self-trained network of a pair, a copy of a `network` that holds the base: for `GenerativeModel.combine`.
+
+    Its buffers are its own. Warns of what a user should know. Arguments and errors as `open_pair`.
+    """
+    state = load_self_trained(network, base, self_trained, key, self_trained_key)
+    second = copy.deepcopy(network)
+    load_weights(second, state, self_trained)
+    return second
 
 
 def open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:

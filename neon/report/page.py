@@ -24,6 +24,7 @@ from neon.report.record import (
     choice_text,
     conclusions,
     distance_text,
+    explained,
     grid_name,
     load,
     main_grids,
@@ -109,12 +110,9 @@ def _table(lines: Sequence[Sequence[str]], marked: Sequence[bool]) -> str:
 
 
 def _scores(report: Report) -> str:
-    blocks = len(report.base.blocks)
-    explained = f"± is the standard deviation over {blocks} blocks of seeds; " if blocks > 1 else ""
     return (
-        _table(score_table(report), [row is report.neon for row in report.rows])
-        + f"<p class=small>{html.escape(report.metric)}: distance to real images, lower is better; {explained}"
-        "change is against the base.</p>"
+        _table(score_table(report), [row is report.best for row in report.rows])
+        + f"<p class=small>{html.escape(explained(report))}</p>"
     )
 
 
@@ -130,6 +128,8 @@ def _evaluations(report: Report) -> str:
         if one.scores is None:
             return f"failed: {one.failure or 'no reason recorded'}"
         chosen = (one.w, one.guidance) == (report.w, report.guidance) and one.snapshot in (report.snapshot, None)
+        if one.sampler is not None:
+            chosen = report.best.key == "neon_best_sampler" and one.w == report.best.w
         return "chosen" if chosen else "" if one.searched else "for the picture"
 
     every = report.evaluated
@@ -137,6 +137,7 @@ def _evaluations(report: Report) -> str:
         ["w", *(f"{one.w:g}" for one in every)],
         ["guidance", *("" if one.guidance is None else f"{one.guidance:g}" for one in every)],
         ["snapshot", *(one.snapshot or "" for one in every)],
+        ["sampler", *(one.sampler or "" for one in every)],
         [report.metric, *("" if one.scores is None else distance_text(one.scores.distance) for one in every)],
         ["precision", *("" if one.scores is None else share(one.scores.precision) for one in every)],
         ["recall", *("" if one.scores is None else share(one.scores.recall) for one in every)],
@@ -144,7 +145,24 @@ def _evaluations(report: Report) -> str:
     ]
     lines = list(zip(*(column for column in columns if any(column[1:])), strict=True))
     marked = [line[-1] == "chosen" for line in lines[1:]]
-    return f"<details><summary>All {len(every)} evaluations, in order</summary>{_table(lines, marked)}</details>"
+    return (
+        f"<details><summary>All {len(every)} evaluations, in order</summary>{_table(lines, marked)}</details>"
+        + _samplers(report)
+    )
+
+
+def _samplers(report: Report) -> str:
+    """The search for the base's best sampler as a table."""
+    if not report.samplers:
+        return ""
+    values = [one.value for one in report.samplers]
+    lines = [["sampler", report.metric]] + [
+        [one.settings, "failed" if one.value is None else distance_text(one.value)] for one in report.samplers
+    ]
+    lowest = min((value for value in values if value is not None), default=None)
+    marked = [value is not None and value == lowest for value in values]
+    summary = f"All {len(values)} samplers of the base, in order"
+    return f"<details><summary>{summary}</summary>{_table(lines, marked)}</details>"
 
 
 def _samples(report: Report) -> str:

@@ -64,9 +64,12 @@ def plots(report: Report) -> tuple[Plot, ...]:
     """The plots for which the report has figures."""
     drawn = [Plot("distance", f"{report.metric} against w", draw_distance)] if report.evaluated else []
     points = _points(report)
+    if len({row.calls for row in report.rows} - {None}) > 1:
+        drawn.append(Plot("calls", f"{report.metric} against network calls", draw_calls))
     if any(point.scores.precision is not None for point in points):
         drawn.append(Plot("shares", "Precision and recall against w", draw_shares))
-    if len({one.w for one in report.evaluated}) > 1 and len({one.guidance for one in report.evaluated}) > 1:
+    given = [one for one in report.evaluated if one.sampler is None]
+    if len({one.w for one in given}) > 1 and len({one.guidance for one in given}) > 1:
         drawn.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
     if len(_best_of_snapshots(points)) > 1:
         drawn.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
@@ -129,6 +132,12 @@ def draw_distance(axes: Axes, report: Report) -> None:
                 [p.of.w for p in points], [p.scores.distance for p in points],
                 marker=marker, facecolors=fill, edgecolors=edge, s=28, label=label, zorder=2,
             )  # fmt: skip
+    tuned = sorted(_points(report, tuned=True), key=lambda point: point.of.w)
+    if tuned:
+        axes.plot(
+            [p.of.w for p in tuned], [p.scores.distance for p in tuned], "^-", color=BASE, lw=1, ms=5,
+            label="base's best sampler", zorder=2,
+        )  # fmt: skip
     failed = [one.w for one in report.evaluated if one.scores is None]
     if failed:
         # At the top, since there is no value; unlike scatter, plot widens the axis to hold them.
@@ -141,13 +150,39 @@ def draw_distance(axes: Axes, report: Report) -> None:
             [w], [row.distance], yerr=[row.spread], fmt=marker, color=colour, ms=6, capsize=4,
             label=f"{name}, reported", zorder=3,
         )  # fmt: skip
-    values = [p.scores.distance for p in _points(report)] + [row.distance for row, *_ in reported]
+    values = [p.scores.distance for p in [*_points(report), *tuned]] + [row.distance for row, *_ in reported]
     if max(values) > LOG_RATIO * min(values) > 0:
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, 1.1 * max(values))
     axes.axvline(0, color=GREY, lw=0.6, ls=":")
     axes.set(xlabel="merge weight w", ylabel=f"{report.metric} (lower is better)")
+    _legend(axes)
+
+
+FAMILIES = (
+    (("base", "base_twice_the_calls", "base_converged"), "base, sampler as asked for", BASE, "s-"),
+    (("base_best_sampler",), "base, best sampler", BASE, "^"),
+    (("neon",), "Neon, sampler as asked for", NEON, "D"),
+    (("neon_best_sampler",), "Neon, best sampler", NEON, "^"),
+    (("sims",), "both networks (SIMS)", GREY, "o"),
+    (("sims_best_sampler",), "both networks, best sampler", GREY, "^"),
+)
+"""rows of a report by key, how they are called in the plot of calls, and how they are drawn"""
+
+
+def draw_calls(axes: Axes, report: Report) -> None:
+    """Distance of the reported rows against what an image costs."""
+    places = {row.key: (row.calls, row.distance) for row in report.rows if row.calls is not None}
+    for keys, label, colour, form in FAMILIES:
+        if shown := sorted(places[key] for key in keys if key in places):
+            axes.plot(*zip(*shown, strict=True), form, color=colour, ms=6, label=label)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({calls for calls, _ in places.values()}))
+    axes.get_xaxis().set_major_formatter("{x:.0f}")
+    axes.get_xaxis().set_minor_formatter("")
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="network calls an image", ylabel=f"{report.metric} (lower is better)")
     _legend(axes)
 
 
@@ -167,7 +202,11 @@ def draw_shares(axes: Axes, report: Report) -> None:
 def draw_heatmap(axes: Axes, report: Report) -> None:
     """Distance over w and guidance at the snapshot of the choice: figures at the points, colours between them."""
     _, snapshot = _focus(report)
-    shown = [(one, one.guidance) for one in report.evaluated if one.guidance is not None and _is_of(one, snapshot)]
+    shown = [
+        (one, one.guidance)
+        for one in report.evaluated
+        if one.guidance is not None and one.sampler is None and _is_of(one, snapshot)
+    ]
     points = [(one.w, level, one.scores.distance) for one, level in shown if one.scores is not None]
     w, guidance, values = ([point[i] for point in points] for i in range(3))
     if _span_an_area(w, guidance):
@@ -238,8 +277,13 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _points(report: Report) -> list[Scored]:
-    return [Scored(one, one.scores) for one in report.evaluated if one.scores is not None]
+def _points(report: Report, *, tuned: bool = False) -> list[Scored]:
+    """The evaluations that did not fail, with the sampler that was asked for or with the base's best one."""
+    return [
+        Scored(one, one.scores)
+        for one in report.evaluated
+        if one.scores is not None and (one.sampler is not None) == tuned
+    ]
 
 
 def _focus(report: Report) -> tuple[float | None, str | None]:

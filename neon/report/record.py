@@ -32,9 +32,16 @@ class Row:
     """One line of the table: a way to sample, scored on several disjoint blocks of report seeds."""
 
     name: str
+    key: str = ""
+    """its name in `scores.json`"""
     calls: int | None = None
     """network calls per image; None: not counted"""
     blocks: tuple[Scores, ...]
+    """of the first blocks of report seeds: of all of them, or of fewer where an image takes many calls"""
+    w: float | None = None
+    """merge weight, or scale of two networks that sample together"""
+    settings: dict[str, Any] | None = None
+    """of the sampler, as JSON"""
 
     @property
     def distance(self) -> float:
@@ -63,12 +70,24 @@ class Evaluated:
     """a label of the self-trained weights, such as "12.8 kimg"; None: there is one only"""
     kimg: float | None = None
     """the budget of that snapshot"""
+    sampler: str | None = None
+    """in what the sampler differs from the one that was asked for; None: in nothing"""
     scores: Scores | None = None
     """None: it failed"""
     failure: str | None = None
     """why it failed"""
     searched: bool = True
     """False: evaluated for the picture only"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedSampler:
+    """One evaluation of the base in the search for its best sampler, on selection seeds."""
+
+    settings: str
+    """in what they differ from those that were asked for, in words"""
+    value: float | None = None
+    """None: it failed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +98,25 @@ class Report:
     metric: str
     """name of the distance: `fid`, or `fd_<features>`"""
     rows: tuple[Row, ...]
-    """all lines of the table, the next two among them"""
+    """all lines of the table, the others here among them"""
     base: Row
+    """with the sampler that was asked for"""
     neon: Row
-    """the same object as `base` where no merge was better"""
+    """with that sampler; the same object as `base` where no merge was better"""
+    base_best_sampler: Row | None = None
+    """the base with its best sampler of as many calls; None: none is better, or it was not searched"""
+    choice: Row | None = None
+    """what did best on selection images, if that is not `neon`"""
     w: float
-    """the choice"""
+    """the choice with the sampler that was asked for"""
     guidance: float | None = None
     snapshot: str | None = None
     evaluated: tuple[Evaluated, ...] = ()
     """in order of evaluation"""
     fit: tuple[tuple[float, float], ...] = ()
     """(w, fitted distance) at the chosen guidance and snapshot"""
+    samplers: tuple[TriedSampler, ...] = ()
+    """the search for the base's best sampler, in order"""
     grids: dict[float, Tensor] = field(default_factory=dict)
     """w -> uint8 [N, C, H, W], the same N seeds and classes for each w"""
     real: Tensor | None = None
@@ -100,10 +126,20 @@ class Report:
     provenance: dict[str, Any] = field(default_factory=dict)
     """what it takes to make the figures again, as JSON"""
 
+    @property
+    def fair(self) -> Row:
+        """The base that gains are held against: with its best sampler of as many calls."""
+        return self.base_best_sampler or self.base
+
+    @property
+    def best(self) -> Row:
+        """What did best on selection images: Neon with one of the samplers, or `fair`."""
+        return self.choice or self.neon
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """By how much a row's distance is below the base's, block by block on the same seeds."""
+    """By how much a row's distance is below another's, block by block on the same seeds."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -116,8 +152,8 @@ class Gain:
 
 
 def paired_gain(base: Row, neon: Row) -> Gain:
-    """The gain of `neon` over `base`, whose blocks are of the same seeds, so that most of the noise cancels."""
-    gains = [before.distance - after.distance for before, after in zip(base.blocks, neon.blocks, strict=True)]
+    """The gain of `neon` over `base` on the blocks that both have: of the same seeds, so that most noise cancels."""
+    gains = [before.distance - after.distance for before, after in zip(base.blocks, neon.blocks, strict=False)]
     mean, count = statistics.fmean(gains), len(gains)
     if count == 1:
         return Gain(mean=mean, interval=None)
@@ -137,8 +173,21 @@ def score_text(row: Row) -> str:
 
 
 def change_text(report: Report, row: Row) -> str:
-    """The change of the distance against the base; nothing for the base itself."""
+    """The change of the distance against the base as it was asked for; nothing for the base itself."""
     return "" if row is report.base else f"{row.distance / report.base.distance - 1:+.0%}"
+
+
+def difference_text(report: Report, row: Row) -> str:
+    """The paired difference to the fair baseline and its interval; nothing for the baseline itself."""
+    if row is report.fair:
+        return ""
+    gain = paired_gain(report.fair, row)
+    text = _signed(-gain.mean)
+    return text if gain.interval is None else f"{text} [{_signed(-gain.interval[1])}, {_signed(-gain.interval[0])}]"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + distance_text(value)
 
 
 def choice_text(report: Report) -> str:
@@ -165,34 +214,66 @@ def main_grids(report: Report) -> list[tuple[str, Tensor]]:
 
 
 def headline(report: Report) -> str:
-    """The result in one sentence, with the gain held against its noise."""
-    base, neon = report.base, report.neon
-    if neon is base:
+    """The result in one sentence: the best against the fair baseline, with the gain held against its noise."""
+    fair, best = report.fair, report.best
+    if best is fair:
+        keep = "keep it" if fair is report.base else f"use it as it is, {_from_given(report)}"
         return (
-            f"No gain: no merge did better than the base, whose distance to real images is {score_text(base)}; keep it."
+            f"No gain: no merge did better than {_called(report, fair)}, whose distance to real images is "
+            f"{score_text(fair)}; {keep}."
         )
-    gain, change = paired_gain(base, neon), change_text(report, neon)
+    gain, now, before = paired_gain(fair, best), distance_text(best.distance), distance_text(fair.distance)
+    what = _choice_of(report)
     if gain.mean <= 0:
         return (
-            f"No gain: with {choice_text(report)} the distance to real images is {distance_text(neon.distance)} "
-            f"against {distance_text(base.distance)} for the base; keep the base."
+            f"No gain: with {what} the distance to real images is {now} against {before} for {_called(report, fair)}; "
+            "keep the base."
         )
-    way = "Neon" if report.w > 0 else "A step towards the self-trained model"
-    result = (
-        f"{way} with {choice_text(report)} lowers the distance to real images from {distance_text(base.distance)} to "
-        f"{distance_text(neon.distance)} ({change})"
-    )
+    change = f"{best.distance / fair.distance - 1:+.0%}"
+    w = report.w if best is report.neon else best.w or 0
+    way = "Neon" if w > 0 else "A step towards the self-trained model"
+    of = "" if fair is report.base else f" ({_called(report, fair)})"
+    result = f"{way} with {what} lowers the distance to real images from {before}{of} to {now} ({change})"
     if gain.interval is None:
         return f"{result} on one block of seeds, which does not tell how much of that is noise; score more blocks."
     low, high = (distance_text(end) for end in gain.interval)
-    certainty = f"between {low} and {high} with {CONFIDENCE:.0%} confidence ({len(base.blocks)} paired blocks of seeds)"
+    blocks = min(len(fair.blocks), len(best.blocks))
+    certainty = f"between {low} and {high} with {CONFIDENCE:.0%} confidence ({blocks} paired blocks of seeds)"
     if not gain.certain:
         return (
-            f"No gain beyond the noise: with {choice_text(report)} the distance to real images is "
-            f"{distance_text(neon.distance)} against {distance_text(base.distance)} for the base, a gain {certainty}; "
-            "keep the base."
+            f"No gain beyond the noise: with {what} the distance to real images is {now} against {before} for "
+            f"{_called(report, fair)}, a gain {certainty}; keep the base."
         )
     return f"{result}, a gain of {distance_text(gain.mean)}, {certainty}."
+
+
+def _called(report: Report, row: Row) -> str:
+    """The base in a sentence."""
+    return "the base" if row is report.base else "the base with its best sampler of as many calls"
+
+
+def _choice_of(report: Report) -> str:
+    """The best row in a sentence."""
+    if report.best is report.neon:
+        return choice_text(report)
+    return f"w = {report.best.w:g} on the base's best sampler"
+
+
+def _from_given(report: Report) -> str:
+    """What the best sampler gains over the one that was asked for, in a sentence."""
+    return f"{change_text(report, report.fair)} against {distance_text(report.base.distance)} with the given sampler"
+
+
+def credit(report: Report) -> str | None:
+    """What of the gain over the base as it was asked for is the sampler's; None where no better sampler was found."""
+    if report.fair is report.base or report.best is report.fair:
+        return None
+    sampler = paired_gain(report.base, report.fair).mean
+    whole = paired_gain(report.base, report.best).mean
+    return (
+        f"The base as it was asked for is at {distance_text(report.base.distance)}: choosing its sampler alone takes "
+        f"{distance_text(sampler)} off, Neon {distance_text(whole - sampler)} more, at as many network calls."
+    )
 
 
 def bias_undone(base: Row, neon: Row) -> str | None:
@@ -211,9 +292,9 @@ def bias_undone(base: Row, neon: Row) -> str | None:
 
 
 def conclusions(report: Report) -> list[str]:
-    """The result and, where it is known, the bias undone: a sentence each."""
-    bias = bias_undone(report.base, report.neon)
-    return [headline(report)] if bias is None else [headline(report), bias]
+    """The result, what of it is the sampler's, and where it is known the bias undone: a sentence each."""
+    sentences = (headline(report), credit(report), bias_undone(report.fair, report.best))
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def score_table(report: Report) -> list[list[str]]:
@@ -221,13 +302,19 @@ def score_table(report: Report) -> list[list[str]]:
     columns = [
         ["", *(row.name for row in report.rows)],
         ["calls", *("" if row.calls is None else str(row.calls) for row in report.rows)],
-        [report.metric, *map(score_text, report.rows)],
+        [report.metric, *(score_text(row) + _few_blocks(report, row) for row in report.rows)],
         ["change", *(change_text(report, row) for row in report.rows)],
+        [f"against {report.fair.name}", *(difference_text(report, row) for row in report.rows)],
     ]
     for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
         means = [row.mean(name) for row in report.rows]
         columns.append([title, *("" if mean is None else f"{mean:.2f}" for mean in means)])
     return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
+
+
+def _few_blocks(report: Report, row: Row) -> str:
+    """The mark of a row that is scored on fewer blocks than the base."""
+    return "" if len(row.blocks) == len(report.base.blocks) else f" ({len(row.blocks)} block)"
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
@@ -241,7 +328,56 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
 
 def result_text(report: Report) -> str:
     """The table and what it says, for a terminal."""
-    return "\n".join([text_table(score_table(report)), "", *conclusions(report)])
+    return "\n".join([text_table(score_table(report)), "", explained(report), "", *conclusions(report)])
+
+
+def explained(report: Report) -> str:
+    """What the columns of the table are, and what their noise covers."""
+    blocks = len(report.base.blocks)
+    sentences = [f"{report.metric}: distance to real images, lower is better; change is against {report.base.name}."]
+    if blocks > 1:
+        sentences.append(
+            f"± is the standard deviation over {blocks} blocks of seeds; in brackets the {CONFIDENCE:.0%} interval of "
+            "the difference on the same seeds. Both cover the sampling noise of these weights, not another synthetic "
+            "set or self-training."
+        )
+    if any(len(row.blocks) < blocks for row in report.rows):
+        sentences.append("Rows of more than twice the calls are of one block.")
+    return " ".join(sentences)
+
+
+def scores_of(report: Report) -> dict[str, Any]:
+    """The content of `scores.json` that every run has: means over report blocks, by the keys of rows."""
+    return {
+        "metric": report.metric,
+        **{row.key: row.distance for row in report.rows},
+        "neon": report.neon.distance,
+        "spread": max(row.spread for row in report.rows),
+        "blocks": len(report.base.blocks),
+        "w": report.w,
+        "fair": report.fair.key,
+        "best": report.best.key,
+        "summary": conclusions(report),
+        "rows": {row.key: _row_json(report, row) for row in report.rows},
+        "provenance": report.provenance,
+    }
+
+
+def _row_json(report: Report, row: Row) -> dict[str, Any]:
+    gain = None if row is report.fair else paired_gain(report.fair, row)
+    return {
+        "name": row.name,
+        "network_calls": row.calls,
+        "w": row.w,
+        "distance": row.distance,
+        "spread": row.spread,
+        "difference": gain and -gain.mean,
+        "interval": gain and gain.interval and [-gain.interval[1], -gain.interval[0]],
+        "precision": row.mean("precision"),
+        "recall": row.mean("recall"),
+        "blocks": [block.distance for block in row.blocks],
+        "settings": row.settings,
+    }
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> None:
@@ -253,18 +389,24 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
     for path, images in pictures.items():
         with atomic_write(path) as file:
             file.write(as_png(image_grid(images)))
-    places = [next(i for i, row in enumerate(report.rows) if row is one) for one in (report.base, report.neon)]
+    named = (report.base, report.neon, report.base_best_sampler, report.choice)
+    base, neon, base_best_sampler, choice = (
+        next((i for i, row in enumerate(report.rows) if row is one), None) for one in named
+    )
     record = {
         "title": report.title,
         "metric": report.metric,
         "rows": [asdict(row) for row in report.rows],
-        "base": places[0],
-        "neon": places[1],
+        "base": base,
+        "neon": neon,
+        "base_best_sampler": base_best_sampler,
+        "choice": choice,
         "w": report.w,
         "guidance": report.guidance,
         "snapshot": report.snapshot,
         "evaluated": [asdict(one) for one in report.evaluated],
         "fit": report.fit,
+        "samplers": [asdict(one) for one in report.samplers],
         "grids": [{"w": w, "shape": tuple(images.shape)} for w, images in report.grids.items()],
         "real": None if report.real is None else tuple(report.real.shape),
         "notes": report.notes,
@@ -299,7 +441,11 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
         from_json(Row, {**row, "blocks": tuple(scores_from(one) for one in row["blocks"])}) for row in record["rows"]
     )
     base, neon = rows[record["base"]], rows[record["neon"]]
-    if len(base.blocks) != len(neon.blocks) or not all(row.blocks for row in rows):
+    # Runs of before had no more of them.
+    places = {name: record.get(name) for name in ("base_best_sampler", "choice")}
+    others = {name: None if place is None else rows[place] for name, place in places.items()}
+    compared = [base, neon, *(row for row in others.values() if row is not None)]
+    if len({len(row.blocks) for row in compared}) != 1 or not all(row.blocks for row in rows):
         raise ValueError("rows without blocks of scores, or not of as many")
     evaluated = tuple(
         from_json(Evaluated, {**one, "scores": one["scores"] and scores_from(one["scores"])})
@@ -313,7 +459,9 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
             "rows": rows,
             "base": base,
             "neon": neon,
+            **others,
             "evaluated": evaluated,
+            "samplers": tuple(from_json(TriedSampler, one) for one in record.get("samplers", ())),
             "notes": tuple(map(str, record["notes"])),
             "fit": tuple((float(w), float(value)) for w, value in record["fit"]),
         },

@@ -1,13 +1,15 @@
 """What `neon tune` searches and reports; imports nothing heavy, so that the command line can state its flags by it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from neon.errors import RequestError
 
 Metric = Literal["distance", "is", "precision", "recall"]
+_OF_SAMPLER = ("sampler_scores", "sampler_images", "resample", "synthetic_images", "training_images")
+"""fields of the search for the best sampler"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,23 @@ class TunePlan:
     """relative gain below which the search ends"""
     limit: int = 16
     """evaluations of the search at most"""
+    tune_sampler: bool = True
+    """also look for the base's best settings of the sampler at as many network calls, and choose w there, too: what a
+    gain is held against"""
+    sampler_scores: int = 12
+    """evaluations of that search, the settings that were asked for among them"""
+    sampler_images: int | None = None
+    """selection images behind each of these; by default --num_images"""
+    resample: bool = True
+    """for that sampler, draw a synthetic set of its own and train on it as the last snapshot was; otherwise the
+    snapshots that are given are used there, too"""
+    synthetic_images: int | None = None
+    """images of that set; by default as many as the last snapshot was trained on"""
+    training_images: int | None = None
+    """images of that self-training, repeated ones included; by default as of the last snapshot"""
+    baselines: bool = True
+    """also report the base at twice the network calls and with a converged sampler, and base and self-trained network
+    sampling together (SIMS)"""
 
     def __post_init__(self) -> None:
         for name, span in (("w", self.w), ("guidance", self.guidance)):
@@ -68,15 +87,35 @@ class TunePlan:
             raise RequestError("--guidance_grid: goes with --grid; for a search give --guidance LOW HIGH")
         if self.metric not in get_args(Metric):
             raise RequestError(f"--metric {self.metric}: unknown; expected one of {', '.join(get_args(Metric))}")
-        for name in ("num_images", "report_images", "blocks", "batch_size", "limit"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"--{name} {getattr(self, name)}: expected at least 1")
+        for name in (
+            "num_images", "report_images", "blocks", "batch_size", "limit", "sampler_scores", "sampler_images",
+            "synthetic_images", "training_images",
+        ):  # fmt: skip
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise RequestError(f"--{name} {number}: expected at least 1")
+        for name in _OF_SAMPLER:
+            if not self.tune_sampler and getattr(self, name) != getattr(TunePlan, name):
+                raise RequestError(
+                    f"--{name}: is of the search for the best sampler, which tune_sampler says to leave out; give one of "
+                    "them"
+                )
         if self.blocks < 3:
             raise RequestError(f"--blocks {self.blocks}: expected at least 3, to estimate the noise")
         if not self.self_trained:
             raise RequestError("--self_trained: expected one or several snapshots")
         if len({path.resolve() for path in self.self_trained}) < len(self.self_trained):
             raise RequestError(f"--self_trained {' '.join(map(str, self.self_trained))}: a file is given twice")
+
+    @property
+    def searches_sampler(self) -> bool:
+        """Whether there is a search for the base's best sampler; a grid scores its own points only."""
+        return self.tune_sampler and self.sampler_scores > 1 and self.grid is None
+
+    def facts(self) -> dict[str, Any]:
+        """What a run is determined by, as JSON; without what is not searched, as in records of earlier runs."""
+        left_out = () if self.searches_sampler else ("tune_sampler", *_OF_SAMPLER)
+        left_out = left_out if self.baselines else (*left_out, "baselines")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def guidances(self) -> tuple[float, ...]:

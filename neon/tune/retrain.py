@@ -1,0 +1,115 @@
+"""A self-training of one's own for another sampler: w belongs to the sampler that the synthetic set was drawn with."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from neon.data.images import ImageDataset
+from neon.merge.pair import open_self_trained
+from neon.model import GenerativeModel
+from neon.noise import Purpose, image_seeds
+from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
+from neon.sampling import write_samples
+from neon.selftrain import largest_divisor, train
+from neon.tune.plan import TunePlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTraining:
+    """How a synthetic set is drawn from the base, and the base trained on it."""
+
+    load: Callable[[bool], GenerativeModel]
+    """the base, whole, to sample from or (True) to train"""
+    num_synthetic: int
+    """images of the set"""
+    num_steps: int
+    snapshot_steps: tuple[int, ...] = ()
+    """steps after which snapshots are written, beside the last"""
+    recipe: Recipe
+    micro_batch: int
+    batch_size: int
+    """images per forward pass while sampling"""
+    seed: int
+
+    def __call__(self, settings: Any, folder: Path, processes: Processes, suffix: str = "") -> Path:
+        """The last snapshot; set and training lie in `folder`, which the caller holds, and a killed run goes on there.
+
+        `suffix` is of the names of both.
+        """
+        synthetic = folder / f"synthetic{suffix}"
+        seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
+        model = self.load(False)
+        labels = model.set_labels(len(seeds), self.seed)
+        write_samples(
+            model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
+        )  # fmt: skip
+        snapshots = train(
+            self.load(True),
+            ImageDataset(synthetic),
+            folder / f"self-training{suffix}",
+            num_steps=self.num_steps,
+            snapshot_steps=self.snapshot_steps,
+            recipe=self.recipe,
+            seed=self.seed,
+            processes=processes,
+            micro_batch=self.micro_batch,
+            title="self-training",
+        )
+        return snapshots[-1].path
+
+
+def self_training_of(
+    plan: TunePlan, model: GenerativeModel, load: Callable[[bool], GenerativeModel], largest_micro_batch: int = 64
+) -> SelfTraining | None:
+    """A self-training like that of the plan's last snapshot, as far as its file says; flags of the plan win.
+
+    None: neither tells how many images it was trained on.
+    """
+    with open_self_trained(plan.self_trained[-1], plan.key, plan.self_trained_key) as checkpoint:
+        metadata = checkpoint.metadata
+    record = _record(metadata.get("training"))
+    seen = metadata.get("images_seen", "")
+    images_seen = plan.training_images or (int(seen) if seen.isdecimal() else 0)
+    if not images_seen:
+        return None
+    recipe = _recipe(model.recipe.scaled_to(images_seen), record.get("recipe"))
+    known = record.get("images")
+    multiple = model.batch_multiple
+    fitting = largest_divisor(max(recipe.batch_size // multiple, 1), max(largest_micro_batch // multiple, 1))
+    return SelfTraining(
+        load=load,
+        num_synthetic=plan.synthetic_images or (known if isinstance(known, int) and known > 0 else images_seen),
+        num_steps=-(-images_seen // recipe.batch_size),
+        recipe=recipe,
+        micro_batch=multiple * fitting,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+    )
+
+
+def _record(text: str | None) -> dict[str, Any]:
+    """What a snapshot says of its training; empty if nothing that can be read."""
+    try:
+        record = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _recipe(usual: Recipe, facts: Any) -> Recipe:
+    """`usual` with what the record of a training says in its place, where it is of the same kind."""
+    if not isinstance(facts, dict):
+        return usual
+    known = {field.name: getattr(usual, field.name) for field in fields(usual)}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in facts.items()
+        if name in known and name != "budget_images"
+    }
+    try:
+        return replace(usual, **given)
+    except (TypeError, ValueError):  # of another kind of network
+        return usual

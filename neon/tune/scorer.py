@@ -1,0 +1,150 @@
+"""Scores of one live model under many weights and settings, each computed once, into the folder of a run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neon.errors import DegenerateError
+from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
+from neon.metrics import Statistics
+from neon.metrics.features import FeatureExtractor
+from neon.model import GenerativeModel
+from neon.noise import Purpose, image_seeds
+from neon.runtime.distributed import Processes
+from neon.runtime.run_folder import reading_state
+from neon.sampling import sample_block
+from neon.tune.plan import TunePlan
+from neon.tune.search import EvaluationFailed
+from neon.tune.snapshots import as_file_name
+
+STATISTICS = "statistics"
+"""folder with the statistics of each point of a search"""
+
+
+class Scorer:
+    """Samples, scores and records; what is recorded, a failure too, is not computed again.
+
+    An evaluation is named by what is scored, in words that tell its weights and settings from all others of the run.
+    `put` puts these weights in place and says which model samples.
+    """
+
+    def __init__(
+        self,
+        plan: TunePlan,
+        model: GenerativeModel,
+        extractor: FeatureExtractor,
+        selection: Reference,
+        reporting: Reference,
+        folder: Path,
+        processes: Processes,
+    ) -> None:
+        self.plan, self.model, self.extractor = plan, model, extractor
+        self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
+        self.log = ScoreLog(folder / LOG_FILE, processes)
+
+    @property
+    def seconds(self) -> float:
+        """Of all evaluations, those before a kill included."""
+        return sum(entry.seconds or 0.0 for entry in self.log.entries.values() if isinstance(entry, Scores))
+
+    def scores(
+        self,
+        name: str,
+        put: Callable[[], GenerativeModel],
+        settings: Any,
+        purpose: Purpose,
+        block: int = 0,
+        *,
+        num_images: int | None = None,
+        keep: bool = False,
+        again: bool = False,
+    ) -> Scores:
+        """Scores on one block of images; a DegenerateError if there are none.
+
+        Args:
+            num_images: other than the plan says.
+            keep: keep the mean and covariance of the features, too.
+            again: compute once more what is recorded.
+        """
+        count = num_images or self._planned(purpose)
+        name = self._of_count(name, purpose, count)
+        entry = f"{purpose.name.lower()} {block}: {name}"
+
+        def compute() -> Scores:
+            return evaluate(
+                put(),
+                image_seeds(purpose, self.plan.seed, count, start=block * count),
+                settings,
+                self.extractor,
+                self.selection if purpose is Purpose.SELECTION else self.reporting,
+                batch_size=self.plan.batch_size,
+                processes=self.processes,
+                label=self.model.set_labels(count, self.plan.seed),
+                title=entry,
+                state=self.folder / STATE_FILE,
+                identity=entry,
+                statistics=self._file(name) if keep else None,
+            )
+
+        if again and isinstance(self.log.entries.get(entry), Scores):
+            del self.log.entries[entry]
+        return self.log.get_or(entry, compute)
+
+    def statistics(
+        self, name: str, put: Callable[[], GenerativeModel], settings: Any, *, num_images: int | None = None
+    ) -> Statistics:
+        """Statistics of the features of selection images, from the folder if they are there.
+
+        Raises:
+            EvaluationFailed: there are none.
+        """
+        file = self._file(self._of_count(name, Purpose.SELECTION, num_images))
+        again = not self.processes.on_main(file.exists)
+        try:
+            self.scores(name, put, settings, Purpose.SELECTION, num_images=num_images, keep=True, again=again)
+        except DegenerateError as error:
+            raise EvaluationFailed(str(error)) from error
+        return self.processes.on_main(lambda: self._load(file))
+
+    def _planned(self, purpose: Purpose) -> int:
+        return self.plan.num_images if purpose is Purpose.SELECTION else self.plan.report_images
+
+    def _of_count(self, name: str, purpose: Purpose, num_images: int | None) -> str:
+        """The name of an evaluation of another number of images than planned."""
+        return name if num_images in (None, self._planned(purpose)) else f"{name}, {num_images} images"
+
+    def _file(self, name: str) -> Path:
+        return self.folder / STATISTICS / f"{as_file_name(name)}.npz"
+
+    def _load(self, file: Path) -> Statistics:
+        dim = self.extractor.dim
+        with reading_state(file, "delete it, and its point is sampled again"):
+            statistics = Statistics.load(file)
+            if statistics.dim != dim:
+                raise ValueError(f"statistics of {statistics.dim} features, not of {dim}")
+        return statistics
+
+    def images(self, model: GenerativeModel, seeds: Sequence[int], settings: Any) -> Tensor:
+        """Images of some seeds, uint8 [N, C, H, W] on the CPU."""
+        count = len(seeds)
+        labels = self.model.set_labels(count, self.plan.seed)
+        return sample_block(model, range(count), seeds, settings, self.processes, labels)[0].cpu()
+
+
+def settings_text(given: Any, settings: Any) -> str:
+    """In what `settings` differ from `given`, in words: `sigma_max 10, rho 12`; empty if in nothing."""
+    before = asdict(given)
+    return ", ".join(
+        f"{name} {number_text(value)}" for name, value in asdict(settings).items() if value != before.get(name)
+    )
+
+
+def number_text(value: Any) -> str:
+    """A number in six digits, or in as many as it takes; other values as they print."""
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.6g}"
+    return text if float(text) == value else repr(value)
