@@ -37,7 +37,7 @@ def tune(study: Study, snapshots: list[Path], out: Path, images: int) -> None:
         f"--base {study.base} --self-trained {' '.join(map(str, snapshots))} --select-stats {study.select} "
         f"--report-stats {study.report} --real_images {study.real} --features {study.features} "
         f"--set {study.settings} {study.tune_vae} --w -0.5 2 --num-images {images} --report-images {images} "
-        f"--blocks 3 --batch-size 100 --sampler-scores 12 --resample --device cpu --out {out}",
+        f"--blocks 3 --batch-size 100 --sampler-scores 12 --device cpu --out {out}",
     )
 
 
@@ -45,19 +45,6 @@ def table(out: Path) -> dict[str, Any]:
     """What a run of `neon tune` found, as it is kept: all but where files lay and what they held."""
     found = json.loads((out / SCORES_FILE).read_text())
     return {key: value for key, value in found.items() if key != "provenance"}
-
-
-def print_table(found: dict[str, Any]) -> None:
-    """A line for each row, with its paired difference to the base as given."""
-    print(f"{'':<32}{'calls':>6}{found['metric']:>18}{'precision':>11}{'recall':>8}   difference, 95%")
-    for row in found["rows"].values():
-        distance = f"{row['distance']:.2f} +- {row['spread']:.2f}"
-        line = f"{row['name']:<32}{row['network_calls'] or '':>6}{distance:>18}"
-        line += f"{row['precision']:>11.2f}{row['recall']:>8.2f}"
-        if row.get("difference") is not None:
-            low, high = row["interval"]
-            line += f"   {row['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-        print(line)
 
 
 def main(name: Name, /, images: int = 2000, data: Path = DEBIAN_FOLDER) -> None:
@@ -73,7 +60,6 @@ def main(name: Name, /, images: int = 2000, data: Path = DEBIAN_FOLDER) -> None:
     study.prepare(data)
     snapshots = study.self_trained(run, images)
     tune(study, snapshots, run / "tune", images)
-    found = table(run / "tune")
     of_programs = resource.getrusage(resource.RUSAGE_CHILDREN)
     record = {
         "command": shlex.join(["python", "benchmarks/baselines.py", *sys.argv[1:]]),
@@ -81,10 +67,9 @@ def main(name: Name, /, images: int = 2000, data: Path = DEBIAN_FOLDER) -> None:
         "num_images": images,
         "seconds": round(time.monotonic() - started),
         "cpu_seconds": round(of_programs.ru_utime + of_programs.ru_stime),
-        **found,
+        **table(run / "tune"),
     }
     write_json(RESULTS / f"baselines_{name}.json", record)
-    print_table(found)
 
 
 if __name__ == "__main__":
