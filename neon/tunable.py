@@ -8,6 +8,8 @@ from typing import Any, Literal
 FAR = 0.25
 """from which on settings are far apart: as a share of a range, or of the smaller number where there is no range"""
 
+_DIGITS = 2  # of a value that a search tries: more would pretend a precision that it has not
+
 
 @dataclass(frozen=True)
 class Range:
@@ -20,6 +22,27 @@ class Range:
     integer: bool = False
     unlimited: float | None = None
     """a value outside that means as much as `high`: 0 for the number of codes drawn from"""
+
+    def part_of(self, value: float) -> float:
+        """Where a value lies, 0 to 1 in the scale; one beyond an end counts as that end."""
+        if value == self.unlimited or value >= self.high:
+            return 1.0
+        if value <= self.low:
+            return 0.0
+        if self.scale == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def value_at(self, part: float) -> float:
+        """The value at a part, rounded to two digits; an end beyond 0 and 1."""
+        if part >= 1:
+            return self.high
+        if part <= 0:
+            return self.low
+        log = self.scale == "log"
+        value = self.low * (self.high / self.low) ** part if log else self.low + (self.high - self.low) * part
+        value = min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+        return round(value) if self.integer else value
 
 
 @dataclass(frozen=True)
@@ -123,15 +146,7 @@ def _are_far(name: str, tunable: Tunable | None, a: Any, b: Any) -> bool:
     if not isinstance(tunable, Range):
         return abs(a - b) > FAR * min(abs(a), abs(b))
     guided = name == "guidance" and min(a, b) <= tunable.low < max(a, b)  # its lowest value is none
-    return guided or abs(_place(tunable, a) - _place(tunable, b)) > FAR
-
-
-def _place(within: Range, value: float) -> float:
-    """Where a number lies in a range, from 0 to 1; the nearer end's if it is outside."""
-    low, value, high = within.low, min(max(value, within.low), within.high), within.high
-    if low == high:
-        return 0.0
-    return math.log(value / low) / math.log(high / low) if within.scale == "log" else (value - low) / (high - low)
+    return guided or abs(tunable.part_of(a) - tunable.part_of(b)) > FAR
 
 
 def _text(value: Any) -> str:

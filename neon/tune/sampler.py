@@ -28,8 +28,6 @@ _CLOSEST = 0.03
 """between two evaluated points, in parts of the ranges: nearer teaches nothing"""
 _CANDIDATES = 512
 """a power of 2, as Sobol's sequence asks for"""
-_DIGITS = 2
-"""significant ones of a setting: more would pretend a precision that no search has"""
 _MOST_FEATURES = 64
 """that the search follows one by one; what others add to the distance is interpolated as a number"""
 
@@ -124,7 +122,7 @@ class _Space:
             values = [getattr(one, name) for one in settings]
             own = getattr(self.given, name)
             if isinstance(tunable, Range):
-                columns.append([part_of(tunable, value) - part_of(tunable, own) for value in values])
+                columns.append([tunable.part_of(value) - tunable.part_of(own) for value in values])
             else:
                 columns += [[float(value == other) for value in values] for other in tunable.values if other != own]
         columns.append([math.log2(steps_of(one) / steps_of(self.given)) for one in settings])
@@ -135,9 +133,9 @@ class _Space:
         for name, tunable in self.tunable.items():
             own = getattr(self.given, name)
             if isinstance(tunable, Range):
-                part = part_of(tunable, own)
+                part = tunable.part_of(own)
                 ends = sorted((0.0, 1.0), key=lambda end: -abs(end - part))
-                yield [{name: value_at(tunable, part + _STEP * (end - part))} for end in ends]
+                yield [{name: tunable.value_at(part + _STEP * (end - part))} for end in ends]
             else:
                 yield from ([{name: value}] for value in tunable.values if value != own)
 
@@ -156,8 +154,8 @@ class _Space:
                 if keep < 0.5:
                     continue
                 if isinstance(tunable, Range):
-                    part = part_of(tunable, getattr(origin, name)) + _REACH * (2 * place - 1)
-                    values[name] = value_at(tunable, part)
+                    part = tunable.part_of(getattr(origin, name)) + _REACH * (2 * place - 1)
+                    values[name] = tunable.value_at(part)
                 else:
                     values[name] = tunable.values[int(place * len(tunable.values))]
             if (settings := self.settings(origin, **values)) is not None:
@@ -168,28 +166,6 @@ class _Space:
 def steps_of(settings: Any) -> int:
     """Its steps; 1 where a sampler has none to choose."""
     return int(getattr(settings, "num_steps", 1))
-
-
-def part_of(numbers: Range, value: float) -> float:
-    """Where a value lies between the ends of a range, 0 to 1; one beyond an end counts as that end."""
-    if value == numbers.unlimited:
-        return 1.0
-    low, value, high = numbers.low, min(max(value, numbers.low), numbers.high), numbers.high
-    if numbers.scale == "log":
-        low, value, high = math.log(low), math.log(value), math.log(high)
-    return (value - low) / (high - low) if high > low else 0.0
-
-
-def value_at(numbers: Range, part: float) -> float:
-    """The number, rounded, at a part of a range."""
-    if part <= 0 or part >= 1:
-        value = numbers.high if part >= 1 else numbers.low
-    elif numbers.scale == "log":
-        value = numbers.low * (numbers.high / numbers.low) ** part
-    else:
-        value = numbers.low + (numbers.high - numbers.low) * part
-    value = min(max(float(f"{value:.{_DIGITS}g}"), numbers.low), numbers.high)
-    return round(value) if numbers.integer else value
 
 
 class _Search:
