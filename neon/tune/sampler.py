@@ -142,8 +142,7 @@ class _Space:
     @cached_property
     def _lattice(self) -> Array:
         """Points of the unit cube [_CANDIDATES, 2 d]: a place for each setting, and whether to keep it."""
-        sobol = qmc.Sobol(2 * len(self.tunable), rng=np.random.default_rng(0))
-        return np.asarray(sobol.random(_CANDIDATES))
+        return np.asarray(qmc.Sobol(2 * len(self.tunable), scramble=False).random(_CANDIDATES))
 
     def around(self, origin: Any) -> list[Any]:
         """Settings that differ from `origin` in some of the searched ones, each by no more than `_REACH`."""
