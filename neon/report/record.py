@@ -346,6 +346,8 @@ def explained(report: Report) -> str:
             "the difference on the same seeds. Both cover the sampling noise of these weights, not another synthetic "
             "set or self-training."
         )
+    if any(row.key.startswith("sims") for row in report.rows):
+        sentences.append("SIMS: base and self-trained network sample together, (1 + w) base - w self-trained.")
     if any(len(row.blocks) < blocks for row in report.rows):
         sentences.append("Rows of more than twice the calls are of one block.")
     return " ".join(sentences)

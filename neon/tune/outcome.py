@@ -144,9 +144,9 @@ class _Rows:
         self.fair = fair[0] if fair else self.base
         self.best = self._best(tuned_neon)
         if self.plan.baselines and self.model.combines:
-            self._together(given, "sims", "both networks (SIMS)")
+            self._together(given, "sims", "SIMS")
             if tuned is not None:
-                self._together(tuned, "sims_best_sampler", "both networks, best sampler")
+                self._together(tuned, "sims_best_sampler", "SIMS, best sampler")
 
     def _blocks(self, calls: int | None) -> int:
         """Rows of many calls are told apart by one block, too."""

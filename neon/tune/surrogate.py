@@ -63,6 +63,7 @@ _SETTINGS_CURVATURE = (0.3, 1.0, 3.0)
 _SETTINGS_STRAY = (0.05, 0.15, 0.5)
 _SETTINGS_USUAL = (1.0, 0.15, 0.01)
 _SETTINGS_LENGTH = 0.3
+_SETTINGS_EXPLORE = 1.0
 
 
 class Surrogate(Protocol):
@@ -138,6 +139,8 @@ class Kernel(Protocol):
     """hyperparameters that the likelihood chooses among; the last is the noise, a deviation from point to point"""
     usual: ClassVar[tuple[float, ...]]
     """the most likely ones before anything is seen"""
+    explore: ClassVar[float]
+    """how far below its mean a point may lie: times the variance of its features, or the deviation of its value"""
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         """Covariances [n, m] of rows a [n, ...] and b [m, ...], without noise."""
@@ -152,6 +155,7 @@ class UpdateKernel:
 
     choices: ClassVar[Sequence[tuple[float, ...]]] = tuple(itertools.product(_CURVATURE, _STRAY, _OWN, _NOISE))
     usual: ClassVar[tuple[float, ...]] = _USUAL
+    explore: ClassVar[float] = _EXPLORE
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         curvature, stray, own, _ = chosen
@@ -178,6 +182,7 @@ class SettingsKernel:
         itertools.product(_SETTINGS_CURVATURE, _SETTINGS_STRAY, _NOISE)
     )
     usual: ClassVar[tuple[float, ...]] = _SETTINGS_USUAL
+    explore: ClassVar[float] = _SETTINGS_EXPLORE
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         curvature, stray, _ = chosen
@@ -270,11 +275,13 @@ class MomentProcess:
         """Gain over the lowest value, if the real features lie where the uncertain ones turn out to be."""
         weights, variance = self.process.weights(rows)
         expected = self._distances(weights)
-        return self.best - expected + _EXPLORE * np.minimum(variance, np.abs(expected))
+        return self.best - expected + self.process.kernel.explore * np.minimum(variance, np.abs(expected))
 
 
 class ValueProcess:
-    """A Gaussian process of the logarithms of values, which are positive.
+    """A Gaussian process of the logarithm of how far values lie above the lowest, for points without moments.
+
+    In units of that value: the logarithm of their ratio, which also holds for negative ones.
 
     Args:
         rows: the points, of evaluations that did not fail.
@@ -284,16 +291,19 @@ class ValueProcess:
 
     def __init__(self, rows: Array, values: Array, kernel: Kernel) -> None:
         self.best = float(values.min())
-        self.least = 1e-9 * float(np.abs(values).max()) or 1.0
-        self.logarithms = np.log(np.maximum(values, self.least))
+        self.unit = abs(self.best) or float(np.ptp(values)) or 1.0
+        self.logarithms = np.log1p((values - self.best) / self.unit)
         self.process = _Process(kernel, rows, self.logarithms[:, None])
-        self.noise = self.best * math.sqrt(2 * self.process.scale) * self.process.chosen[-1]
+        self.noise = self.unit * math.sqrt(2 * self.process.scale) * self.process.chosen[-1]
 
     def values(self, rows: Array) -> Array:
         """Expected values: medians, as logarithms are averaged."""
-        return np.asarray(np.exp(self.process.weights(rows)[0] @ self.logarithms))
+        return self.best - self._gain(self.process.weights(rows)[0] @ self.logarithms)
 
     def promise(self, rows: Array) -> Array:
-        """Gain over the lowest value at a value a part of the standard deviation below its median."""
+        """Gain over the lowest value at a standard deviation below the expected logarithm, times `explore`."""
         weights, variance = self.process.weights(rows)
-        return np.asarray(self.best - np.exp(weights @ self.logarithms - _OPTIMISM * np.sqrt(variance)))
+        return self._gain(weights @ self.logarithms - self.process.kernel.explore * np.sqrt(variance))
+
+    def _gain(self, logarithms: Array) -> Array:
+        return np.asarray(-self.unit * np.expm1(logarithms))
