@@ -29,7 +29,6 @@ ROWS = {
     "neon": CALLS,
     "neon_best_sampler": CALLS,
     "sims": 2 * CALLS,
-    "sims_best_sampler": 2 * CALLS,
 }
 
 
@@ -139,7 +138,7 @@ def test_the_search_can_be_left_out_and_given_weights_be_used_again(here: Path) 
     plain = TUNE.replace("--sampler-scores 6", "--no-tune-sampler")
     assert run(f"{plain} --self-trained trained.safetensors --out plain") == 0
     assert scores(Path("plain"))["rows"].keys() == ROWS.keys() - {
-        "base_best_sampler", "neon_best_sampler", "sims_best_sampler",
+        "base_best_sampler", "neon_best_sampler",
     }  # fmt: skip
     assert load("plain").samplers == () and scores(Path("plain"))["fair"] == "base"
 

@@ -242,7 +242,10 @@ class UNetBlock(nn.Module):
         b, c, height, width = h.shape
         qkv = self.qkv(h).reshape(b, self.num_heads, c // self.num_heads, 3, height * width)
         q, k, v = qkv.transpose(2, 4).unbind(3)  # each [B, heads, HW, C/heads]
-        return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height, width)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(b, c, height, width)
+        # One head comes out with its channels innermost, a layout that spreads through the network from here and makes
+        # the norms of the demo's 20 times slower; where all is laid out so, it stays.
+        return attended.contiguous() if not torch.is_grad_enabled() and h.is_contiguous() else attended
 
 
 class SongUNet(nn.Module):

@@ -166,7 +166,6 @@ FAMILIES = (
     (("neon",), "Neon, sampler as asked for", NEON, "D"),
     (("neon_best_sampler",), "Neon, best sampler", NEON, "^"),
     (("sims",), "SIMS", GREY, "o"),
-    (("sims_best_sampler",), "SIMS, best sampler", GREY, "^"),
 )
 """rows of a report by key, how they are called in the plot of calls, and how they are drawn"""
 

@@ -145,9 +145,10 @@ class _Rows:
         self.fair = fair[0] if fair else self.base
         self.best = self._best(tuned_neon)
         if self.plan.baselines and self.model.combines:
-            self._together(given, "sims", "SIMS")
-            if tuned is not None:
-                self._together(tuned, "sims_best_sampler", "SIMS, best sampler")
+            if tuned is not None and (self.best is tuned_neon or given.best.w == 0):
+                self._together(tuned, "SIMS, best sampler")
+            else:
+                self._together(given, "SIMS")
 
     def _blocks(self, calls: int | None) -> int:
         """Rows of many calls are told apart by one block, too."""
@@ -193,14 +194,15 @@ class _Rows:
         self.rows.append(tuner.row(key, f"{name} (w = {point.w:g})", point, self.plan.blocks))
         return self.rows[-1]
 
-    def _together(self, tuner: Tuner, key: str, name: str) -> None:
+    def _together(self, tuner: Tuner, name: str) -> None:
+        """Both networks at inference, where Neon does best."""
         point = tuner.best
         if point.w == 0:
             return
         calls = self.model.calls(tuner.settings_at(point))
         blocks = self._blocks(calls and 2 * calls)
         name = f"{name} (w = {point.w:g})"
-        self._try(name, lambda: tuner.row(key, name, point, blocks, with_both=True))
+        self._try(name, lambda: tuner.row("sims", name, point, blocks, with_both=True))
 
     def _best(self, tuned_neon: Row | None) -> Row:
         """What did best on selection images."""
