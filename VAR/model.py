@@ -67,8 +67,8 @@ class VARModel(GenerativeModel):
         self.tunable = {
             "guidance": Range(0.0, 6.0),
             "temperature": Range(0.5, 2.0, "log"),
-            "top_k": Range(min(10, self.network.vocab), self.network.vocab, "log", integer=True),
-            "top_p": Range(0.5, 1.0),
+            "top_k": Range(min(10, self.network.vocab), self.network.vocab, "log", integer=True, unlimited=0),
+            "top_p": Range(0.5, 1.0, unlimited=0.0),
         }
         self.recipe = VARRecipe()
         self.enlargement = enlargement

@@ -106,6 +106,29 @@ def evaluation_goes_on(scores: Callable[[str], dict], flags: str) -> None:
             assert scores(flags)["fd_tiny6"] == whole
 
 
+def both_at_inference(
+    sample: Callable[[str], int], scores: Callable[[str], dict], flags: str, base: str, self_trained: str
+) -> None:
+    """Assert that `--sims` 0 and -1 are either network alone, for images and for scores, and another g is neither.
+
+    `flags` name the network last. Images may differ by rounding.
+    """
+    values: dict[object, float] = {
+        network: scores(f"{flags} {network}")["fd_tiny6"] for network in (base, self_trained)
+    }
+    sweep = scores(f"{flags} {base} --self_trained {self_trained} --sims 0 -1 0.5")
+    values |= {entry["sims"]: entry["fd_tiny6"] for entry in sweep["sweep"]}
+    assert sweep["sims"] == min(sweep["sweep"], key=lambda entry: entry["fd_tiny6"])["sims"]
+    assert sweep["combination"].startswith("SIMS") and "w" not in sweep
+    for g, network in ((0, base), (-1, self_trained)):
+        assert values[g] == pytest.approx(values[network], rel=1e-3) != values[0.5]
+        assert sample(f"--outdir alone{g} {flags} {network}") == 0
+        assert sample(f"--outdir both{g} {flags} {base} --self_trained {self_trained} --sims {g}") == 0
+        assert (images(f"both{g}")[0].int() - images(f"alone{g}")[0].int()).abs().max() <= 1
+    assert sample(f"--outdir both {flags} {base} --self_trained {self_trained} --sims 0.5") == 0
+    assert not torch.equal(images("both")[0], images("both0")[0])
+
+
 def training_goes_on(finetune: Callable[[str], int], flags: str, *, killed_after: int = 5) -> list[str]:
     """Assert that a run killed after some steps goes on to the snapshots of a whole one, and return their names.
 

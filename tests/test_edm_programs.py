@@ -30,6 +30,7 @@ from tests import pickles
 from tests.programs import (
     ROOT,
     Killed,
+    both_at_inference,
     dies_after,
     images,
     in_worlds,
@@ -156,6 +157,12 @@ def test_two_networks_extrapolate_their_outputs(here: Path) -> None:
     assert not torch.equal(extrapolated, first)
 
 
+def test_two_networks_sample_at_once(here: Path) -> None:
+    both_at_inference(
+        run_sample, scores, "--num_steps 3 --seeds 0-23 --batch_size 8 --network", "base.pkl", "tuned.safetensors"
+    )
+
+
 def test_the_ablation_sampler_with_its_own_choices_is_another_sampler(here: Path) -> None:
     base = "--network_pkl base.pkl --seeds 0-5"
     for name, flags in (("edm", ""), ("same", "--disc edm"), ("ve", "--disc ve --schedule ve --solver euler")):
@@ -260,10 +267,40 @@ def test_a_sweep_scores_what_merged_files_score(here: Path, capsys: pytest.Captu
     assert "the lowest of 3 on these seeds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("sweep", [False, True])
-def test_a_killed_evaluation_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch, sweep: bool) -> None:
+def test_scores_of_two_networks_are_shown_at_their_scale_and_kept_apart_from_those_of_merges(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--network_pkl base.pkl --seeds 0-15 --batch_size 8 --run_dir mine --self_trained tuned.pkl"
+    with dies_after(3, evaluate, "sample_block"), pytest.raises(Killed):
+        run_fid(f"{flags} --sims 1.25 0")
+    assert run_fid(f"{flags} --w 0") == 2, "a folder is of one or the other"
+    assert "combination" in capsys.readouterr().err
+    assert run_fid(f"{flags} --sims 1.25 0") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("sims=1.25  FD_tiny6=") and lines[1].startswith("sims=0     FD_tiny6=")
+    assert "  sims=" in lines[2] and "w=" not in "".join(lines)
+    assert {"1.25", "0.0"} == json.loads(Path("mine/scores.json").read_text()).keys()
+
+
+def test_a_published_second_network_is_the_self_trained_one(here: Path) -> None:
+    run = f"--network_pkl base.pkl --seeds 0-7 {SAMPLER} --S_churn 2"
+    assert run_sample(f"{run} --outdir gnet --gnet tuned.pkl --gnet_scale 0.5") == 0
+    assert run_sample(f"{run} --outdir sims --self_trained tuned.safetensors --sims 0.5") == 0
+    neon = "sample --network base.safetensors --self_trained tuned.safetensors --sims 0.5 --outdir neon --num_images 8"
+    assert cli.main([*neon.split(), "--set", "num_steps=3"]) == 0
+    assert torch.equal(images("gnet")[0], images("sims")[0])
+    record = json.loads(Path("sims/run.json").read_text())
+    assert record["sims"] == 0.5 and record["self_trained_sha256"] and record["gnet_scale"] is None
+    assert not {"sims", "self_trained_sha256"} & json.loads(Path("gnet/run.json").read_text()).keys()
+    assert json.loads(Path("neon/run.json").read_text())["sims"] == 0.5
+
+
+@pytest.mark.parametrize("sweep", [None, "w", "sims"])
+def test_a_killed_evaluation_goes_on_where_it_was(
+    here: Path, monkeypatch: pytest.MonkeyPatch, sweep: str | None
+) -> None:
     flags = "--network_pkl base.pkl --seeds 0-39 --batch_size 8 --precision_recall real"
-    flags += " --self_trained tuned.pkl --w 0 1" if sweep else ""
+    flags += f" --self_trained tuned.pkl --{sweep} 0 1" if sweep else ""
     whole = scores(flags, "whole.json")
     monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
     blocks = 5 * (2 if sweep else 1)
@@ -426,6 +463,13 @@ TRAIN = f"--outdir out {TINY_RUN}"
         (run_sample, f"{SAMPLE} --device cuda", "needs a GPU of its own and there are 0"),
         (run_sample, f"{SAMPLE} --gnet tuned.pkl", "--gnet and --gnet_scale go together"),
         (run_sample, f"{SAMPLE} --gnet unconditional.safetensors --gnet_scale 1", "expected networks of the same data"),
+        (run_sample, f"{SAMPLE} --gnet tuned.pkl --gnet_scale nan", "--gnet_scale nan: expected a finite number"),
+        (run_sample, f"{SAMPLE} --gnet a --gnet_scale 1 --self_trained b --sims 1", "leave one of them out"),
+        (run_sample, f"{SAMPLE} --sims 1", "--sims: needs the second network; name it with --self_trained"),
+        (run_sample, f"{SAMPLE} --self_trained tuned.pkl", "--self_trained: add --sims G"),
+        (run_sample, f"{SAMPLE} --self_trained_key ema", "--self_trained_key: goes with --self_trained"),
+        (run_sample, f"{SAMPLE} --self_trained tuned.pkl --sims inf", "--sims inf: expected a finite number"),
+        (run_sample, f"{SAMPLE} --self_trained wide.safetensors --sims 1", "wide.safetensors"),
         (run_sample, "--network_pkl base.pkl --outdir real", "no run of ours"),
         (run_fid, f"{SCORE} --ref missing.npz", "missing.npz: no such file"),
         (run_fid, f"{SCORE} --ref wide.npz", "wide.npz: statistics of 7 features, but tiny6 has 6"),
@@ -434,6 +478,11 @@ TRAIN = f"--outdir out {TINY_RUN}"
         (run_fid, f"{SCORE} --self_trained tuned.pkl", "add --w"),
         (run_fid, f"{SCORE} --self_trained tuned.pkl --w one", "--w one: not a number"),
         (run_fid, f"{SCORE} --self_trained wide.safetensors --w 1", "wide.safetensors"),
+        (run_fid, f"{SCORE} --self_trained tuned.pkl --w 1 --sims 1", "--w and --sims: one merges the weights"),
+        (run_fid, f"{SCORE} --sims 1", "--sims: needs the second network; name it with --self_trained"),
+        (run_fid, f"{SCORE} --self_trained tuned.pkl --sims nan", "--sims nan: expected a finite number"),
+        (run_fid, f"{SCORE} --self_trained tuned.pkl --sims 1 1.0", "--sims 1 1.0: a value is given twice"),
+        (run_fid, f"{SCORE} --self_trained wide.safetensors --sims 1", "wide.safetensors"),
         (run_fid, f"{SCORE} --precision_recall mixed", "expected images of one size"),
         (run_fid, f"{SCORE} --precision_recall corrupt", "00000004.png cannot be read as an image"),
         (run_fid, f"{SCORE} --precision_recall real --nearest_k 60", "k must be in 1..N-1"),

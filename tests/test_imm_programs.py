@@ -26,6 +26,7 @@ from neon.selftrain import snapshot_steps
 from tests.pickles import write_imm_pickle
 from tests.programs import (
     ROOT,
+    both_at_inference,
     evaluation_goes_on,
     images,
     in_worlds,
@@ -136,6 +137,12 @@ def test_a_pickle_trained_in_half_precision_fits_its_base_and_is_sampled_as_the_
         assert run_sample(f"--network_pkl {network}.pkl --outdir {name} --num_images 4 --num_steps 2 {flags}") == 0
     half, full, brief = (images(name)[0].int() for name in ("half", "tuned", "bf16"))
     assert torch.equal(half, full) and not torch.equal(full, brief) and (full - brief).abs().max() < 20
+
+
+def test_two_networks_sample_at_once(here: Path) -> None:
+    both_at_inference(
+        run_sample, scores, "--num_images 24 --batch_size 8 --num_steps 2 --network_pkl", "base.pkl", "tuned.pkl"
+    )
 
 
 def test_a_killed_evaluation_goes_on(here: Path) -> None:

@@ -26,11 +26,13 @@ from neon.report.record import (
     Row,
     bias_undone,
     conclusions,
+    explained,
     headline,
     load,
     paired_gain,
     save,
     score_table,
+    scores_of,
     text_table,
 )
 
@@ -119,6 +121,57 @@ def test_a_gain_on_one_block_is_not_called_certain() -> None:
 def test_a_negative_w_is_told_as_a_step_towards_the_self_trained_model() -> None:
     text = headline(report(row("chosen", (4.0, 5.0, 5.7)), w=-0.4))
     assert text.startswith("A step towards the self-trained model with w = -0.4 lowers") and "Neon" not in text
+
+
+def fair_report(best: tuple[float, ...] = (4.0, 5.0, 4.5), **changes: object) -> Report:
+    """The base at 11, at 6 with its best sampler, and Neon at 5 and at `best` there; both networks on one block."""
+    fair = dataclasses.replace(row("base, best sampler", (5.5, 6.5, 6.0)), key="base_best_sampler")
+    neon = dataclasses.replace(row("Neon (w = 1)", (5.0, 5.5, 4.5)), key="neon", w=1.0)
+    tuned_neon = dataclasses.replace(row("Neon, best sampler", best), key="neon_best_sampler", w=0.75)
+    together = dataclasses.replace(row("SIMS (w = 1)", (4.0,)), key="sims", calls=10)
+    base = dataclasses.replace(BASE, key="base")
+    return dataclasses.replace(
+        Report(title="t", metric="fd_x", rows=(base, fair, neon, tuned_neon, together), base=base, neon=neon, w=1.0,
+               base_best_sampler=fair, choice=tuned_neon),
+        **changes,
+    )  # fmt: skip
+
+
+def test_a_gain_is_held_against_the_base_at_its_best_sampler() -> None:
+    result, credit, _ = conclusions(fair_report())
+    assert "with w = 0.75 on the base's best sampler" in result
+    assert "from 6.00 (the base with its best sampler of as many calls) to 4.50 (-25%)" in result
+    assert "at 11.00: choosing its sampler alone takes 5.00 off, Neon 1.50 more" in credit
+
+
+def test_what_neon_gains_on_a_sampler_that_the_base_would_not_choose_is_no_gain() -> None:
+    """Neon at 5 beats the base as given by far, and the base at its best sampler not beyond the noise."""
+    text = headline(fair_report((5.4, 6.6, 5.9)))
+    assert text.startswith("No gain beyond the noise") and "keep the base with that sampler" in text
+    assert headline(fair_report((5.6, 6.6, 6.1))).startswith("No gain: with w = 0.75")
+    nothing = fair_report()
+    kept = dataclasses.replace(nothing, choice=nothing.base_best_sampler)
+    assert "no merge did better than the base with its best sampler" in headline(kept)
+    assert "-45% against 11.00" in headline(kept)
+
+
+def test_differences_are_paired_with_the_fair_baseline_and_rows_of_few_blocks_are_marked() -> None:
+    lines = text_table(score_table(fair_report())).splitlines()
+    assert "against base, best sampler" in lines[0]
+    found = ttest_rel((4.0, 5.0, 4.5), (5.5, 6.5, 6.0)).confidence_interval(0.95)
+    assert f"-1.50 [{found.low:.2f}, {found.high:.2f}]" in lines[4]
+    assert "[" not in lines[2], "the baseline itself"
+    assert "4.00 (1 block)" in lines[5] and "-1.50" in lines[5] and "[" not in lines[5]
+    assert "not another synthetic set" in explained(fair_report()) and "one block" in explained(fair_report())
+
+
+def test_scores_are_told_by_the_keys_of_rows() -> None:
+    scores = scores_of(fair_report())
+    assert (scores["base"], scores["neon"], scores["neon_best_sampler"], scores["w"]) == (11.0, 5.0, 4.5, 1.0)
+    assert (scores["fair"], scores["best"]) == ("base_best_sampler", "neon_best_sampler")
+    assert scores["rows"]["neon_best_sampler"]["difference"] == -1.5
+    assert scores["rows"]["base_best_sampler"]["difference"] is None
+    assert scores["rows"]["sims"]["interval"] is None and scores["rows"]["sims"]["network_calls"] == 10
 
 
 def test_guidance_and_snapshot_of_the_choice_are_named() -> None:

@@ -13,11 +13,12 @@ from neon.data.encoded import ExampleSet
 from neon.data.images import from_uint8
 from neon.merge import merge_files
 from neon.metrics import Statistics
-from neon.model import load_model
+from neon.model import load_model, sampler_of
 from neon.noise import ImageNoise
 from tests.programs import (
     ROOT,
     Killed,
+    both_at_inference,
     dies_after,
     evaluation_goes_on,
     images,
@@ -111,6 +112,23 @@ def test_tokens_are_those_behind_the_images(here: Path) -> None:
     assert size < 10 * 2 * 21 + 3 * 400, "two bytes a token, and headers"
 
 
+def test_tokens_and_a_merge_with_what_was_trained_on_them_name_the_sampler(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_sample("--var_ckpt base.pth --outdir tokens --num_images 16 --cfg 1.5 --tokens") == 0
+    drawn_by = ExampleSet("tokens", TOKENS).sampler
+    assert drawn_by is not None and drawn_by["architecture"] == "VAR" and drawn_by["settings"]["guidance"] == 1.5
+    assert run_finetune("--var_ckpt base.pth --data tokens --outdir out --bs 8 --total_images 16") == 0
+    snapshot = next(Path("out").glob("snapshot*"))
+    with open_checkpoint(snapshot) as checkpoint:
+        assert sampler_of(checkpoint.metadata) == drawn_by
+    merge_files("base.pth", snapshot, [0.5], "neon.safetensors")
+    for outdir, guidance, warns in (("same", 1.5, False), ("other", 4.0, True)):
+        capsys.readouterr()
+        assert run_sample(f"--var_ckpt neon.safetensors --outdir {outdir} --num_images 3 --cfg {guidance}") == 0
+        assert ("very different sampler (guidance: 1.5 -> 4)" in capsys.readouterr().err) == warns
+
+
 def test_an_image_depends_on_its_index_and_seed_only(here: Path) -> None:
     for name, flags in (("one", "--batch_size 1"), ("many", "--batch_size 9"), ("other", "--batch_size 9 --seed 1")):
         assert run_sample(f"--var_ckpt base.pth --outdir {name} --num_images 9 {flags} --tokens") == 0
@@ -141,6 +159,17 @@ def test_scores_are_those_of_the_images_and_a_sweep_those_of_merged_files(here: 
     assert sweep["settings"]["guidance"] == 1.5 and sweep["label_rule"].startswith("every class")
     other = scores(f"--var_ckpt base.pth {flags} --images_for selection")
     assert other["fd_tiny6"] != values[0]
+
+
+def test_two_networks_sample_at_once(here: Path) -> None:
+    both_at_inference(
+        run_sample, scores, "--num_images 24 --batch_size 8 --cfg 1.5 --var_ckpt", "base.pth", "tuned.pth"
+    )
+    run = "--num_images 9 --batch_size 4 --tokens"
+    assert run_sample(f"{run} --outdir alone --var_ckpt tuned.pth") == 0
+    assert run_sample(f"{run} --outdir tokens --var_ckpt base.pth --self_trained tuned.pth --sims -1") == 0
+    alone, tokens = (ExampleSet(name, TOKENS).load(range(9))[0].int() for name in ("alone", "tokens"))
+    assert torch.equal(alone, tokens)
 
 
 def test_a_killed_evaluation_goes_on(here: Path) -> None:

@@ -15,6 +15,7 @@ from neon.model import load_model
 from neon.precision import FP32
 from tests.programs import (
     ROOT,
+    both_at_inference,
     evaluation_goes_on,
     images,
     in_worlds,
@@ -113,6 +114,10 @@ def test_a_sweep_scores_what_merged_files_score(here: Path) -> None:
         assert values[w] == pytest.approx(scores(f"--model_ckpt {network} {flags}")["fd_tiny6"], rel=1e-6)
     merged = load_state("neon.pth")
     assert torch.equal(merged["mask"], load_state("base.pth")["mask"]), "its minus infinities are copied"
+
+
+def test_two_networks_sample_at_once(here: Path) -> None:
+    both_at_inference(run_sample, scores, "--num_images 24 --batch_size 8 --model_ckpt", "base.pth", "averaged.pth")
 
 
 def test_a_killed_evaluation_goes_on(here: Path) -> None:

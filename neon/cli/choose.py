@@ -13,7 +13,7 @@ import tyro
 
 from neon.cli.command_line import at_least_one, values_refused
 from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Tune(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
-        from neon.merge import check_same_network
+        from neon.merge import check_same_network, warn_of_snapshot
         from neon.metrics import FrechetReference
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
@@ -129,10 +129,18 @@ class Tune(ResidentFlags):
         )
         for path in plan.self_trained:
             check_same_network(plan.base, path, plan.key, plan.self_trained_key)
+            if processes.is_main:
+                warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
             scorer = Scorer(plan, model, extractor, selection, reporting, self.out, processes)
             again = self_training_of(plan, model, self._load(processes)) if plan.resample else None
+            if again is None and plan.resample and plan.searches_sampler and processes.is_main:
+                warn(
+                    f"{plan.self_trained[-1]}: does not say how many images it was trained on, so that for the base's "
+                    "best sampler these weights are used as they are; with --training_images and --synthetic_images "
+                    "others are trained for it"
+                )
             outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
         if processes.is_main:
             print(outcome.text, flush=True)

@@ -227,7 +227,7 @@ def headline(report: Report) -> str:
     if gain.mean <= 0:
         return (
             f"No gain: with {what} the distance to real images is {now} against {before} for {_called(report, fair)}; "
-            "keep the base."
+            f"keep {_kept(report)}."
         )
     change = f"{best.distance / fair.distance - 1:+.0%}"
     w = report.w if best is report.neon else best.w or 0
@@ -242,7 +242,7 @@ def headline(report: Report) -> str:
     if not gain.certain:
         return (
             f"No gain beyond the noise: with {what} the distance to real images is {now} against {before} for "
-            f"{_called(report, fair)}, a gain {certainty}; keep the base."
+            f"{_called(report, fair)}, a gain {certainty}; keep {_kept(report)}."
         )
     return f"{result}, a gain of {distance_text(gain.mean)}, {certainty}."
 
@@ -250,6 +250,11 @@ def headline(report: Report) -> str:
 def _called(report: Report, row: Row) -> str:
     """The base in a sentence."""
     return "the base" if row is report.base else "the base with its best sampler of as many calls"
+
+
+def _kept(report: Report) -> str:
+    """What to use where Neon gains nothing."""
+    return "the base" if report.fair is report.base else "the base with that sampler"
 
 
 def _choice_of(report: Report) -> str:
@@ -341,6 +346,8 @@ def explained(report: Report) -> str:
             "the difference on the same seeds. Both cover the sampling noise of these weights, not another synthetic "
             "set or self-training."
         )
+    if any(row.key.startswith("sims") for row in report.rows):
+        sentences.append("SIMS: base and self-trained network sample together, (1 + w) base - w self-trained.")
     if any(len(row.blocks) < blocks for row in report.rows):
         sentences.append("Rows of more than twice the calls are of one block.")
     return " ".join(sentences)

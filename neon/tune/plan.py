@@ -96,8 +96,7 @@ class TunePlan:
         for name in _OF_SAMPLER:
             if not self.tune_sampler and getattr(self, name) != getattr(TunePlan, name):
                 raise RequestError(
-                    f"--{name}: is of the search for the best sampler, which tune_sampler says to leave out; give one of "
-                    "them"
+                    f"--{name}: is of the search for the best sampler, which was to be left out; leave the flag out"
                 )
         if self.blocks < 3:
             raise RequestError(f"--blocks {self.blocks}: expected at least 3, to estimate the noise")
