@@ -36,7 +36,8 @@ def tuned(study: Study, snapshots: list[Path], out: Path, flags: str) -> dict[st
     words = (
         f"--base {study.base} --self-trained {' '.join(map(str, snapshots))} --select-stats {study.select} "
         f"--report-stats {study.report} --features {study.features} --num-images {IMAGES} --report-images 2000 "
-        f"--batch-size 100 --set {study.settings} {study.tune_vae} --device cpu --out {out} {flags}"
+        f"--batch-size 100 --set {study.settings} {study.tune_vae} --no_tune_sampler --no_baselines --device cpu "
+        f"--out {out} {flags}"
     )
     neon("tune", words)
     found = json.loads((out / "tune.json").read_text())
