@@ -28,7 +28,7 @@ SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in nam
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
 RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "demo", "VAR/train_tokenizer.py"}
-MERGERS = {"merge", "evaluate", "tune", "align", *(name for name in PROGRAMS if "calculate" in name)}
+MERGERS = {"merge", "tune", "align", *SAMPLERS}
 SCORERS = {"evaluate", "stats", "fid", "tune", "align", *(name for name in PROGRAMS if "calculate" in name)}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,

@@ -83,7 +83,7 @@ class Tune(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
-        from neon.merge import check_same_network
+        from neon.merge import check_same_network, warn_of_snapshot
         from neon.metrics import FrechetReference
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
@@ -129,6 +129,8 @@ class Tune(ResidentFlags):
         )
         for path in plan.self_trained:
             check_same_network(plan.base, path, plan.key, plan.self_trained_key)
+            if processes.is_main:
+                warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
             scorer = Scorer(plan, model, extractor, selection, reporting, self.out, processes)
