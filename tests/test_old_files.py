@@ -104,7 +104,8 @@ def same_images(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def same_distance(found: float, expected: float) -> None:
-    assert found == (expected if SAME_MACHINE else pytest.approx(expected, rel=4e-4))
+    """Not to the last bit, which U-Nets of one head have changed since."""
+    assert found == pytest.approx(expected, rel=4e-4)
 
 
 def same_choice(here: Path) -> None:
