@@ -99,8 +99,8 @@ class MeasureFrontier(ChoiceFlags):
         found = self.opened(plan, processes)
         samplers = samplers_at(found.model, found.settings, self.calls)
         self_training = self._self_training(plan, found, processes)
-        own = self_training and {"synthetic_images": self.synthetic_images, "training_images": self.training_images}
-        facts = {**found.facts, "frontier": {"resample": own}}
+        own = {name: getattr(self, name) for name in ("resample", "synthetic_images", "training_images")}
+        facts = {**found.facts, "frontier": own}
         identity = processes.on_main(lambda: identity_of(plan, found.model, found.settings, facts))
         report = processes.on_main(lambda: self._report(found))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
