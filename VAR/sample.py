@@ -67,6 +67,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
     ) -> None:
         """`write` for tokens of images in place of pixels."""
         from neon.data.encoded import write_examples
+        from neon.data.sampler import sampler_record
         from neon.noise import ImageNoise
         from neon.runtime.run_folder import held_by_main
         from neon.sampling import block_labels
@@ -90,6 +91,7 @@ class SampleVAR(VARImageFlags, SampleProgram):
                 batch_size=self.batch_size,
                 processes=processes,
                 title="sampling tokens",
+                sampler=sampler_record(model.architecture, settings, identity["network_sha256"]),
             )
 
 

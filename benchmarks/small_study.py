@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -32,7 +32,16 @@ BLOCKS, IMAGES = 3, 2000
 
 def program(architecture: str, name: str, flags: str) -> None:
     """Run a program of an architecture on one thread."""
-    command = [sys.executable, str(ROOT / architecture / f"{name}.py"), *shlex.split(flags)]
+    _run([str(ROOT / architecture / f"{name}.py"), *shlex.split(flags)])
+
+
+def neon(name: str, flags: str) -> None:
+    """Run a command of `neon` on one thread."""
+    _run(["-m", "neon.cli", name, *shlex.split(flags)])
+
+
+def _run(arguments: list[str]) -> None:
+    command = [sys.executable, *arguments]
     print(shlex.join(command), file=sys.stderr)
     subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
 
@@ -52,25 +61,31 @@ def write_zip(path: Path, images: torch.Tensor, labels: Sequence[int] | None) ->
             pack_set(folder, path)
 
 
+def write_data(splits: Mapping[str, ArrayDataset], folder: Path, features: Path, epochs: int) -> None:
+    """Write each split as a zip, and its statistics; train the feature network on "train" if there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, dataset in splits.items():
+        assert dataset.labels is not None
+        write_zip(folder / f"{split}.zip", dataset.images, dataset.labels.tolist())
+    if not features.exists():
+        train = splits["train"]
+        assert train.labels is not None
+        torch.manual_seed(0)
+        extractor = SmallFeatures(features.stem, train.image_shape, 64, 10)
+        fit_classifier(extractor, train.images, train.labels, epochs)
+        features.parent.mkdir(exist_ok=True)
+        extractor.save(features)
+    for split, dataset in splits.items():
+        if not (folder / f"{split}.npz").exists():
+            found = features_of(load_features(features), dataset.images)
+            Statistics.from_features(found).save(folder / f"{split}.npz")
+
+
 def prepare_data(source: Path) -> None:
     """Write train.zip, test.zip, 2,000 test images, and statistics; train the feature network if there is none."""
-    DATA.mkdir(parents=True, exist_ok=True)
     splits = {split: colour_images(split, source) for split in ("train", "test")}
-    for split, images in splits.items():
-        assert images.labels is not None
-        write_zip(DATA / f"{split}.zip", images.images, images.labels.tolist())
+    write_data(splits, DATA, FEATURES, epochs=3)
     write_zip(DATA / "test2000.zip", splits["test"].images[:IMAGES], None)
-    if not FEATURES.exists():
-        torch.manual_seed(0)
-        extractor = SmallFeatures("fashion_rgb64", (3, 16, 16), 64, 10)
-        assert splits["train"].labels is not None
-        fit_classifier(extractor, splits["train"].images, splits["train"].labels, 3)
-        ASSETS.mkdir(exist_ok=True)
-        extractor.save(FEATURES)
-    for split, images in splits.items():
-        if not (DATA / f"{split}.npz").exists():
-            features = features_of(load_features(FEATURES), images.images)
-            Statistics.from_features(features).save(DATA / f"{split}.npz")
 
 
 def scoring_flags() -> str:

@@ -21,6 +21,7 @@ from neon.nn.unet import (
     add_encoder_blocks,
     drop_labels,
     join_skip,
+    silu,
 )
 from neon.nn.unet import SongUNet as SongUNet
 
@@ -103,4 +104,4 @@ class DhariwalUNet(nn.Module):
             skips.append(x)
         for entry in self.dec.values():
             x = entry(join_skip(x, skips, entry), emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(silu(self.out_norm(x)))

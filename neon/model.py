@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
+from neon.data.sampler import SAMPLER, parse_sampler
 from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
-from neon.tunable import Tunables
+from neon.tunable import Tunables, far_apart
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -77,6 +78,8 @@ class GenerativeModel(nn.Module, ABC):
     """whether `sample` heeds `second`"""
     tunable: Tunables = MappingProxyType({})
     """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
+    file_metadata: Mapping[str, str] = MappingProxyType({})
+    """what the file says of itself that `load_model` has read it from"""
     precision: Precision = FP32
     """what it computes in; set by `__init__` if that takes it, never afterwards"""
     sampling_precision: ClassVar[Precision] = FP32
@@ -340,6 +343,26 @@ def buffers_of(checkpoint: Checkpoint) -> frozenset[str] | None:
         return None
 
 
+def sampler_of(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The sampler that a file belongs to by its metadata: of self-trained weights, that which drew the synthetic set.
+
+    A record as in `neon.data.sampler`: `architecture`, `settings` as JSON, `network_sha256` where it is known. None:
+    the file does not say.
+    """
+    return parse_sampler(metadata.get(SAMPLER))
+
+
+def unlike_sampler_of(metadata: Mapping[str, str], model: GenerativeModel, settings: Any) -> tuple[str, ...]:
+    """In what `settings` of `model` are very different from the sampler that a file belongs to (`far_apart`).
+
+    (): they are not, or the file belongs to none of this architecture.
+    """
+    then = sampler_of(metadata)
+    if then is None or then["architecture"] != model.architecture:
+        return ()
+    return far_apart(model.tunable, model.calls, then["settings"], settings)
+
+
 def load_model(
     path: str | os.PathLike[str],
     key: str | None = None,
@@ -387,6 +410,7 @@ def load_model(
         if any(name != held for name, held in names.items()):
             warn(f"{path}: {names_differ(names)}")
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
+        model.file_metadata = dict(file.metadata)
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels
+from neon.data.sampler import sampler_record
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
@@ -132,7 +133,16 @@ def sample_set(
 
     with contextlib.ExitStack() as stack:
         processes.on_main(open_folder)
-        write_samples(model, seeds, settings, folder, batch_size=batch_size, processes=processes, label=label)
+        write_samples(
+            model,
+            seeds,
+            settings,
+            folder,
+            batch_size=batch_size,
+            processes=processes,
+            label=label,
+            network_sha256=identity.get("network_sha256"),
+        )
         if is_zip:
             processes.on_main(pack)
 
@@ -146,8 +156,12 @@ def write_samples(
     batch_size: int,
     processes: Processes,
     label: Label = None,
+    network_sha256: str | None = None,
 ) -> Path:
     """Sample one image per seed into `folder` as PNG files with `dataset.json`, over all processes.
+
+    That tells, beside the classes, what drew the set: the architecture, the settings and, if given, the hash of the
+    network's file.
 
     Blocks that are on the disk already are not sampled again, so a killed run goes on where it was; one of which images
     were lost since is made again.
@@ -182,7 +196,8 @@ def write_samples(
         noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
         found = [block_labels(model, block, source, label) for block, source in noise]
         labels = [value for part in found if part is not None for value in part.tolist()]
-        write_labels(folder, labels or None, len(seeds))
+        sampler = sampler_record(model.architecture, settings, network_sha256)
+        write_labels(folder, labels or None, len(seeds), sampler)
 
     processes.on_main(finish)
     return folder

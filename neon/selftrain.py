@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
 from neon.data.images import TrainingImages
+from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.merge import Change
 from neon.model import GenerativeModel, save_model
@@ -495,7 +496,8 @@ class TrainingRun:
         state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
         path = snapshot_path(self.folder, self.step * self.recipe.batch_size)
         if self.average and keep_raw:  # first, so that a snapshot that is there is whole
-            save_model(path.with_name(f"raw-{path.name}"), self.model, state, {"weights": "raw"})
+            raw = {"weights": "raw", **self._synthetic()}
+            save_model(path.with_name(f"raw-{path.name}"), self.model, state, raw)
         if self.average:
             names = (name for name, _ in self.network.named_parameters())
             state.update(zip(names, self.average, strict=True))
@@ -507,8 +509,16 @@ class TrainingRun:
             "training": json.dumps(identity, sort_keys=True),
             "weights": "averaged" if self.average else "raw",
             "moved": f"{moved:.6e}",
+            **self._synthetic(),
         }
         save_model(path, self.model, state, metadata)
+
+    def _synthetic(self) -> dict[str, str]:
+        """What the metadata tells of a synthetic set: its sampler, which w will belong to, and its size."""
+        sampler = self.dataset.sampler
+        if sampler is None:
+            return {}
+        return {SAMPLER: sampler_text(sampler), "synthetic_images": str(len(self.dataset))}
 
     def _forget_later_steps(self) -> None:
         """Take steps out of the log that were lost with a killed run and will be taken again."""

@@ -14,10 +14,12 @@ SMALL = DemoPlan(
     training_steps=4,
     recipe=Recipe(batch_size=16, lr=1e-3),
     micro_batch=4,
-    num_images=50,
+    selection_images=40,
+    num_images=40,
     num_blocks=3,
     batch_size=8,
     nearest_k=3,
+    sampler_scores=5,
     picture_w=(-1.0,),
 )
 

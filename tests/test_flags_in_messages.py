@@ -28,7 +28,7 @@ SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in nam
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
 RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "demo", "VAR/train_tokenizer.py"}
-MERGERS = {"merge", "evaluate", "tune", "frontier", "align", *(name for name in PROGRAMS if "calculate" in name)}
+MERGERS = {"merge", "tune", "frontier", "align", *SAMPLERS}
 SCORERS = {"evaluate", "stats", "fid", "tune", "frontier", "align", *(name for name in PROGRAMS if "calculate" in name)}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
@@ -45,6 +45,7 @@ RAISED_BY = {
     ("neon/tune/plan.py", None): {"tune"},
     ("neon/tune/run.py", None): {"tune"},
     ("neon/tune/frontier.py", None): {"frontier"},
+    ("neon/tune/retrain.py", None): {"tune", "frontier"},
 }
 """the commands that can raise a message with this flag (None: any) in it; the flags of an architecture's own files and
 of `python -m neon.demo.train` are of one program only, which says them itself"""

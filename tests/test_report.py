@@ -128,7 +128,7 @@ def fair_report(best: tuple[float, ...] = (4.0, 5.0, 4.5), **changes: object) ->
     fair = dataclasses.replace(row("base, best sampler", (5.5, 6.5, 6.0)), key="base_best_sampler")
     neon = dataclasses.replace(row("Neon (w = 1)", (5.0, 5.5, 4.5)), key="neon", w=1.0)
     tuned_neon = dataclasses.replace(row("Neon, best sampler", best), key="neon_best_sampler", w=0.75)
-    together = dataclasses.replace(row("both networks (SIMS)", (4.0,)), key="sims", calls=10)
+    together = dataclasses.replace(row("SIMS (w = 1)", (4.0,)), key="sims", calls=10)
     base = dataclasses.replace(BASE, key="base")
     return dataclasses.replace(
         Report(title="t", metric="fd_x", rows=(base, fair, neon, tuned_neon, together), base=base, neon=neon, w=1.0,

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm.model import EDM
 from edm.settings import EDMSettings
 from imm.model import IMM
 from imm.sampler import generate
@@ -17,7 +16,7 @@ from imm.settings import IMMSettings
 from neon.errors import RequestError
 from neon.merge import LiveMerge
 from neon.model import GenerativeModel, of_both
-from neon.noise import ImageNoise
+from neon.noise import ImageNoise, Noise
 from tests.tiny import tiny_edm, tiny_imm, tiny_sd_vae, tiny_var, tiny_xar
 from VAR.sampler import guided_logits
 from VAR.settings import VARSettings
@@ -184,11 +183,35 @@ def test_var_mixes_guided_logits_and_each_network_remembers_the_scales(guidance:
             assert on_the_line(mixed, first, second, 1.5), k
 
 
-def test_a_model_that_does_not_combine_says_what_to_do() -> None:
-    class Own(EDM):
-        combines = False
+class Own(GenerativeModel):
+    """A model of one's own, as the document has it: images that its network says, whatever the noise."""
 
-    own = Own(tiny_edm().config)
+    combines = True
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = nn.Linear(1, 4)
+
+    def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
+        said = of_both(lambda network: network, self.network, self.second)
+        return said(torch.ones(1, 1)).clamp(0, 255).to(torch.uint8).view(1, 1, 2, 2)
+
+    encode = training_loss = sample
+
+
+def test_a_model_of_ones_own_combines_if_its_sampler_heeds_the_second_network() -> None:
+    base, other = Own({}), Own({})
+    for model, value in ((base, 60.0), (other, 40.0)):
+        nn.init.zeros_(model.network.weight)
+        nn.init.constant_(model.network.bias, value)
+    assert [base.combine(other.network, g).sample(None, None, None).unique().tolist() for g in (0, -1, 0.5)] == [
+        [60], [40], [70],
+    ]  # fmt: skip
+
+
+def test_a_model_that_does_not_combine_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Own({})
+    monkeypatch.setattr(Own, "combines", False)
     with pytest.raises(RequestError, match=r"Own: it does not sample with two networks.*set combines = True"):
         own.combine(own.network, 1.0)
 

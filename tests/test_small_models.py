@@ -1,4 +1,4 @@
-"""The small trained models of Fashion-MNIST in benchmarks/assets, and what they must be able to do."""
+"""The small trained models of Fashion-MNIST and of digits in benchmarks/assets, and what they must be able to do."""
 
 import dataclasses
 from pathlib import Path
@@ -19,10 +19,10 @@ ASSETS = Path(__file__).parent.parent / "benchmarks" / "assets"
 LABELS = torch.arange(100) % 10
 
 
-def right(model: GenerativeModel, **settings: object) -> float:
+def right(model: GenerativeModel, features: str = "fashion_rgb64", **settings: object) -> float:
     """The share of 100 images that a classifier of the real ones puts into the class asked for; by chance 0.1."""
     images = model.sample(ImageNoise(range(100)), LABELS, dataclasses.replace(model.default_settings, **settings))
-    classifier = load_features(ASSETS / "fashion_rgb64.safetensors")
+    classifier = load_features(ASSETS / f"{features}.safetensors")
     return (classifier.classify(images).argmax(1) == LABELS).double().mean().item()
 
 
@@ -47,6 +47,11 @@ def test_imm_draws_images_of_the_class_it_is_asked_for_even_in_one_step() -> Non
     plain = right(model, guidance=1.0, num_steps=1)
     assert plain > 0.5
     assert right(model, guidance=2.0, num_steps=2) > plain, "guidance makes the class plainer"
+
+
+def test_the_edm_of_digits_draws_the_digit_it_is_asked_for() -> None:
+    model = load_model(ASSETS / "small_digits_base.safetensors")
+    assert right(model, "digits64", num_steps=5, solver="euler") > 0.9
 
 
 def test_the_small_xar_is_known_by_name() -> None:

@@ -13,7 +13,7 @@ from neon.data.encoded import ExampleSet
 from neon.data.images import from_uint8
 from neon.merge import merge_files
 from neon.metrics import Statistics
-from neon.model import load_model
+from neon.model import load_model, sampler_of
 from neon.noise import ImageNoise
 from tests.programs import (
     ROOT,
@@ -110,6 +110,23 @@ def test_tokens_are_those_behind_the_images(here: Path) -> None:
     assert ((decoded + 1) * 127.5 - pixels).abs().max() <= 1.01
     size = sum(file.stat().st_size for file in Path("tokens").glob("*.safetensors"))
     assert size < 10 * 2 * 21 + 3 * 400, "two bytes a token, and headers"
+
+
+def test_tokens_and_a_merge_with_what_was_trained_on_them_name_the_sampler(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_sample("--var_ckpt base.pth --outdir tokens --num_images 16 --cfg 1.5 --tokens") == 0
+    drawn_by = ExampleSet("tokens", TOKENS).sampler
+    assert drawn_by is not None and drawn_by["architecture"] == "VAR" and drawn_by["settings"]["guidance"] == 1.5
+    assert run_finetune("--var_ckpt base.pth --data tokens --outdir out --bs 8 --total_images 16") == 0
+    snapshot = next(Path("out").glob("snapshot*"))
+    with open_checkpoint(snapshot) as checkpoint:
+        assert sampler_of(checkpoint.metadata) == drawn_by
+    merge_files("base.pth", snapshot, [0.5], "neon.safetensors")
+    for outdir, guidance, warns in (("same", 1.5, False), ("other", 4.0, True)):
+        capsys.readouterr()
+        assert run_sample(f"--var_ckpt neon.safetensors --outdir {outdir} --num_images 3 --cfg {guidance}") == 0
+        assert ("very different sampler (guidance: 1.5 -> 4)" in capsys.readouterr().err) == warns
 
 
 def test_an_image_depends_on_its_index_and_seed_only(here: Path) -> None:

@@ -13,7 +13,7 @@ import tyro
 
 from neon.cli.command_line import at_least_one, values_refused
 from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
-from neon.errors import RequestError
+from neon.errors import RequestError, warn
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class Tune(ChoiceFlags):
             self._run(group)
 
     def _run(self, processes: "Processes") -> None:
+        from neon.merge import warn_of_snapshot
         from neon.runtime.run_folder import held_by_main
         from neon.tune.outcome import Presentation, choose
         from neon.tune.retrain import self_training_of
@@ -190,11 +191,20 @@ class Tune(ChoiceFlags):
 
         plan, found = self.plan, self.opened(self.plan, processes)
         model, settings = found.model, found.settings
+        if processes.is_main:
+            for path in plan.self_trained:
+                warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, found.facts))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
             scorer = Scorer(plan, model, found.extractor, found.selection, found.reporting, self.out, processes)
             load = self.loader(plan.base, plan.key, processes)
             again = self_training_of(plan, model, load) if plan.resample else None
+            if again is None and plan.resample and plan.searches_sampler and processes.is_main:
+                warn(
+                    f"{plan.self_trained[-1]}: does not say how many images it was trained on, so that for the base's "
+                    "best sampler these weights are used as they are; with --training_images and --synthetic_images "
+                    "others are trained for it"
+                )
             outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
         if processes.is_main:
             print(outcome.text, flush=True)

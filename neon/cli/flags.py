@@ -143,6 +143,7 @@ class ImageFlags(NetworkFlags):
 
     def start(self, group: "Processes") -> "tuple[Path, GenerativeModel, Any]":
         """The checkpoint's path, its model and the sampler's settings; a RequestError if flags and files disagree."""
+        from neon.merge import warn_of_merge
         from neon.sampling import check_label
 
         path, model = self.load(group)
@@ -150,6 +151,7 @@ class ImageFlags(NetworkFlags):
         check_label(model, self.class_)
         settings = self.settings_for(model)
         model = self.combined(path, model, group)
+        warn_of_merge(path, model, settings)
         if self.compile:
             model.compile_parts()
         return path, model, settings

@@ -35,7 +35,7 @@ from neon.evaluate import (
     tally_images,
     unfinished,
 )
-from neon.merge import LiveMerge, load_self_trained
+from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor, score_name
 from neon.metrics.reference import INCEPTION_DIM, features_file, load_statistics
@@ -82,7 +82,7 @@ def score_network(
     use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
     _warn_of_few(len(sampling.seeds), extractor.dim)
-    model_at = _models(path, model, flags)
+    model_at = _models(path, model, sampling.settings, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = load_manifold(
         flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
@@ -142,10 +142,13 @@ def _check_output(output: Path | None, processes: Processes) -> None:
         processes.on_main(lambda: check_writable(output, overwrite=True))
 
 
-def _models(path: Path, model: GenerativeModel, flags: ScoredImages) -> Callable[[float], GenerativeModel]:
+def _models(
+    path: Path, model: GenerativeModel, settings: Any, flags: ScoredImages
+) -> Callable[[float], GenerativeModel]:
     """The model to score at each value of a sweep: with its second network, or merged with `--self_trained`."""
     if flags.self_trained is None:
         return lambda value: model
+    warn_of_snapshot(flags.self_trained, model, settings, flags.key, flags.self_trained_key)
     if model.second is not None:
         network, _ = model.second
         return lambda scale: model.combine(network, scale)

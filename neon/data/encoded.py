@@ -1,12 +1,13 @@
 """Sets of encoded images on disk (tokens, latents): what training consumes, without the encoder's work.
 
 A set is a folder of safetensors shards, each with `examples` [n, ...] and, if there are classes, `labels` [n],
-and `examples.json`, written last, which lists them. Token sets take about a hundredth of the space of PNGs.
+and `examples.json`, written last, which lists them and tells what drew a synthetic set (`neon.data.sampler`). Token
+sets take about a hundredth of the space of PNGs.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.data.fingerprint import fingerprint
 from neon.data.images import ImageDataset, Labelled, TrainingImages
+from neon.data.sampler import SAMPLER, as_sampler
 from neon.data.storage import Storage
 from neon.errors import RequestError
 from neon.runtime.blocks import write_blocks
@@ -46,11 +48,19 @@ def write_shard(folder: str | os.PathLike[str], first: int, examples: Tensor, la
 
 
 def write_index(
-    folder: str | os.PathLike[str], shards: Sequence[range], image_shape: tuple[int, int, int], kind: str
+    folder: str | os.PathLike[str],
+    shards: Sequence[range],
+    image_shape: tuple[int, int, int],
+    kind: str,
+    sampler: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `examples.json`; its presence says that the set is complete. `kind` names what the examples are."""
+    """Write `examples.json`; its presence says that the set is complete.
+
+    `kind` names what the examples are, the record `sampler` what drew a synthetic set.
+    """
     entries = [{"file": shard_name(shard.start), "count": len(shard)} for shard in shards]
-    write_json(Path(folder) / INDEX_FILE, {"kind": kind, "image_shape": image_shape, "shards": entries})
+    drawn_by = {} if sampler is None else {SAMPLER: dict(sampler)}
+    write_json(Path(folder) / INDEX_FILE, {"kind": kind, "image_shape": image_shape, **drawn_by, "shards": entries})
 
 
 def write_examples(
@@ -63,6 +73,7 @@ def write_examples(
     batch_size: int,
     processes: Processes,
     title: str,
+    sampler: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a set, over all processes: `compute` gives (examples [B, ...], labels int64 [B] or None) of a block.
 
@@ -78,7 +89,7 @@ def write_examples(
         is_written=lambda block: (folder / shard_name(block.start)).exists(),
         folder=folder,
     )
-    processes.on_main(lambda: write_index(folder, every, image_shape, kind))
+    processes.on_main(lambda: write_index(folder, every, image_shape, kind, sampler))
 
 
 def encode_set(
@@ -121,6 +132,7 @@ def encode_set(
             batch_size=batch_size,
             processes=processes,
             title="encoding",
+            sampler=dataset.sampler,
         )
 
 
@@ -145,6 +157,7 @@ class ExampleSet(Labelled):
         if index.kind != kind:
             raise RequestError(f"{self.path}: a set of {index.kind}; this model trains on {kind}, or on images")
         self.image_shape = index.image_shape
+        self.sampler = index.sampler
         self._files = list(index.shards)
         self._starts = np.cumsum([0, *index.shards.values()])
         labels, layouts = [], set()
@@ -183,11 +196,12 @@ class ExampleSet(Labelled):
 
 @dataclass(frozen=True)
 class _Index:
-    """What `examples.json` says: the examples' kind, the shape of the images, and the examples in each shard."""
+    """What `examples.json` says: kind of the examples, shape of the images, examples in each shard, what drew them."""
 
     kind: str
     image_shape: tuple[int, int, int]
     shards: dict[str, int]
+    sampler: dict[str, Any] | None
 
 
 def _read_index(file: Path) -> _Index:
@@ -199,7 +213,7 @@ def _read_index(file: Path) -> _Index:
         shards = {_file_name(shard["file"]): _count(shard["count"]) for shard in content["shards"]}
         if not shards or len(shards) < len(content["shards"]):
             raise ValueError("it lists no shards, or one twice")
-        return _Index(str(content["kind"]), (channels, height, width), shards)
+        return _Index(str(content["kind"]), (channels, height, width), shards, as_sampler(content.get(SAMPLER)))
     except RequestError:
         raise
     except (ValueError, TypeError, LookupError, RecursionError, MemoryError) as error:

@@ -1,17 +1,18 @@
 """Sets of images on disk: PNG folders and zips that every architecture writes and reads.
 
 A set is `00000000.png`, `00000001.png`, ... by index, with `dataset.json` holding
-`{"labels": [[name, label], ...]}`; folders with one subfolder per class are read too (`neon.data.labels`).
+`{"labels": [[name, label], ...]}` and, of a synthetic set, what drew it (`neon.data.sampler`); folders with one
+subfolder per class are read too (`neon.data.labels`).
 """
 
 import contextlib
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +27,11 @@ from neon.data.labels import (
     largest_labels_file,
     most_labels,
     parse_labels,
+    parse_sampler_of_set,
 )
 from neon.data.listing import plain
 from neon.data.pictures import as_coloured, decode_image, is_grey
+from neon.data.sampler import SAMPLER
 from neon.data.storage import Storage
 from neon.errors import RequestError, note, warn
 from neon.runtime.files import atomic_write, write_json
@@ -72,10 +75,19 @@ def has_image(folder: Path, index: int) -> bool:
         return False
 
 
-def write_labels(folder: str | os.PathLike[str], labels: Sequence[int] | None, num_images: int) -> None:
-    """Write `dataset.json`; its presence says that the set is complete."""
+def write_labels(
+    folder: str | os.PathLike[str],
+    labels: Sequence[int] | None,
+    num_images: int,
+    sampler: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `dataset.json`, with the record of the `sampler` that drew a synthetic set.
+
+    Its presence says that the set is complete.
+    """
     named = None if labels is None else [[image_name(i), int(labels[i])] for i in range(num_images)]
-    write_json(Path(folder) / LABELS_FILE, {"labels": named})
+    drawn_by = {} if sampler is None else {SAMPLER: dict(sampler)}
+    write_json(Path(folder) / LABELS_FILE, {"labels": named, **drawn_by})
 
 
 def pack_set(folder: str | os.PathLike[str], archive: str | os.PathLike[str]) -> None:
@@ -100,6 +112,11 @@ class TrainingImages(Protocol):
         """int64 [N], or None; a set that has no use for them need not be able to tell them."""
         ...
 
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """The record of what drew a synthetic set (`neon.data.sampler`); None: the set does not tell."""
+        ...
+
     def __len__(self) -> int: ...
 
     def examples(self, indices: Sequence[int]) -> Tensor:
@@ -115,6 +132,8 @@ class Labelled(ABC):
     """A set that gives the labels of its examples with them."""
 
     labels: Tensor | None
+    sampler: dict[str, Any] | None = None
+    """as of `TrainingImages`"""
 
     @abstractmethod
     def examples(self, indices: Sequence[int]) -> Tensor:
@@ -194,6 +213,18 @@ class FileDataset(Labelled):
                 f"{self.path}: no classes, since {error}; expected one folder for each class, or a {LABELS_FILE}"
             ) from error
         return None if labels is None else torch.tensor(labels)
+
+    @cached_property
+    def sampler(self) -> dict[str, Any] | None:  # type: ignore[override]
+        """The record of what drew the set; None: there is no `dataset.json` that tells it."""
+        try:
+            file = labels_file(self._all_names)
+            if file is None:
+                return None
+            data = self._storage.read(file, largest_labels_file(len(self.names)))
+            return parse_sampler_of_set(data, most_labels(len(self.names)))
+        except (ValueError, MemoryError):  # who asks for labels learns of it
+            return None
 
     def examples(self, indices: Sequence[int]) -> Tensor:
         """What the files at `indices` hold: [B, C, H, W]."""
@@ -316,6 +347,10 @@ class Subset(Labelled):
     @cached_property
     def labels(self) -> Tensor | None:  # type: ignore[override]
         return None if self._whole.labels is None else self._whole.labels[torch.as_tensor(self._indices)]
+
+    @cached_property
+    def sampler(self) -> dict[str, Any] | None:  # type: ignore[override]
+        return self._whole.sampler
 
     def examples(self, indices: Sequence[int]) -> Tensor:
         return self._whole.examples([self._indices[i] for i in indices])

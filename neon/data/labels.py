@@ -5,8 +5,10 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from neon.data.listing import plain
+from neon.data.sampler import SAMPLER, as_sampler
 
 LABELS_FILE = "dataset.json"
 FORM = '{"labels": [[name, label], ...]}'
@@ -30,21 +32,11 @@ def most_labels(num_files: int) -> int:
 def parse_labels(data: bytes, most: int) -> dict[str, int] | None:
     """The class of each file by `dataset.json`, names with slashes; None if it says that there are none.
 
-    JSON that cannot be `most` labels is not parsed: a few bytes of it, such as `[],`, can take a hundred of memory.
-
     Raises:
         ValueError: it is no JSON of this form, names a file twice, or has a label that is no class number. 3.0 is
             one; 0.7, true, "3" and lists are none.
     """
-    if data.count(b"[") + data.count(b"{") > 2 * most or data.count(b",") > 4 * most:
-        raise ValueError(f"it has more entries than {most} labels")
-    try:
-        content = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(content, dict) or "labels" not in content:
-        raise ValueError('it has no entry "labels"')
-    entries = content["labels"]
+    entries = _content(data, most)["labels"]
     if entries is None:
         return None
     if not isinstance(entries, list):
@@ -58,6 +50,31 @@ def parse_labels(data: bytes, most: int) -> dict[str, int] | None:
             raise ValueError(f"it names {name} twice")
         labels[name] = _class_number(name, entry[1])
     return labels
+
+
+def parse_sampler_of_set(data: bytes, most: int) -> dict[str, Any] | None:
+    """What drew the set by `dataset.json` (`neon.data.sampler`); None: it does not tell.
+
+    Raises:
+        ValueError: it is no JSON of labels.
+    """
+    return as_sampler(_content(data, most).get(SAMPLER))
+
+
+def _content(data: bytes, most: int) -> dict[str, Any]:
+    """What a `dataset.json` holds; a ValueError if it is none.
+
+    JSON that cannot be `most` labels is not parsed: a few bytes of it, such as `[],`, can take a hundred of memory.
+    """
+    if data.count(b"[") + data.count(b"{") > 2 * most or data.count(b",") > 4 * most:
+        raise ValueError(f"it has more entries than {most} labels")
+    try:
+        content = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(content, dict) or "labels" not in content:
+        raise ValueError('it has no entry "labels"')
+    return content
 
 
 def _class_number(name: str, label: object) -> int:

@@ -6,6 +6,7 @@ w = 0 is the base, w = -1 the self-trained model, w > 0 Neon.
 from neon.merge.extrapolate import LEAST_CHANGE, Change, MergeWarning, UpdateStats, merge_tensor
 from neon.merge.files import MergeReport, merge_files
 from neon.merge.pair import check_same_network, load_self_trained, load_self_trained_network
+from neon.merge.samplers import warn_of_merge, warn_of_snapshot
 from neon.merge.states import LiveMerge, merge_state
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "merge_files",
     "merge_state",
     "merge_tensor",
+    "warn_of_merge",
+    "warn_of_snapshot",
 ]

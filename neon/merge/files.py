@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,10 +26,11 @@ from neon.checkpoint import (
 )
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
+from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError
 from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat
 from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, says_its_config, view_as
-from neon.model import described
+from neon.model import described, sampler_of
 from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
@@ -85,6 +86,7 @@ def merge_files(
     self_trained_key: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    sampler: Mapping[str, Any] | None = None,
 ) -> list[MergeReport]:
     """Write (1 + w) base - w self_trained for every w; formats and nestings of the two inputs may differ.
 
@@ -98,6 +100,9 @@ def merge_files(
         key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
         self_trained_key: nesting of the self-trained state dict.
         progress: called with (bytes merged so far, bytes in all).
+        sampler: record of the sampler that w was chosen for (`neon.data.sampler`), in place of what the self-trained
+            file says: the one that drew its synthetic set. The provenance holds it; where neither tells, metadata of
+            the base that do stay.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, a w is not finite, an
@@ -109,7 +114,7 @@ def merge_files(
     with open_pair(base, self_trained, key, self_trained_key) as opened:
         b, s = opened.base, opened.self_trained
         _check_outputs(jobs, b, s, overwrite=overwrite)
-        pair = _Reader(opened, progress)
+        pair = _Reader(opened, progress, sampler_of(s.metadata) if sampler is None else sampler)
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
             base_hash = pool.submit(sha256_file, b.path)
@@ -187,8 +192,9 @@ class _Piece(NamedTuple):
 class _Reader:
     """Both inputs of a merge, read side by side in pieces."""
 
-    def __init__(self, pair: Pair, progress: Progress | None) -> None:
+    def __init__(self, pair: Pair, progress: Progress | None, sampler: Mapping[str, Any] | None) -> None:
         self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
+        self.sampler = sampler
         self.any_differ = False
         self._progress = progress
         self._done = 0
@@ -283,7 +289,8 @@ def _metadata(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, st
 def _provenance(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
     inputs = _inputs(pair, hashes)
     names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
-    return {"formula": FORMULA, "w": repr(job.w), **inputs, **names, "neon_version": neon.__version__}
+    sampler = {} if pair.sampler is None else {SAMPLER: sampler_text(pair.sampler)}
+    return {"formula": FORMULA, "w": repr(job.w), **inputs, **names, **sampler, "neon_version": neon.__version__}
 
 
 def _inputs(pair: _Reader, hashes: tuple[str, str]) -> dict[str, str]:

@@ -118,7 +118,8 @@ def _saving(point: FrontierPoint, points: Sequence[FrontierPoint]) -> str:
 
 def frontier_explained(frontier: Frontier) -> str:
     """What the columns of the table are."""
-    weights = "with self-trained weights of its own" if frontier.resampled else "with the same self-trained weights"
+    own = "with self-trained weights of its own, of a set that it drew"
+    weights = own if frontier.resampled else "with the same self-trained weights, whatever sampler drew their set"
     return (
         f"{frontier.metric}: distance to real images, lower is better. Each line is the sampler with the most steps "
         f"that fit in so many network calls an image; w was chosen for it on selection images, {weights}. "

@@ -179,8 +179,7 @@ FAMILIES = (
     (("base_best_sampler",), "base, best sampler", BASE, "^"),
     (("neon",), "Neon, sampler as asked for", NEON, "D"),
     (("neon_best_sampler",), "Neon, best sampler", NEON, "^"),
-    (("sims",), "both networks (SIMS)", GREY, "o"),
-    (("sims_best_sampler",), "both networks, best sampler", GREY, "^"),
+    (("sims",), "SIMS", GREY, "o"),
 )
 """rows of a report by key, how they are called in the plot of calls, and how they are drawn"""
 

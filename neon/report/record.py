@@ -344,6 +344,8 @@ def explained(report: Report) -> str:
     sentences = [f"{report.metric}: distance to real images, lower is better; change is against {report.base.name}."]
     if blocks > 1:
         sentences.append(noise_explained(blocks))
+    if any(row.key.startswith("sims") for row in report.rows):
+        sentences.append("SIMS: base and self-trained network sample together, (1 + w) base - w self-trained.")
     if any(len(row.blocks) < blocks for row in report.rows):
         sentences.append("Rows of more than twice the calls are of one block.")
     return " ".join(sentences)

@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.errors import DegenerateError
+from neon.errors import DegenerateError, warn
 from neon.metrics.features import score_name
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, result_text, save, scores_of
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
+from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import Tuner, best_sampler
 from neon.tune.sampler import SamplerSearch
@@ -144,9 +145,10 @@ class _Rows:
         self.fair = fair[0] if fair else self.base
         self.best = self._best(tuned_neon)
         if self.plan.baselines and self.model.combines:
-            self._together(given, "sims", "both networks (SIMS)")
-            if tuned is not None:
-                self._together(tuned, "sims_best_sampler", "both networks, best sampler")
+            if tuned is not None and (self.best is tuned_neon or given.best.w == 0):
+                self._together(tuned, "SIMS, best sampler")
+            else:
+                self._together(given, "SIMS")
 
     def _blocks(self, calls: int | None) -> int:
         """Rows of many calls are told apart by one block, too."""
@@ -192,14 +194,15 @@ class _Rows:
         self.rows.append(tuner.row(key, f"{name} (w = {point.w:g})", point, self.plan.blocks))
         return self.rows[-1]
 
-    def _together(self, tuner: Tuner, key: str, name: str) -> None:
+    def _together(self, tuner: Tuner, name: str) -> None:
+        """Both networks at inference, where Neon does best."""
         point = tuner.best
         if point.w == 0:
             return
         calls = self.model.calls(tuner.settings_at(point))
         blocks = self._blocks(calls and 2 * calls)
         name = f"{name} (w = {point.w:g})"
-        self._try(name, lambda: tuner.row(key, name, point, blocks, with_both=True))
+        self._try(name, lambda: tuner.row("sims", name, point, blocks, with_both=True))
 
     def _best(self, tuned_neon: Row | None) -> Row:
         """What did best on selection images."""
@@ -209,6 +212,17 @@ class _Rows:
         if tuned_neon is not None and self.tuned is not None:
             choices.append((self.tuned.search.best.value, tuned_neon))
         return min(choices, key=lambda choice: math.inf if choice[0] is None else choice[0])[1]
+
+    def _cautions(self) -> list[str]:
+        """Why the choice may be off for other images, said on the terminal, too."""
+        scorer = self.given.scorer
+        gain = 0.0 if self.best is self.fair else paired_gain(self.fair, self.best).mean
+        cautions = reference_cautions(scorer.selection.frechet.statistics, scorer.reporting.frechet.statistics, gain)
+        cautions += balance_cautions(self.model, self.plan.report_images)
+        if scorer.processes.is_main:
+            for caution in cautions:
+                warn(caution)
+        return [f"{caution[0].upper()}{caution[1:]}." for caution in cautions]
 
     def report(
         self,
@@ -243,7 +257,7 @@ class _Rows:
             samplers=tuple(_tried(given, samplers)),
             grids=given.grids(trained, ws, shown.grid_size),
             real=shown.real,
-            notes=(*shown.notes, *_notes(given, tuned, samplers, own_weights), *self.notes),
+            notes=(*shown.notes, *_notes(given, tuned, samplers, own_weights), *self.notes, *self._cautions()),
             provenance={**provenance, "command": " ".join(sys.argv)},
         )
 

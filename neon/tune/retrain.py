@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from neon.data.images import ImageDataset
+from neon.errors import WorkError
+from neon.merge import LEAST_CHANGE
 from neon.merge.pair import open_self_trained
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -38,6 +40,9 @@ class SelfTraining:
         """The last snapshot; set and training lie in `folder`, which the caller holds, and a killed run goes on there.
 
         `suffix` is of the names of both.
+
+        Raises:
+            WorkError: the weights did not move, or as `train`.
         """
         synthetic = folder / f"synthetic{suffix}"
         seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
@@ -58,7 +63,14 @@ class SelfTraining:
             micro_batch=self.micro_batch,
             title="self-training",
         )
-        return snapshots[-1].path
+        last = snapshots[-1]
+        if (moved := processes.on_main(last.moved)) is not None and moved < LEAST_CHANGE:
+            raise WorkError(
+                f"{last.path}: {last.images_seen:,} images moved the weights by {moved:.1e} of their norm, less than "
+                f"{LEAST_CHANGE:g}, so that any merge is the base; train on more (--training_images), or use the "
+                "weights that are given (--no-resample)"
+            )
+        return last.path
 
 
 def self_training_of(

@@ -46,7 +46,7 @@ BASE = Point(0.0)
 class Tuner:
     """The points of a plan at one sampler: base and self-trained weights, merged into the live network.
 
-    The search sees the moments of the features; with `by_values`, and for other metrics than the distance, only values.
+    The search sees the moments of the features; for other metrics than the distance only values.
 
     Args:
         settings: of the sampler.
@@ -61,11 +61,9 @@ class Tuner:
         settings: Any,
         given: Any = None,
         snapshots: Sequence[Path] = (),
-        *,
-        by_values: bool = False,
     ) -> None:
         # A grid needs no statistics, and other metrics do not follow from them.
-        self.by_moments = not by_values and plan.grid is None and plan.metric == "distance"
+        self.by_moments = plan.grid is None and plan.metric == "distance"
         self.plan, self.scorer, self.settings = plan, scorer, settings
         self.sampler = settings_text(settings if given is None else given, settings)
         self.snapshots = tuple(snapshots) or plan.self_trained

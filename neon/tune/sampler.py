@@ -20,16 +20,14 @@ from neon.tunable import Range, Tunables, at_calls
 from neon.tune.search import EvaluationFailed
 from neon.tune.surrogate import Array, MomentProcess, SettingsKernel, Surrogate, ValueProcess
 
-_STEP = 0.25
-"""of the first move of each setting, in parts of its range"""
-_REACH = 0.4
+_STEP = 0.4
+"""of the way to the farther end of its range that each setting goes first"""
+_REACH = 0.3
 """how far from the lowest point each setting goes in one step, in parts of its range"""
 _CLOSEST = 0.03
 """between two evaluated points, in parts of the ranges: nearer teaches nothing"""
 _CANDIDATES = 512
 """a power of 2, as Sobol's sequence asks for"""
-_DIGITS = 2
-"""significant ones of a setting: more would pretend a precision that no search has"""
 _MOST_FEATURES = 64
 """that the search follows one by one; what others add to the distance is interpolated as a number"""
 
@@ -55,7 +53,7 @@ class SamplerSearch:
     best: SamplerPoint
     """the lowest value; the given settings unless they are beaten by more than twice the noise"""
     reason: str
-    """why the search stopped"""
+    """why the search stopped, and which ranges the best settings are at an end of"""
 
 
 def search_sampler(
@@ -88,16 +86,13 @@ def search_sampler(
     if limit < 1:
         raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
     search = _Search(evaluate, _Space(given, tunable, calls_of), reference, tolerance)
-    reason = f"no other settings are expected to gain more than {100 * tolerance:g}%"
     for settings in search.walk():
         if len(search.points) == limit:
-            reason = f"the limit of {limit} evaluations was reached"
-            break
+            return search.result(f"the limit of {limit} evaluations was reached")
         search.add(settings)
-    first, best = search.points[0], search.lowest
-    if _value(first) - _value(best) <= 2 * search.noise:
-        best = first
-    return SamplerSearch(evaluations=tuple(search.points), given=first, best=best, reason=reason)
+    if not tunable:
+        return search.result("the sampler has no settings to search")
+    return search.result(f"no other settings are expected to gain more than {search.least_gain:.3g}")
 
 
 def _value(point: SamplerPoint) -> float:
@@ -127,28 +122,27 @@ class _Space:
             values = [getattr(one, name) for one in settings]
             own = getattr(self.given, name)
             if isinstance(tunable, Range):
-                columns.append([part_of(tunable, value) - part_of(tunable, own) for value in values])
+                columns.append([tunable.part_of(value) - tunable.part_of(own) for value in values])
             else:
                 columns += [[float(value == other) for value in values] for other in tunable.values if other != own]
-        if hasattr(self.given, "num_steps"):
-            columns.append([math.log2(one.num_steps / self.given.num_steps) for one in settings])
+        columns.append([math.log2(steps_of(one) / steps_of(self.given)) for one in settings])
         return np.array(columns).T.reshape(len(settings), -1)
 
-    def moved(self, origin: Any) -> Iterator[dict[str, Any]]:
-        """For each setting other values: a number some way towards the middle of its range, or each other choice."""
+    def moves(self) -> Iterator[list[dict[str, Any]]]:
+        """What to try of each setting, first to last: a number on either side of the given one, or another choice."""
         for name, tunable in self.tunable.items():
-            own = getattr(origin, name)
+            own = getattr(self.given, name)
             if isinstance(tunable, Range):
-                part = part_of(tunable, own)
-                yield {name: value_at(tunable, part - math.copysign(_STEP, part - 0.5))}
+                part = tunable.part_of(own)
+                ends = sorted((0.0, 1.0), key=lambda end: -abs(end - part))
+                yield [{name: tunable.value_at(part + _STEP * (end - part))} for end in ends]
             else:
-                yield from ({name: value} for value in tunable.values if value != own)
+                yield from ([{name: value}] for value in tunable.values if value != own)
 
     @cached_property
     def _lattice(self) -> Array:
         """Points of the unit cube [_CANDIDATES, 2 d]: a place for each setting, and whether to keep it."""
-        sobol = qmc.Sobol(2 * len(self.tunable), rng=np.random.default_rng(0))
-        return np.asarray(sobol.random(_CANDIDATES))
+        return np.asarray(qmc.Sobol(2 * len(self.tunable), scramble=False).random(_CANDIDATES))
 
     def around(self, origin: Any) -> list[Any]:
         """Settings that differ from `origin` in some of the searched ones, each by no more than `_REACH`."""
@@ -159,8 +153,8 @@ class _Space:
                 if keep < 0.5:
                     continue
                 if isinstance(tunable, Range):
-                    part = part_of(tunable, getattr(origin, name)) + _REACH * (2 * place - 1)
-                    values[name] = value_at(tunable, part)
+                    part = tunable.part_of(getattr(origin, name)) + _REACH * (2 * place - 1)
+                    values[name] = tunable.value_at(part)
                 else:
                     values[name] = tunable.values[int(place * len(tunable.values))]
             if (settings := self.settings(origin, **values)) is not None:
@@ -168,26 +162,9 @@ class _Space:
         return found
 
 
-def part_of(numbers: Range, value: float) -> float:
-    """Where a value lies between the ends of a range, 0 to 1; one beyond an end counts as that end."""
-    if value == numbers.unlimited:
-        return 1.0
-    low, value, high = numbers.low, min(max(value, numbers.low), numbers.high), numbers.high
-    if numbers.scale == "log":
-        low, value, high = math.log(low), math.log(value), math.log(high)
-    return (value - low) / (high - low) if high > low else 0.0
-
-
-def value_at(numbers: Range, part: float) -> float:
-    """The number, rounded, at a part of a range."""
-    if part <= 0 or part >= 1:
-        value = numbers.high if part >= 1 else numbers.low
-    elif numbers.scale == "log":
-        value = numbers.low * (numbers.high / numbers.low) ** part
-    else:
-        value = numbers.low + (numbers.high - numbers.low) * part
-    value = min(max(float(f"{value:.{_DIGITS}g}"), numbers.low), numbers.high)
-    return round(value) if numbers.integer else value
+def steps_of(settings: Any) -> int:
+    """Its steps; 1 where a sampler has none to choose."""
+    return int(getattr(settings, "num_steps", 1))
 
 
 class _Search:
@@ -203,8 +180,8 @@ class _Search:
         self.evaluate, self.space, self.reference, self.tolerance = evaluate, space, reference, tolerance
         self.target = None if reference is None else MomentTarget(reference.statistics, _MOST_FEATURES)
         self.points: list[SamplerPoint] = []
-        self.noise = 0.0
-        """standard deviation of the difference of two values, as far as the model cannot follow it"""
+        self.least_gain = 0.0
+        """that was worth an evaluation at the last step"""
 
     def add(self, settings: Any) -> None:
         """Evaluate settings; a value that is not finite is a failure.
@@ -238,28 +215,50 @@ class _Search:
         return min(self.points, key=_value)
 
     def walk(self) -> Iterator[Any]:
-        """All settings worth evaluating: the given, each setting moved, then the most promising."""
-        yield self.space.given
-        if not self.space.tunable:
-            return
-        for values in self.space.moved(self.space.given):
-            settings = self.space.settings(self.lowest.settings, **values)
-            if settings is not None and self.fresh([settings])[0]:
-                yield settings
-        while (promising := self.most_promising()) is not None:
-            yield promising
+        """All settings worth evaluating: the given, each setting moved, then the most promising.
 
-    def most_promising(self) -> Any | None:
-        """The settings that may gain most; None if that is too little."""
-        candidates = self.space.around(self.lowest.settings)
-        candidates = [one for one, fresh in zip(candidates, self.fresh(candidates), strict=True) if fresh]
-        model = self.surrogate()
-        self.noise = model.noise
-        if not candidates:
-            return None
-        promise = model.promise(self.space.coordinates(candidates))
-        least = max(self.tolerance * _value(self.lowest), 2 * self.noise)
-        return candidates[promise.argmax()] if promise.max() > least else None
+        Moves that cost steps, as guidance and solvers of a higher order do, wait until nothing else promises a gain.
+        """
+        yield self.space.given
+        yield from self.moves(costing_steps=False)
+        yield from self.descend()
+        yield from self.moves(costing_steps=True)
+        yield from self.descend()
+
+    def moves(self, *, costing_steps: bool) -> Iterator[Any]:
+        """The lowest point with one setting moved, for each setting; the other way where the first one failed."""
+        for alternatives in self.space.moves():
+            for values in alternatives:
+                settings = self.space.settings(self.lowest.settings, **values)
+                if (
+                    settings is not None
+                    and (steps_of(settings) < self.fewest_steps) == costing_steps
+                    and self.fresh([settings])[0]
+                ):
+                    yield settings
+                    if self.points[-1].value is not None:
+                        break
+
+    @property
+    def fewest_steps(self) -> int:
+        """Of the points evaluated."""
+        return min(steps_of(point.settings) for point in self.points)
+
+    def descend(self) -> Iterator[Any]:
+        """The settings that may gain most, as long as that is not too little."""
+        while self.space.tunable:
+            candidates = [
+                settings
+                for settings in self.space.around(self.lowest.settings)
+                if steps_of(settings) >= self.fewest_steps
+            ]
+            candidates = [one for one, fresh in zip(candidates, self.fresh(candidates), strict=True) if fresh]
+            model = self.surrogate()
+            promise = model.promise(self.space.coordinates(candidates)) if candidates else np.zeros(1)
+            self.least_gain = max(self.tolerance * abs(_value(self.lowest)), 2 * model.noise)
+            if promise.max() <= self.least_gain:
+                return
+            yield candidates[promise.argmax()]
 
     def fresh(self, candidates: Sequence[Any]) -> Array:
         """Which candidates are neither evaluated nor too near to such, nor nearest to one that failed."""
@@ -280,3 +279,17 @@ class _Search:
             return ValueProcess(rows, values, SettingsKernel())
         statistics = [point.statistics for point in scored if point.statistics is not None]
         return MomentProcess(rows, statistics, values, self.target, 0.0, SettingsKernel())
+
+    def result(self, reason: str) -> SamplerSearch:
+        """The search as it stands."""
+        given, best = self.points[0], self.lowest
+        if _value(given) - _value(best) <= 2 * self.surrogate().noise:
+            best = given
+        ends = [
+            f"the best {name} is an end of its range, {value:g}: the optimum may lie beyond"
+            for name, numbers in self.space.tunable.items()
+            if isinstance(numbers, Range)
+            and (value := getattr(best.settings, name)) in (numbers.low, numbers.high)
+            and value != getattr(given.settings, name)
+        ]
+        return SamplerSearch(evaluations=tuple(self.points), given=given, best=best, reason="; ".join([reason, *ends]))

@@ -15,7 +15,7 @@ import numpy as np
 
 from neon.errors import RequestError, WorkError
 from neon.metrics import FrechetReference, MomentTarget, Statistics
-from neon.tune.surrogate import Array, MomentProcess, Quadratic, Surrogate
+from neon.tune.surrogate import Array, MomentProcess, Quadratic, Surrogate, UpdateKernel
 
 # How the search walks. The first step in w has half the length of the self-training's update; values often explode
 # beyond twice that update, so it never walks much further than it has been: by half with values alone, which say
@@ -306,7 +306,7 @@ class _Record:
         rows = self.space.coordinates([evaluation.point for evaluation in scored])
         statistics = [evaluation.statistics for evaluation in scored if evaluation.statistics is not None]
         values = np.array([_value(evaluation) for evaluation in scored])
-        return MomentProcess(rows, statistics, values, self.target, self.noise)
+        return MomentProcess(rows, statistics, values, self.target, self.noise, UpdateKernel())
 
     def result(self, reason: str) -> Search:
         """The search as it stands; the base wins unless it is beaten by more than twice the noise."""

@@ -1,12 +1,13 @@
-"""What values are expected where nothing has been evaluated: the models behind `neon.tune.search.search`.
+"""What values are expected where nothing has been evaluated: the models behind `search` and `search_sampler`.
 
-Both are fitted to points given as rows [n, 2 + S]: the displacement along the update (in units of the middle
-snapshot's), guidance in parts of its range, and for each of S snapshots whether the point is of it (never so for the
-base and the middle one).
+They are fitted to points given as rows. Those of a search of w are [n, 2 + S]: the displacement along the update (in
+units of the middle snapshot's), guidance in parts of its range, and for each of S snapshots whether the point is of it
+(never so for the base and the middle one). Those of a search of settings: `neon.tune.sampler`.
 
-`Quadratic` knows values only. `MomentProcess` knows what a Frechet distance is made of, too: where each point's
-features lie. It interpolates those and computes the distance of the interpolation, as Gauss and Newton did with a sum
-of squares: two points along a line tell where on it the real features are nearest, a parabola needs three.
+`Quadratic` knows values only, and so does `ValueProcess`, of a sampler's settings. `MomentProcess` knows what a Frechet
+distance is made of, too: where each point's features lie. It interpolates those and computes the distance of the
+interpolation, as Gauss and Newton did with a sum of squares: two points along a line tell where on it the real features
+are nearest, a parabola needs three.
 """
 
 import itertools
@@ -58,11 +59,15 @@ _LEVEL = 10.0
 _EXPLORE = 2.0
 """times the variance of its features that a point may lie below its mean, at most by the mean"""
 
-# The same of a sampler's settings, each in parts of its range.
+# The same of a sampler's settings, each in parts of its range: set on the small EDM and VAR from four starts each.
 _SETTINGS_CURVATURE = (0.3, 1.0, 3.0)
-_SETTINGS_STRAY = (0.05, 0.15, 0.5)
+"""more than along the update: a range is wide"""
 _SETTINGS_USUAL = (1.0, 0.15, 0.01)
+"""of curvature, straying and noise"""
 _SETTINGS_LENGTH = 0.3
+"""over which straying changes"""
+_SETTINGS_EXPLORE = 1.0
+"""less than along the update: in three to five dimensions most of the space is unknown for long"""
 
 
 class Surrogate(Protocol):
@@ -138,6 +143,8 @@ class Kernel(Protocol):
     """hyperparameters that the likelihood chooses among; the last is the noise, a deviation from point to point"""
     usual: ClassVar[tuple[float, ...]]
     """the most likely ones before anything is seen"""
+    explore: ClassVar[float]
+    """how far below its mean a point may lie: times the variance of its features, or the deviation of its value"""
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         """Covariances [n, m] of rows a [n, ...] and b [m, ...], without noise."""
@@ -152,6 +159,7 @@ class UpdateKernel:
 
     choices: ClassVar[Sequence[tuple[float, ...]]] = tuple(itertools.product(_CURVATURE, _STRAY, _OWN, _NOISE))
     usual: ClassVar[tuple[float, ...]] = _USUAL
+    explore: ClassVar[float] = _EXPLORE
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         curvature, stray, own, _ = chosen
@@ -174,10 +182,9 @@ class SettingsKernel:
     """For points of a search of a sampler's settings, as differences from the given ones in parts of their ranges: a
     quadratic, and a smooth departure from it."""
 
-    choices: ClassVar[Sequence[tuple[float, ...]]] = tuple(
-        itertools.product(_SETTINGS_CURVATURE, _SETTINGS_STRAY, _NOISE)
-    )
+    choices: ClassVar[Sequence[tuple[float, ...]]] = tuple(itertools.product(_SETTINGS_CURVATURE, _STRAY, _NOISE))
     usual: ClassVar[tuple[float, ...]] = _SETTINGS_USUAL
+    explore: ClassVar[float] = _SETTINGS_EXPLORE
 
     def between(self, a: Array, b: Array, chosen: tuple[float, ...]) -> Array:
         curvature, stray, _ = chosen
@@ -248,12 +255,12 @@ class MomentProcess:
         values: Array,
         target: MomentTarget,
         noise: float,
-        kernel: Kernel | None = None,
+        kernel: Kernel,
     ) -> None:
         self.target = target
         self.best = float(values.min())
         self.moments = target.moments(statistics)
-        self.process = _Process(kernel or UpdateKernel(), rows, self.moments.mean)
+        self.process = _Process(kernel, rows, self.moments.mean)
         self.unexplained = values - target.distances(self.moments, np.eye(len(rows)))
         # A squared length L moves by 2 sqrt(L) times what the vector moves along itself, here its share of all noise.
         along = self.process.scale * self.process.chosen[-1] ** 2 / self.moments.mean.shape[1]
@@ -270,11 +277,13 @@ class MomentProcess:
         """Gain over the lowest value, if the real features lie where the uncertain ones turn out to be."""
         weights, variance = self.process.weights(rows)
         expected = self._distances(weights)
-        return self.best - expected + _EXPLORE * np.minimum(variance, np.abs(expected))
+        return self.best - expected + self.process.kernel.explore * np.minimum(variance, np.abs(expected))
 
 
 class ValueProcess:
-    """A Gaussian process of the logarithms of values, which are positive.
+    """A Gaussian process of the logarithm of how far values lie above the lowest, for points without moments.
+
+    In units of that value: the logarithm of their ratio, which also holds for negative ones.
 
     Args:
         rows: the points, of evaluations that did not fail.
@@ -284,16 +293,19 @@ class ValueProcess:
 
     def __init__(self, rows: Array, values: Array, kernel: Kernel) -> None:
         self.best = float(values.min())
-        self.least = 1e-9 * float(np.abs(values).max()) or 1.0
-        self.logarithms = np.log(np.maximum(values, self.least))
+        self.unit = abs(self.best) or float(np.ptp(values)) or 1.0
+        self.logarithms = np.log1p((values - self.best) / self.unit)
         self.process = _Process(kernel, rows, self.logarithms[:, None])
-        self.noise = self.best * math.sqrt(2 * self.process.scale) * self.process.chosen[-1]
+        self.noise = self.unit * math.sqrt(2 * self.process.scale) * self.process.chosen[-1]
 
     def values(self, rows: Array) -> Array:
         """Expected values: medians, as logarithms are averaged."""
-        return np.asarray(np.exp(self.process.weights(rows)[0] @ self.logarithms))
+        return self.best - self._gain(self.process.weights(rows)[0] @ self.logarithms)
 
     def promise(self, rows: Array) -> Array:
-        """Gain over the lowest value at a value a part of the standard deviation below its median."""
+        """Gain over the lowest value at a standard deviation below the expected logarithm, times `explore`."""
         weights, variance = self.process.weights(rows)
-        return np.asarray(self.best - np.exp(weights @ self.logarithms - _OPTIMISM * np.sqrt(variance)))
+        return self._gain(weights @ self.logarithms - self.process.kernel.explore * np.sqrt(variance))
+
+    def _gain(self, logarithms: Array) -> Array:
+        return np.asarray(-self.unit * np.expm1(logarithms))
