@@ -26,6 +26,8 @@ _REACH = 0.3
 """how far from the lowest point each setting goes in one step, in parts of its range"""
 _CLOSEST = 0.03
 """between two evaluated points, in parts of the ranges: nearer teaches nothing"""
+_BEFORE_STEPS = 8
+"""evaluations that come before moves that cost steps; of those beyond, half do"""
 _CANDIDATES = 512
 """a power of 2, as Sobol's sequence asks for"""
 _MOST_FEATURES = 64
@@ -86,7 +88,7 @@ def search_sampler(
     if limit < 1:
         raise RequestError(f"limit = {limit}: a search needs at least 1 evaluation")
     search = _Search(evaluate, _Space(given, tunable, calls_of), reference, tolerance)
-    for settings in search.walk():
+    for settings in search.walk(limit):
         if len(search.points) == limit:
             return search.result(f"the limit of {limit} evaluations was reached")
         search.add(settings)
@@ -214,15 +216,21 @@ class _Search:
         """The lowest value so far."""
         return min(self.points, key=_value)
 
-    def walk(self) -> Iterator[Any]:
+    def walk(self, limit: int) -> Iterator[Any]:
         """All settings worth evaluating: the given, each setting moved, then the most promising.
 
-        Moves that cost steps, as guidance and solvers of a higher order do, wait until nothing else promises a gain.
+        Moves that cost steps, as guidance and solvers of a higher order do, pay only with other settings at their best:
+        they wait until nothing else promises a gain, or the last scores of a long search.
         """
         yield self.space.given
         yield from self.moves(costing_steps=False)
-        yield from self.descend()
-        yield from self.moves(costing_steps=True)
+        for settings in self.descend():
+            if len(self.points) >= limit - max(0, limit - _BEFORE_STEPS) // 2:
+                break
+            yield settings
+        for settings in self.moves(costing_steps=True):
+            yield settings
+            yield from self.descend()
         yield from self.descend()
 
     def moves(self, *, costing_steps: bool) -> Iterator[Any]:
@@ -232,7 +240,7 @@ class _Search:
                 settings = self.space.settings(self.lowest.settings, **values)
                 if (
                     settings is not None
-                    and (steps_of(settings) < self.fewest_steps) == costing_steps
+                    and (steps_of(settings) < steps_of(self.space.given)) == costing_steps
                     and self.fresh([settings])[0]
                 ):
                     yield settings
