@@ -27,9 +27,9 @@ PROGRAMS = {
 SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in name or "calculate" in name)}
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
-RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "demo", "VAR/train_tokenizer.py"}
-MERGERS = {"merge", "tune", "align", *SAMPLERS}
-SCORERS = {"evaluate", "stats", "fid", "tune", "align", *(name for name in PROGRAMS if "calculate" in name)}
+RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "demo", "VAR/train_tokenizer.py"}
+MERGERS = {"merge", "tune", "frontier", "align", *SAMPLERS}
+SCORERS = {"evaluate", "stats", "fid", "tune", "frontier", "align", *(name for name in PROGRAMS if "calculate" in name)}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
     ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert"},
@@ -40,11 +40,12 @@ RAISED_BY = {
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS},
-    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "align"},
+    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/tune/plan.py", None): {"tune"},
     ("neon/tune/run.py", None): {"tune"},
-    ("neon/tune/retrain.py", None): {"tune"},
+    ("neon/tune/frontier.py", None): {"frontier"},
+    ("neon/tune/retrain.py", None): {"tune", "frontier"},
 }
 """the commands that can raise a message with this flag (None: any) in it; the flags of an architecture's own files and
 of `python -m neon.demo.train` are of one program only, which says them itself"""

@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": "checkpoints:Merge",
     "evaluate": "programs:Evaluate",
     "tune": "choose:Tune",
+    "frontier": "frontier:MeasureFrontier",
     "align": "choose:Align",
     "report": "choose:WriteReport",
     "stats": "programs:Stats",

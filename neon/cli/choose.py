@@ -17,6 +17,8 @@ from neon.errors import RequestError, warn
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
+    from neon.evaluate import Reference
+    from neon.metrics.features import FeatureExtractor
     from neon.model import GenerativeModel
     from neon.runtime.distributed import Processes
 
@@ -41,22 +43,36 @@ class ResidentFlags(FeatureFlags):
         model = load_model(base, key, device=processes.device, kind=self.model)
         return model, settings_with(model.default_settings, self.set)
 
+    def loader(self, base: Path, key: str | None, processes: "Processes") -> "Callable[[bool], GenerativeModel]":
+        """What loads the base once more, whole, to sample from or (True) to train."""
+        from neon.model import load_model, open_autoencoder
+
+        def load(for_training: bool) -> "GenerativeModel":
+            model = load_model(base, key, device=processes.device, kind=self.model, for_training=for_training)
+            open_autoencoder(model, self.vae)
+            return model
+
+        return load
+
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(ResidentFlags):
-    """Choose w (and guidance, snapshot and sampler) with few evaluations, and report the choice on other images.
+class Opened:
+    """What a choice of w is made with, read from the files that flags name, which were found to go together."""
 
-    Weights stay resident, every point is merged in place and scored on the same selection images. w is chosen with the
-    sampler that is asked for and with the base's best one of as many network calls, for which a synthetic set is drawn
-    and trained on anew. All are then scored on report images of other seeds, beside the base with more calls; a base is
-    recommended where the gain over its best sampler is within the noise. A killed run goes on; runs on several
-    processes under `torchrun -m neon.cli tune ...`, with equal results.
+    model: "GenerativeModel"
+    settings: Any
+    """of the sampler, as the flags say"""
+    extractor: "FeatureExtractor"
+    selection: "Reference"
+    reporting: "Reference"
+    facts: dict[str, Any]
+    """what beside plan, model and settings the scores depend on, as JSON"""
 
-    Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
-    --select-stats train.npz --report-stats test.npz --guidance 1 3
-    """
 
-    plan: Annotated[TunePlan, tyro.conf.arg(name="")]
+@dataclass(frozen=True, kw_only=True)
+class ChoiceFlags(ResidentFlags):
+    """Real images that w is chosen against, and others that the choice is reported against."""
+
     select_stats: Path
     """statistics of real images that the choice is made against (.npz)"""
     report_stats: Path | None = None
@@ -65,39 +81,26 @@ class Tune(ResidentFlags):
     """folder or zip of real images: also scores precision and recall"""
     nearest_k: int = 5
     """which nearest neighbour gives the radius in precision and recall"""
-    out: Path = Path("runs/tune")
-    """folder of the run: evaluations, tune.json, report.html"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
 
-    def __call__(self) -> None:
-        """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
-        from neon.runtime.distributed import processes
+    def opened(self, plan: TunePlan, processes: "Processes") -> Opened:
+        """All that `plan` needs, read and checked.
 
-        low, high = self.plan.w
-        if low > 0 or high < 0:
-            print(f"neon tune: --w {low:g} {high:g}: 0, the base, is added to the range", file=sys.stderr)
-        with processes(self.device) as group:
-            self._run(group)
-
-    def _run(self, processes: "Processes") -> None:
+        Raises:
+            RequestError: a file is not readable or does not fit the others, or flags contradict each other.
+        """
         from neon.data.fingerprint import fingerprints
         from neon.evaluate import Reference, load_manifold
-        from neon.merge import check_same_network, warn_of_snapshot
+        from neon.merge import check_same_network
         from neon.metrics import FrechetReference
         from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
         from neon.runtime.files import hashes
-        from neon.runtime.run_folder import held_by_main
         from neon.runtime.threads import use_threads
-        from neon.tune.outcome import Presentation, choose
-        from neon.tune.retrain import self_training_of
-        from neon.tune.run import Tuner, identity_of
-        from neon.tune.scorer import Scorer
 
-        plan = self.plan
         model, settings = self.open(plan.base, plan.key, processes)
-        self._check_plan(model, settings)
+        self._check_plan(plan, model, settings)
         autoencoder = open_autoencoder(model, self.vae)
         extractor = self.extractor(processes.device)
         use_threads(processes.device, model, extractor)
@@ -129,41 +132,14 @@ class Tune(ResidentFlags):
         )
         for path in plan.self_trained:
             check_same_network(plan.base, path, plan.key, plan.self_trained_key)
-            if processes.is_main:
-                warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
-        identity = processes.on_main(lambda: identity_of(plan, model, settings, facts))
-        with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            scorer = Scorer(plan, model, extractor, selection, reporting, self.out, processes)
-            again = self_training_of(plan, model, self._load(processes)) if plan.resample else None
-            if again is None and plan.resample and plan.searches_sampler and processes.is_main:
-                warn(
-                    f"{plan.self_trained[-1]}: does not say how many images it was trained on, so that for the base's "
-                    "best sampler these weights are used as they are; with --training_images and --synthetic_images "
-                    "others are trained for it"
-                )
-            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
-        if processes.is_main:
-            print(outcome.text, flush=True)
+        return Opened(
+            model=model, settings=settings, extractor=extractor, selection=selection, reporting=reporting, facts=facts
+        )  # fmt: skip
 
-    def _load(self, processes: "Processes") -> "Callable[[bool], GenerativeModel]":
-        """What loads the base once more, to sample from or to train."""
-        from neon.model import load_model, open_autoencoder
-
-        def load(for_training: bool) -> "GenerativeModel":
-            plan = self.plan
-            model = load_model(
-                plan.base, plan.key, device=processes.device, kind=self.model, for_training=for_training
-            )  # fmt: skip
-            open_autoencoder(model, self.vae)
-            return model
-
-        return load
-
-    def _check_plan(self, model: "GenerativeModel", settings: Any) -> None:
+    def _check_plan(self, plan: TunePlan, model: "GenerativeModel", settings: Any) -> None:
         """A RequestError if the plan asks for guidance that the model has not, or for FID of too few images."""
         from neon.metrics.reference import INCEPTION_DIM
 
-        plan = self.plan
         if plan.guidances and not hasattr(settings, "guidance"):
             raise RequestError(f"--guidance: the sampler of {model.architecture} has none")
         if plan.guidances and model.num_classes == 0:
@@ -177,6 +153,68 @@ class Tune(ResidentFlags):
                 f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
                 "network"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(ChoiceFlags):
+    """Choose w (and guidance, snapshot and sampler) with few evaluations, and report the choice on other images.
+
+    Weights stay resident, every point is merged in place and scored on the same selection images. w is chosen with the
+    sampler that is asked for and with the base's best one of as many network calls, for which a synthetic set is drawn
+    and trained on anew. All are then scored on report images of other seeds, beside the base with more calls; a base is
+    recommended where the gain over its best sampler is within the noise. A killed run goes on; runs on several
+    processes under `torchrun -m neon.cli tune ...`, with equal results.
+
+    Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
+    --select-stats train.npz --report-stats test.npz --guidance 1 3
+    """
+
+    plan: Annotated[TunePlan, tyro.conf.arg(name="")]
+    out: Path = Path("runs/tune")
+    """folder of the run: evaluations, tune.json, report.html"""
+
+    def __call__(self) -> None:
+        """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
+        from neon.runtime.distributed import processes
+
+        say_what_is_added("tune", self.plan.w)
+        with processes(self.device) as group:
+            self._run(group)
+
+    def _run(self, processes: "Processes") -> None:
+        from neon.merge import warn_of_snapshot
+        from neon.runtime.run_folder import held_by_main
+        from neon.tune.outcome import Presentation, choose
+        from neon.tune.retrain import self_training_of
+        from neon.tune.run import Tuner, identity_of
+        from neon.tune.scorer import Scorer
+
+        plan, found = self.plan, self.opened(self.plan, processes)
+        model, settings = found.model, found.settings
+        if processes.is_main:
+            for path in plan.self_trained:
+                warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
+        identity = processes.on_main(lambda: identity_of(plan, model, settings, found.facts))
+        with held_by_main(self.out, identity, processes, fresh=self.fresh):
+            scorer = Scorer(plan, model, found.extractor, found.selection, found.reporting, self.out, processes)
+            load = self.loader(plan.base, plan.key, processes)
+            again = self_training_of(plan, model, load) if plan.resample else None
+            if again is None and plan.resample and plan.searches_sampler and processes.is_main:
+                warn(
+                    f"{plan.self_trained[-1]}: does not say how many images it was trained on, so that for the base's "
+                    "best sampler these weights are used as they are; with --training_images and --synthetic_images "
+                    "others are trained for it"
+                )
+            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
+        if processes.is_main:
+            print(outcome.text, flush=True)
+
+
+def say_what_is_added(command: str, w: tuple[float, float]) -> None:
+    """Say that the base is scored, too, where a range of w leaves it out."""
+    low, high = w
+    if low > 0 or high < 0:
+        print(f"neon {command}: --w {low:g} {high:g}: 0, the base, is added to the range", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)

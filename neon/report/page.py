@@ -15,8 +15,16 @@ from string import Template
 
 from torch import Tensor
 
+from neon.report.frontier import (
+    Frontier,
+    frontier_conclusion,
+    frontier_explained,
+    frontier_table,
+    load_frontier,
+    save_frontier,
+)
 from neon.report.grids import as_png, image_grid
-from neon.report.plots import COLOURS, plots, png, samples_png, svg
+from neon.report.plots import COLOURS, Drawn, Plot, frontier_plots, plots, png, samples_png, svg
 from neon.report.record import (
     REAL_NAME,
     Evaluated,
@@ -32,7 +40,7 @@ from neon.report.record import (
 )
 from neon.runtime.files import as_json, atomic_write
 
-PAGE_FILE, CURVE_FILE, SAMPLES_FILE = "report.html", "curve.png", "samples.png"
+PAGE_FILE, CURVE_FILE, SAMPLES_FILE, FRONTIER_FIGURE = "report.html", "curve.png", "samples.png", "frontier.png"
 FINE = 600
 """pixels; a narrower picture is enlarged, and then its pixels are shown as squares"""
 
@@ -40,9 +48,10 @@ FINE = 600
 def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     """Write the page `report.html`, and `curve.png`, `samples.png`, `heatmap.png` and `budget.png` where they apply.
 
-    Returns the path of the page.
+    Distance against calls is on the page if `frontier.json` lies there. Returns the path of the page.
     """
     folder = Path(folder)
+    frontier = load_frontier(folder)
     drawn = {plot.name: plot for plot in plots(report)}
     curve = [drawn.pop(name) for name in ("distance", "shares") if name in drawn]
     pictures = {f"{name}.png": png([plot], report) for name, plot in drawn.items()}
@@ -50,7 +59,7 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
         pictures[CURVE_FILE] = png(curve, report)
     if grids := main_grids(report):
         pictures[SAMPLES_FILE] = samples_png(grids)
-    for name, content in {**pictures, PAGE_FILE: page(report).encode()}.items():
+    for name, content in {**pictures, PAGE_FILE: page(report, frontier).encode()}.items():
         with atomic_write(folder / name) as file:
             file.write(content)
     return folder / PAGE_FILE
@@ -65,7 +74,14 @@ def report_again(folder: str | os.PathLike[str]) -> Path:
     return write_report(folder, load(folder))
 
 
-def page(report: Report) -> str:
+def write_frontier(folder: str | os.PathLike[str], frontier: Frontier) -> None:
+    """Write `frontier.json`, `frontier.csv` and `frontier.png`."""
+    save_frontier(frontier, folder)
+    with atomic_write(Path(folder) / FRONTIER_FIGURE) as file:
+        file.write(png(frontier_plots(frontier), frontier))
+
+
+def page(report: Report, frontier: Frontier | None = None) -> str:
     """The page as text; the same report gives the same text."""
     result, *more = (html.escape(sentence) for sentence in conclusions(report))
     return _filled(
@@ -76,12 +92,9 @@ def page(report: Report) -> str:
         more="".join(f"<p>{sentence}</p>" for sentence in more),
         scores=_scores(report),
         choice=html.escape(choice_text(report)),
-        plots="".join(
-            f"<figure>{_labelled(svg(plot, report), plot.title)}<figcaption>{html.escape(plot.title)}</figcaption>"
-            "</figure>"
-            for plot in plots(report)
-        ),
+        plots=_figures(plots(report), report),
         evaluations=_evaluations(report),
+        frontier=_frontier(frontier),
         samples=_samples(report),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in report.notes),
         provenance=html.escape(json.dumps(as_json(report.provenance), indent=2)),
@@ -91,6 +104,13 @@ def page(report: Report) -> str:
 def _filled(name: str, **fields: str) -> str:
     """The template `name` beside this module."""
     return Template(files(__package__).joinpath(name).read_text(encoding="utf-8")).substitute(fields)
+
+
+def _figures(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> str:
+    return "".join(
+        f"<figure>{_labelled(svg(plot, drawn), plot.title)}<figcaption>{html.escape(plot.title)}</figcaption></figure>"
+        for plot in wanted
+    )
 
 
 def _labelled(drawing: str, title: str) -> str:
@@ -163,6 +183,18 @@ def _samplers(report: Report) -> str:
     marked = [value is not None and value == lowest for value in values]
     summary = f"All {len(values)} samplers of the base, in order"
     return f"<details><summary>{summary}</summary>{_table(lines, marked)}</details>"
+
+
+def _frontier(frontier: Frontier | None) -> str:
+    """What base and Neon reach for so many calls; points where Neon gains are marked."""
+    if frontier is None:
+        return ""
+    table = _table(frontier_table(frontier), [point.gains for point in frontier.points])
+    return (
+        f"\n<h2>Distance against calls</h2>\n<p>{html.escape(frontier_conclusion(frontier))}</p>\n{table}"
+        f"<p class=small>{html.escape(frontier_explained(frontier))}</p>\n"
+        f'<div class="grid">{_figures(frontier_plots(frontier), frontier)}</div>'
+    )
 
 
 def _samples(report: Report) -> str:

@@ -7,7 +7,8 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import matplotlib
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from neon.evaluate import Scores
+from neon.report.frontier import Frontier
 from neon.report.grids import image_grid
 from neon.report.record import Evaluated, Report, distance_text
 
@@ -45,12 +47,16 @@ FEW = 24
 """points of the heat map that are all labelled; of more, only the lowest at each guidance is"""
 
 
-class Plot(NamedTuple):
-    """One plot of a report."""
+Drawn = TypeVar("Drawn")
+
+
+@dataclass(frozen=True)
+class Plot(Generic[Drawn]):
+    """One plot of a report, or of something else."""
 
     name: str
     title: str
-    draw: Callable[[Axes, Report], None]
+    draw: Callable[[Axes, Drawn], None]
 
 
 class Scored(NamedTuple):
@@ -60,7 +66,7 @@ class Scored(NamedTuple):
     scores: Scores
 
 
-def plots(report: Report) -> tuple[Plot, ...]:
+def plots(report: Report) -> tuple[Plot[Report], ...]:
     """The plots for which the report has figures."""
     drawn = [Plot("distance", f"{report.metric} against w", draw_distance)] if report.evaluated else []
     points = _points(report)
@@ -76,20 +82,28 @@ def plots(report: Report) -> tuple[Plot, ...]:
     return tuple(drawn)
 
 
-def png(wanted: Sequence[Plot], report: Report) -> bytes:
+def frontier_plots(frontier: Frontier) -> tuple[Plot[Frontier], ...]:
+    """Distance against network calls, and precision and recall where they are scored."""
+    drawn = [Plot("frontier", f"{frontier.metric} against network calls, base and Neon", draw_frontier)]
+    if any(row.mean("precision") is not None for point in frontier.points for row in (point.base, point.neon)):
+        drawn.append(Plot("frontier_shares", "Precision and recall against network calls", draw_frontier_shares))
+    return tuple(drawn)
+
+
+def png(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> bytes:
     """PNG: the plots side by side on white."""
     with matplotlib.rc_context({**STYLE, "savefig.facecolor": "white"}):
         figure = Figure(figsize=(SIZE[0] * len(wanted), SIZE[1]), dpi=120, layout="constrained")
         for axes, plot in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
-            plot.draw(axes, report)
+            plot.draw(axes, drawn)
         return _saved(figure, "png", {"Software": None})
 
 
-def svg(plot: Plot, report: Report) -> str:
+def svg(plot: Plot[Drawn], drawn: Drawn) -> str:
     """An `svg` element for a page: text as text, colours as `var(--name)`, no name shared with other plots."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
         figure = Figure(figsize=SIZE, layout="constrained")
-        plot.draw(figure.subplots(), report)
+        plot.draw(figure.subplots(), drawn)
         text = _saved(figure, "svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
@@ -176,13 +190,53 @@ def draw_calls(axes: Axes, report: Report) -> None:
     for keys, label, colour, form in FAMILIES:
         if shown := sorted(places[key] for key in keys if key in places):
             axes.plot(*zip(*shown, strict=True), form, color=colour, ms=6, label=label)
+    axes.set_ylim(bottom=0)
+    axes.set(ylabel=f"{report.metric} (lower is better)")
+    _against_calls(axes, [calls for calls, _ in places.values()])
+    _legend(axes)
+
+
+def draw_frontier(axes: Axes, frontier: Frontier) -> None:
+    """Distance of base and Neon, with their spread, against what an image costs."""
+    calls = [point.calls for point in frontier.points]
+    values = []
+    for name, form, colour in (("base", "s-", BASE), ("Neon", "D-", NEON)):
+        rows = [point.base if name == "base" else point.neon for point in frontier.points]
+        distances = [row.distance for row in rows]
+        axes.errorbar(
+            calls, distances, yerr=[row.spread for row in rows], fmt=form, color=colour, ms=6, capsize=4, label=name
+        )  # fmt: skip
+        values += distances
+    if max(values) > LOG_RATIO * min(values) > 0:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set(ylabel=f"{frontier.metric} (lower is better)")
+    _against_calls(axes, calls)
+    _legend(axes)
+
+
+def draw_frontier_shares(axes: Axes, frontier: Frontier) -> None:
+    """Precision and recall of base and Neon against what an image costs."""
+    calls = [point.calls for point in frontier.points]
+    for name, marker, colour in (("base", "s", BASE), ("Neon", "D", NEON)):
+        rows = [point.base if name == "base" else point.neon for point in frontier.points]
+        for share, line in (("precision", "-"), ("recall", "--")):
+            known = [(n, row.mean(share)) for n, row in zip(calls, rows, strict=True) if row.mean(share) is not None]
+            if known:
+                axes.plot(*zip(*known, strict=True), f"{marker}{line}", color=colour, ms=5, label=f"{share}, {name}")
+    axes.set(ylabel="share (higher is better)", ylim=(0, 1.02))
+    _against_calls(axes, calls)
+    _legend(axes)
+
+
+def _against_calls(axes: Axes, calls: Sequence[int]) -> None:
+    """Label the horizontal axis: network calls, on a logarithmic scale, with a mark at each number there is."""
     axes.set_xscale("log")
-    axes.set_xticks(sorted({calls for calls, _ in places.values()}))
+    axes.set_xticks(sorted(set(calls)))
     axes.get_xaxis().set_major_formatter("{x:.0f}")
     axes.get_xaxis().set_minor_formatter("")
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="network calls an image", ylabel=f"{report.metric} (lower is better)")
-    _legend(axes)
+    axes.set(xlabel="network calls an image")
 
 
 def draw_shares(axes: Axes, report: Report) -> None:

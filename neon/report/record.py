@@ -179,9 +179,11 @@ def change_text(report: Report, row: Row) -> str:
 
 def difference_text(report: Report, row: Row) -> str:
     """The paired difference to the fair baseline and its interval; nothing for the baseline itself."""
-    if row is report.fair:
-        return ""
-    gain = paired_gain(report.fair, row)
+    return "" if row is report.fair else gain_text(paired_gain(report.fair, row))
+
+
+def gain_text(gain: Gain) -> str:
+    """A gain as the difference that it is to the distance, and its interval: `-29.30 [-33.10, -25.50]`."""
     text = _signed(-gain.mean)
     return text if gain.interval is None else f"{text} [{_signed(-gain.interval[1])}, {_signed(-gain.interval[0])}]"
 
@@ -341,16 +343,21 @@ def explained(report: Report) -> str:
     blocks = len(report.base.blocks)
     sentences = [f"{report.metric}: distance to real images, lower is better; change is against {report.base.name}."]
     if blocks > 1:
-        sentences.append(
-            f"± is the standard deviation over {blocks} blocks of seeds; in brackets the {CONFIDENCE:.0%} interval of "
-            "the difference on the same seeds. Both cover the sampling noise of these weights, not another synthetic "
-            "set or self-training."
-        )
+        sentences.append(noise_explained(blocks))
     if any(row.key.startswith("sims") for row in report.rows):
         sentences.append("SIMS: base and self-trained network sample together, (1 + w) base - w self-trained.")
     if any(len(row.blocks) < blocks for row in report.rows):
         sentences.append("Rows of more than twice the calls are of one block.")
     return " ".join(sentences)
+
+
+def noise_explained(blocks: int) -> str:
+    """What the spread over several blocks, and the interval of a difference, cover."""
+    return (
+        f"± is the standard deviation over {blocks} blocks of seeds; in brackets the {CONFIDENCE:.0%} interval of the "
+        "difference on the same seeds. Both cover the sampling noise of these weights, not another synthetic set or "
+        "self-training."
+    )
 
 
 def scores_of(report: Report) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class SelfTraining:
             raise WorkError(
                 f"{last.path}: {last.images_seen:,} images moved the weights by {moved:.1e} of their norm, less than "
                 f"{LEAST_CHANGE:g}, so that any merge is the base; train on more (--training_images), or use the "
-                "weights that are given (--no-resample)"
+                "weights that are given, without a self-training of its own"
             )
         return last.path
 

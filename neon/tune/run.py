@@ -68,7 +68,7 @@ class Tuner:
         self.sampler = settings_text(settings if given is None else given, settings)
         self.snapshots = tuple(snapshots) or plan.self_trained
         network = scorer.model.network
-        self.base = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.base = scorer.base
         own_key = plan.self_trained_key if self.snapshots == plan.self_trained else None
         self.states = [load_self_trained(network, plan.base, path, plan.key, own_key) for path in self.snapshots]
         self.names = snapshot_names(self.snapshots)

@@ -28,7 +28,7 @@ class Scorer:
     """Samples, scores and records; what is recorded, a failure too, is not computed again.
 
     An evaluation is named by what is scored, in words that tell its weights and settings from all others of the run.
-    `put` puts these weights in place and says which model samples.
+    `put` puts these weights in place and says which model samples. `model` comes with the weights of the base.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class Scorer:
     ) -> None:
         self.plan, self.model, self.extractor = plan, model, extractor
         self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
+        self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        """weights before any merge: the live network may hold any later"""
         self.log = ScoreLog(folder / LOG_FILE, processes)
 
     @property
