@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from neon.errors import RequestError, warn
+from neon.errors import RequestError
 from neon.metrics.features import score_name
 from neon.model import GenerativeModel
 from neon.report.frontier import Frontier, FrontierPoint
 from neon.tunable import at_calls
-from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import BASE, Tuner
 from neon.tune.scorer import Scorer
@@ -60,14 +59,7 @@ def measure(
     points = tuple(
         _point(scorer, given, settings, calls, self_training) for calls, settings in samplers.items()
     )  # fmt: skip
-    if scorer.processes.is_main:
-        gain = max(point.gain.mean for point in points)
-        references = scorer.selection.frechet.statistics, scorer.reporting.frechet.statistics
-        for caution in (
-            *reference_cautions(*references, gain),
-            *balance_cautions(scorer.model, scorer.plan.report_images),
-        ):
-            warn(caution)
+    scorer.cautions(max(point.gain.mean for point in points))
     return Frontier(
         metric=score_name(scorer.extractor),
         points=points,

@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.errors import DegenerateError, warn
+from neon.errors import DegenerateError
 from neon.metrics.features import score_name
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, result_text, save, scores_of
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
-from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import Tuner, best_sampler
 from neon.tune.sampler import SamplerSearch
@@ -213,17 +212,6 @@ class _Rows:
             choices.append((self.tuned.search.best.value, tuned_neon))
         return min(choices, key=lambda choice: math.inf if choice[0] is None else choice[0])[1]
 
-    def _cautions(self) -> list[str]:
-        """Why the choice may be off for other images, said on the terminal, too."""
-        scorer = self.given.scorer
-        gain = 0.0 if self.best is self.fair else paired_gain(self.fair, self.best).mean
-        cautions = reference_cautions(scorer.selection.frechet.statistics, scorer.reporting.frechet.statistics, gain)
-        cautions += balance_cautions(self.model, self.plan.report_images)
-        if scorer.processes.is_main:
-            for caution in cautions:
-                warn(caution)
-        return [f"{caution[0].upper()}{caution[1:]}." for caution in cautions]
-
     def report(
         self,
         samplers: SamplerSearch | None,
@@ -232,6 +220,7 @@ class _Rows:
         own_weights: bool,
     ) -> Report:
         given, tuned, plan, scorer = self.given, self.tuned, self.plan, self.given.scorer
+        gain = 0.0 if self.best is self.fair else paired_gain(self.fair, self.best).mean
         trained = given.trained
         evaluated = [given.evaluated(evaluation.point) for evaluation in given.search.evaluations]
         pictured = set(shown.picture_w) - {one.w for one in evaluated}
@@ -257,7 +246,7 @@ class _Rows:
             samplers=tuple(_tried(given, samplers)),
             grids=given.grids(trained, ws, shown.grid_size),
             real=shown.real,
-            notes=(*shown.notes, *_notes(given, tuned, samplers, own_weights), *self.notes, *self._cautions()),
+            notes=(*shown.notes, *_notes(given, tuned, samplers, own_weights), *self.notes, *scorer.cautions(gain)),
             provenance={**provenance, "command": " ".join(sys.argv)},
         )
 

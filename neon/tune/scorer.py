@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.errors import DegenerateError
+from neon.errors import DegenerateError, warn
 from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor
@@ -16,6 +16,7 @@ from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import reading_state
 from neon.sampling import sample_block
+from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.plan import TunePlan
 from neon.tune.search import EvaluationFailed
 from neon.tune.snapshots import as_file_name
@@ -94,6 +95,15 @@ class Scorer:
         if again and isinstance(self.log.entries.get(entry), Scores):
             del self.log.entries[entry]
         return self.log.get_or(entry, compute)
+
+    def cautions(self, gain: float) -> list[str]:
+        """Why a choice that gained so much may be off for other images, as sentences; also said as warnings."""
+        references = self.selection.frechet.statistics, self.reporting.frechet.statistics
+        found = [*reference_cautions(*references, gain), *balance_cautions(self.model, self.plan.report_images)]
+        if self.processes.is_main:
+            for caution in found:
+                warn(caution)
+        return [f"{caution[0].upper()}{caution[1:]}." for caution in found]
 
     def statistics(
         self, name: str, put: Callable[[], GenerativeModel], settings: Any, *, num_images: int | None = None
