@@ -54,7 +54,7 @@ class DemoPlan:
     micro_batch: int = 32
     selection_images: int = 1000
     """images behind each score of a search"""
-    num_images: int = 2000
+    num_images: int = 1500
     """images in each block of the report"""
     num_blocks: int = 3
     """disjoint blocks of report seeds; the spread is over these"""

@@ -199,6 +199,15 @@ def choice_text(report: Report) -> str:
     return f"w = {report.w:g}" + (f" ({', '.join(more)})" if more else "")
 
 
+def choices_text(report: Report) -> str:
+    """What was chosen with each sampler."""
+    tuned = [row for row in report.rows if row.key == "neon_best_sampler"]
+    if report.base_best_sampler is None:
+        return choice_text(report)
+    best = f"w = {tuned[0].w:g}" if tuned else "w = 0"
+    return f"{choice_text(report)} with the sampler that was asked for, {best} with the base's best one"
+
+
 def grid_name(report: Report, w: float) -> str:
     """What the images sampled at `w` are called."""
     if w == 0:
