@@ -199,7 +199,7 @@ class Tune(ChoiceFlags):
             scorer = Scorer(plan, model, found.extractor, found.selection, found.reporting, self.out, processes)
             load = self.loader(plan.base, plan.key, processes)
             again = self_training_of(plan, model, load) if plan.resample else None
-            if again is None and plan.resample and plan.searches_sampler and processes.is_main:
+            if again is None and plan.resample and plan.searches_sampler and model.tunable and processes.is_main:
                 warn(
                     f"{plan.self_trained[-1]}: does not say how many images it was trained on, so that for the base's "
                     "best sampler these weights are used as they are; with --training_images and --synthetic_images "

@@ -107,7 +107,7 @@ def choose(
     """
     scorer, plan = given.scorer, given.plan
     _ = given.search
-    samplers = best_sampler(given) if plan.searches_sampler else None
+    samplers = best_sampler(given) if plan.searches_sampler and scorer.model.tunable else None
     tuned = None
     if samplers is not None and samplers.best.settings != given.settings:
         settings = samplers.best.settings
