@@ -47,6 +47,20 @@ def table(out: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "provenance"}
 
 
+def markdown(record: dict[str, Any]) -> str:
+    """The rows as a table of a document."""
+    lines = [f"| | calls | {record['metric']} | against the base's best sampler | precision | recall |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for row in record["rows"].values():
+        spread = f" ± {row['spread']:.2f}" if len(row["blocks"]) > 1 else " (1 block)"
+        difference = "" if row["difference"] is None else f"{row['difference']:+.2f}"
+        if row["interval"] is not None:
+            difference += " [{:+.2f}, {:+.2f}]".format(*row["interval"])
+        cells = (row["name"], row["network_calls"], f"{row['distance']:.2f}{spread}", difference)
+        lines.append("| {} | {} | {} | {} |".format(*cells) + f" {row['precision']:.2f} | {row['recall']:.2f} |")
+    return "\n".join(lines)
+
+
 def main(name: Name, /, images: int = 2000, data: Path = DEBIAN_FOLDER) -> None:
     """Make the table of one small model.
 
@@ -70,6 +84,7 @@ def main(name: Name, /, images: int = 2000, data: Path = DEBIAN_FOLDER) -> None:
         **table(run / "tune"),
     }
     write_json(RESULTS / f"baselines_{name}.json", record)
+    print(markdown(record))
 
 
 if __name__ == "__main__":
