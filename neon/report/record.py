@@ -228,10 +228,9 @@ def headline(report: Report) -> str:
     """The result in one sentence: the best against the fair baseline, with the gain held against its noise."""
     fair, best = report.fair, report.best
     if best is fair:
-        keep = "keep it" if fair is report.base else f"use it as it is, {_from_given(report)}"
         return (
             f"No gain: no merge did better than {_called(report, fair)}, whose distance to real images is "
-            f"{score_text(fair)}; {keep}."
+            f"{score_text(fair)}; keep it."
         )
     gain, now, before = paired_gain(fair, best), distance_text(best.distance), distance_text(fair.distance)
     what = _choice_of(report)
@@ -275,21 +274,24 @@ def _choice_of(report: Report) -> str:
     return f"w = {report.best.w:g} on the base's best sampler"
 
 
-def _from_given(report: Report) -> str:
-    """What the best sampler gains over the one that was asked for, in a sentence."""
-    return f"{change_text(report, report.fair)} against {distance_text(report.base.distance)} with the given sampler"
-
-
 def credit(report: Report) -> str | None:
     """What of the gain over the base as it was asked for is the sampler's; None where no better sampler was found."""
-    if report.fair is report.base or report.best is report.fair:
+    if report.fair is report.base:
         return None
     sampler = paired_gain(report.base, report.fair).mean
-    whole = paired_gain(report.base, report.best).mean
-    return (
+    text = (
         f"The base as it was asked for is at {distance_text(report.base.distance)}: choosing its sampler alone takes "
-        f"{distance_text(sampler)} off, Neon {distance_text(whole - sampler)} more, at as many network calls."
+        f"{distance_text(sampler)} off"
     )
+    if _gains(report):
+        text += f", Neon {distance_text(paired_gain(report.base, report.best).mean - sampler)} more"
+    return f"{text}, at as many network calls."
+
+
+def _gains(report: Report) -> bool:
+    """Whether Neon is better than the fair baseline, as far as the blocks tell."""
+    gain = paired_gain(report.fair, report.best)
+    return report.best is not report.fair and gain.mean > 0 and (gain.certain or gain.interval is None)
 
 
 def bias_undone(base: Row, neon: Row) -> str | None:
@@ -309,7 +311,8 @@ def bias_undone(base: Row, neon: Row) -> str | None:
 
 def conclusions(report: Report) -> list[str]:
     """The result, what of it is the sampler's, and where it is known the bias undone: a sentence each."""
-    sentences = (headline(report), credit(report), bias_undone(report.fair, report.best))
+    bias = bias_undone(report.fair, report.best) if _gains(report) else None
+    sentences = (headline(report), credit(report), bias)
     return [sentence for sentence in sentences if sentence is not None]
 
 
