@@ -64,7 +64,7 @@ def test_scores_hold_what_others_rely_on(finished: Path) -> None:
     for name in ("base", "neon", "self_trained", "spread", "w", "seconds"):
         assert isinstance(scores[name], float), name
     assert scores["metric"] == "fd_fashion64"
-    assert (scores["blocks"], scores["num_images"]) == (3, 50)
+    assert (scores["blocks"], scores["num_images"]) == (3, 40)
     assert scores["base"] == pytest.approx(sum(scores["rows"]["base"]["blocks"]) / 3)
 
 

@@ -312,4 +312,4 @@ def test_guidance_that_the_sampler_refuses_is_found_before_any_image() -> None:
     plan = TunePlan(base=Path("base.pth"), self_trained=(Path("tuned.pth"),), guidance=(-1.0, 1.0))
     flags = Tune(plan=plan, select_stats=Path("real.npz"), features="features.safetensors")
     with pytest.raises(RequestError, match="guidance is -1"):
-        flags._check_plan(tiny_edm(), VARSettings())
+        flags._check_plan(plan, tiny_edm(), VARSettings())
