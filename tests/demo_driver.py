@@ -14,7 +14,6 @@ SMALL = DemoPlan(
     training_steps=4,
     recipe=Recipe(batch_size=16, lr=1e-3),
     micro_batch=4,
-    selection_images=40,
     num_images=40,
     num_blocks=3,
     batch_size=8,

@@ -52,10 +52,8 @@ class DemoPlan:
     recipe: Recipe = Recipe(batch_size=128, lr=1e-4)  # noqa: RUF009 - frozen
     """no averaging and no ramp: over so few images those would leave the weights where they are"""
     micro_batch: int = 32
-    selection_images: int = 1000
-    """images behind each score of a search"""
-    num_images: int = 1500
-    """images in each block of the report"""
+    num_images: int = 1000
+    """images behind each score"""
     num_blocks: int = 3
     """disjoint blocks of report seeds; the spread is over these"""
     batch_size: int = 100
@@ -131,7 +129,7 @@ def _tuner(
         base=plan.base,
         self_trained=(self_trained,),
         w=(0.0, HIGHEST_W),
-        num_images=plan.selection_images,
+        num_images=plan.num_images,
         report_images=plan.num_images,
         blocks=plan.num_blocks,
         batch_size=plan.batch_size,
@@ -191,7 +189,7 @@ def _provenance(plan: DemoPlan, tuner: Tuner) -> dict[str, Any]:
         "self_trained": sha256_file(tuner.snapshots[-1]),
         "formula": "(1 + w) base - w self_trained",
         "synthetic_seeds": span(Purpose.SYNTHETIC, plan.num_synthetic),
-        "selection_seeds": span(Purpose.SELECTION, plan.selection_images),
+        "selection_seeds": span(Purpose.SELECTION, plan.num_images),
         "report_seeds": span(Purpose.REPORT, plan.num_blocks * plan.num_images),
         "sampler": asdict(tuner.settings),
         "torch": torch.__version__,
