@@ -60,7 +60,7 @@ class DemoPlan:
     nearest_k: int = 5
     sampler_scores: int = 8
     """of the search for the base's best sampler"""
-    picture_w: tuple[float, ...] = (-1.0, 1.5)
+    picture_w: tuple[float, ...] = (-1.0,)
     """also evaluated, so that the curve shows both sides"""
 
     def __post_init__(self) -> None:
