@@ -20,21 +20,8 @@ from neon.evaluate import Scores
 from neon.report.grids import image_grid, images_of
 from neon.report.page import page, report_again, write_report
 from neon.report.plots import draw_distance, plots
-from neon.report.record import (
-    Evaluated,
-    Report,
-    Row,
-    bias_undone,
-    conclusions,
-    explained,
-    headline,
-    load,
-    paired_gain,
-    save,
-    score_table,
-    scores_of,
-    text_table,
-)
+from neon.report.record import Evaluated, Report, Row, load, paired_gain, save
+from neon.report.words import bias_undone, conclusions, explained, headline, score_table, scores_of, text_table
 
 
 def scores(distance: float, precision: float | None = None, recall: float | None = None) -> Scores:

@@ -22,7 +22,7 @@ from neon.metrics.features import features_of, load_features, score_name
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
-from neon.report.record import scores_of
+from neon.report.words import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes, sha256_file, write_json
 from neon.runtime.run_folder import held_by_main

@@ -13,16 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from neon.evaluate import Scores, scores_from
-from neon.report.record import (
-    Gain,
-    Row,
-    distance_text,
-    gain_text,
-    noise_explained,
-    paired_gain,
-    score_text,
-    text_table,
-)
+from neon.report.record import Gain, Row, paired_gain
+from neon.report.words import distance_text, gain_text, noise_explained, score_text, text_table
 from neon.runtime.files import atomic_write, from_json, write_json
 from neon.runtime.run_folder import reading_state
 

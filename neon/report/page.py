@@ -25,16 +25,14 @@ from neon.report.frontier import (
 )
 from neon.report.grids import as_png, image_grid
 from neon.report.plots import COLOURS, Drawn, Plot, frontier_plots, plots, png, samples_png, svg
-from neon.report.record import (
+from neon.report.record import Evaluated, Report, load
+from neon.report.words import (
     REAL_NAME,
-    Evaluated,
-    Report,
     choices_text,
     conclusions,
     distance_text,
     explained,
     grid_name,
-    load,
     main_grids,
     score_table,
 )

@@ -19,7 +19,8 @@ from torch import Tensor
 from neon.evaluate import Scores
 from neon.report.frontier import Frontier
 from neon.report.grids import image_grid
-from neon.report.record import Evaluated, Report, distance_text
+from neon.report.record import Evaluated, Report
+from neon.report.words import distance_text
 
 COLOURS = {"ink": "#1c1e21", "paper": "#fffffe", "grey": "#68707a", "base": "#2f5fa8", "neon": "#c2255c"}
 """in a light page and in PNG; the page's style sets another value for each name in the dark"""

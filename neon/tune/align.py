@@ -15,7 +15,7 @@ from neon.merge import LiveMerge, UpdateStats, merge_tensor
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
-from neon.report.record import text_table
+from neon.report.words import text_table
 from neon.runtime.distributed import Processes
 from neon.tune.predict import NODES, RANGE, Prediction
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from neon.errors import DegenerateError
 from neon.metrics.features import score_name
 from neon.report.page import PAGE_FILE, write_report
-from neon.report.record import Report, Row, TriedSampler, paired_gain, result_text, save, scores_of
+from neon.report.record import Report, Row, TriedSampler, paired_gain, save
+from neon.report.words import result_text, scores_of
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
 from neon.tune.retrain import SelfTraining
