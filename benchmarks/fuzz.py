@@ -49,7 +49,7 @@ from neon.metrics import Statistics
 from neon.metrics.features import SmallFeatures, load_features
 from neon.model import load_model, save_model
 from neon.recipe import Recipe
-from neon.report import record
+from neon.report import record, words
 from neon.runtime.distributed import Processes
 from neon.runtime.download import download
 from neon.runtime.files import write_json
@@ -230,7 +230,7 @@ def _write_report(folder: Path) -> None:
 
 
 def _read_report(path: Path) -> object:
-    return record.result_text(record.load(path))
+    return words.result_text(record.load(path))
 
 
 def _write_answer(folder: Path) -> None:

@@ -358,7 +358,7 @@ class WriteReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run Neon end to end on embedded real images: scores, plots and a report in about two minutes.
+    """Run Neon end to end on embedded real images: scores, plots and a report in less than three minutes.
 
     A killed demo continues where it was. Also runs under torchrun; results do not depend on the number of processes.
 

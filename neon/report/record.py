@@ -1,4 +1,4 @@
-"""Record of a run: the scores, every evaluation that led to the choice, and what they say in words.
+"""Record of a run: the scores and every evaluation that led to the choice. What they say is in `neon.report.words`.
 
 A report is kept in its run folder as `report.json` and pictures, and can be shown again from there
 (`neon.report.page`) without computing anything.
