@@ -53,22 +53,20 @@ class TunePlan:
     limit: int = 16
     """evaluations of the search at most"""
     tune_sampler: bool = True
-    """also look for the base's best settings of the sampler at as many network calls, and choose w there, too: what a
-    gain is held against"""
+    """search of the base's best sampler of as many network calls, where w is chosen, too: what gains are held against"""
     sampler_scores: int = 12
     """evaluations of that search, the settings that were asked for among them"""
     sampler_images: int | None = None
     """selection images behind each of these; by default --num_images"""
     resample: bool = True
-    """for that sampler, draw a synthetic set of its own and train on it as the last snapshot was; otherwise the
-    snapshots that are given are used there, too"""
+    """a synthetic set drawn by that sampler, and a self-training on it as that of the last snapshot; without it the
+    given snapshots are used there, too"""
     synthetic_images: int | None = None
     """images of that set; by default as many as the last snapshot was trained on"""
     training_images: int | None = None
     """images of that self-training, repeated ones included; by default as of the last snapshot"""
     baselines: bool = True
-    """also report the base at twice the network calls and with a converged sampler, and base and self-trained network
-    sampling together (SIMS)"""
+    """rows of the base at twice the network calls and with a converged sampler, and of both networks at inference"""
 
     def __post_init__(self) -> None:
         for name, span in (("w", self.w), ("guidance", self.guidance)):
