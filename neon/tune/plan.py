@@ -53,7 +53,7 @@ class TunePlan:
     limit: int = 16
     """evaluations of the search at most"""
     tune_sampler: bool = True
-    """search of the base's best sampler of as many network calls, where w is chosen, too: what gains are held against"""
+    """search of the base's best sampler of as many network calls, where w is chosen, too; gains are held against it"""
     sampler_scores: int = 12
     """evaluations of that search, the settings that were asked for among them"""
     sampler_images: int | None = None
