@@ -101,6 +101,23 @@ def test_no_sampler_is_compared_that_takes_more_calls_and_the_best_on_selection_
     assert sum(name == f"selection 0: w 0, {lowest.settings}" for name in log) == 1, "w = 0 there is known already"
 
 
+def test_what_is_advised_samples_what_was_scored(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of the last line, as they are printed, warn of nothing and give the reported images."""
+    monkeypatch.chdir(finished.parent)
+    assert run(f"{TUNE} --self-trained trained.safetensors --out run") == 0
+    advice = capsys.readouterr().out.splitlines()[-1]
+    row = scores(finished)["rows"][scores(finished)["best"]]
+    merge, sampler = advice.removeprefix("Next: ").removesuffix(".").split(", and sample it with ")
+    assert run(merge.removeprefix("neon ")) == 0
+    capsys.readouterr()
+    assert run(f"sample --network improved.safetensors --num_images 2 --outdir few {sampler}") == 0
+    assert "very different sampler" not in capsys.readouterr().err
+    settings = json.loads(Path("few/dataset.json").read_text())["sampler"]["settings"]
+    assert settings == row["settings"]
+
+
 def test_w_for_that_sampler_is_of_a_synthetic_set_drawn_with_it(finished: Path) -> None:
     own = finished / "synthetic-best-sampler"
     first, second = ImageDataset(finished.parent / "s.zip"), ImageDataset(own)

@@ -23,7 +23,7 @@ from neon.tunable import at_calls
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import Tuner, best_sampler
 from neon.tune.sampler import SamplerSearch
-from neon.tune.scorer import settings_text
+from neon.tune.scorer import set_text, settings_text
 from neon.tune.search import Point
 
 RESULT_FILE, SCORES_FILE = "tune.json", "scores.json"
@@ -90,9 +90,23 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """Table, result and the place of the page, for a terminal."""
+        """Table, result, the place of the page and what to do next, for a terminal."""
         last = f"{self.evaluations} evaluations, {self.seconds:.0f} s. Report: {self.page}"
-        return f"\n{result_text(self.report)}\n\n{last}"
+        return "\n".join(["", result_text(self.report), "", last, self.advice])
+
+    @property
+    def advice(self) -> str:
+        """How to make and sample what is recommended."""
+        tuner, point = self.recommended
+        settings = set_text(self.given.scorer.model.default_settings, tuner.settings_at(point))
+        sampler = f"--set {settings}" if settings else "its default settings"
+        if point.w == 0:
+            return f"Next: sample the base with {sampler}."
+        plan, weights = tuner.plan, tuner.snapshots[point.snapshot]
+        return (
+            f"Next: neon merge --base {plan.base} --self-trained {weights} -w {point.w:g} --output improved.safetensors"
+            f", and sample it with {sampler}."
+        )
 
 
 def choose(

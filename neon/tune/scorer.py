@@ -154,6 +154,19 @@ def settings_text(given: Any, settings: Any) -> str:
     )
 
 
+def set_text(default: Any, settings: Any) -> str:
+    """What turns `default` into `settings`, as pairs of the flag `--set` of commands."""
+    before = asdict(default)
+    changed = {name: value for name, value in asdict(settings).items() if value != before.get(name)}
+    return " ".join(f"{name}={_set_value(value)}" for name, value in changed.items())
+
+
+def _set_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def number_text(value: Any) -> str:
     """A number in six digits, or in as many as it takes; other values as they print."""
     if not isinstance(value, float):
