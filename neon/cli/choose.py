@@ -398,8 +398,8 @@ class Demo:
         from neon.runtime.distributed import processes
 
         torch.set_num_threads(1)
+        plan = DemoPlan(seed=self.seed, base=self.base or BASE)  # before the others are met, who are refused alike
         with processes("cpu") as group:
-            plan = DemoPlan(seed=self.seed, base=self.base or BASE)
             outcome = run_demo(plan, self.out, group, fresh=self.fresh)
             if group.is_main:
                 print(outcome.text, flush=True)
