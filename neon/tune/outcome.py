@@ -148,10 +148,11 @@ class _Rows:
     def __init__(self, given: Tuner, tuned: Tuner | None) -> None:
         self.given, self.tuned, self.plan = given, tuned, given.plan
         self.model = given.scorer.model
-        self.calls = self.model.calls(given.settings)
         self.notes: list[str] = []
         self.base = given.row("base", "base", given.search.base.point, self.plan.blocks)
-        self.rows = [self.base, *self._baselines()]
+        self.calls = self.base.calls
+        self.rows = [self.base, *self._of_base()]
+        self._more_calls()
         self._try("The self-trained weights", self._self_trained)
         self.neon = self._neon(given, "neon", "Neon") or self.base
         tuned_neon = None if tuned is None else self._neon(tuned, "neon_best_sampler", "Neon, best sampler")
@@ -176,26 +177,31 @@ class _Rows:
             return None
         return self.rows[-1]
 
-    def _baselines(self) -> Iterator[Row]:
-        given, base = self.given, self.given.search.base.point
-        best = given.best
+    def _of_base(self) -> Iterator[Row]:
+        """The base at what was chosen."""
+        given, base, best = self.given, self.given.search.base.point, self.given.best
         if best.w != 0 and best.guidance != base.guidance:
             at_best = Point(0.0, best.guidance)
             yield given.row("base_same_guidance", f"base, guidance {best.guidance:g}", at_best, self.plan.blocks)
         if self.tuned is not None:
             point = self.tuned.search.base.point
             yield self.tuned.row("base_best_sampler", "base, best sampler", point, self.plan.blocks)
+
+    def _more_calls(self) -> None:
+        """The base with more steps of the sampler that was asked for."""
         if not self.plan.baselines or self.calls is None:
             return
-        settings = given.settings_at(base)
+        base = self.given.search.base.point
+        settings = self.given.settings_at(base)
+
+        def add(key: str, name: str, more: Any, least: int) -> None:
+            calls = None if more is None else self.model.calls(more)
+            if calls is not None and calls > least:
+                self._try(name, lambda: self.given.row(key, name, base, self._blocks(calls), settings=more))
+
         twice = at_calls(self.model.calls, settings, 2 * self.calls)
-        if twice is not None and (self.model.calls(twice) or 0) > self.calls:
-            yield given.row("base_twice_the_calls", "base, twice the calls", base, self.plan.blocks, settings=twice)
-        converged = self.model.converged(settings)
-        calls = None if converged is None else self.model.calls(converged)
-        if calls is not None and calls > 2 * self.calls:
-            blocks = self._blocks(calls)
-            yield given.row("base_converged", "base, converged", base, blocks, settings=converged)
+        add("base_twice_the_calls", "base, twice the calls", twice, self.calls)
+        add("base_converged", "base, converged", self.model.converged(settings), 2 * self.calls)
 
     def _self_trained(self) -> Row:
         trained = self.given.trained._replace(w=-1.0)
