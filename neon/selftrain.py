@@ -87,6 +87,14 @@ def largest_divisor(number: int, limit: int) -> int:
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
+def usual_micro_batch(batch: int, multiple: int, largest: int) -> int:
+    """The largest micro-batch of at most `largest` images, in multiples of what the model takes, that divides `batch`.
+
+    At least `multiple`.
+    """
+    return multiple * largest_divisor(max(batch // multiple, 1), max(largest // multiple, 1))
+
+
 def train(
     model: GenerativeModel,
     dataset: TrainingImages,

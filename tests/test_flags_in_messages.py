@@ -43,7 +43,7 @@ RAISED_BY = {
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/tune/plan.py", None): {"tune"},
-    ("neon/tune/run.py", None): {"tune"},
+    ("neon/tune/scorer.py", None): {"tune"},
     ("neon/tune/frontier.py", None): {"frontier"},
     ("neon/tune/retrain.py", None): {"tune", "frontier"},
 }

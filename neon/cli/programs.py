@@ -174,7 +174,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         from neon.runtime.distributed import processes
         from neon.runtime.files import hashes
         from neon.runtime.threads import use_threads
-        from neon.selftrain import largest_divisor, pickle_copies, train_in_folder
+        from neon.selftrain import pickle_copies, train_in_folder, usual_micro_batch
 
         self.check()
         dataset = self.dataset()
@@ -189,8 +189,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
             if group.is_main:
                 self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
-            multiple = model.batch_multiple
-            fitting = largest_divisor(max(plan.batch // multiple, 1), max(self.largest_micro_batch // multiple, 1))
+            usual = usual_micro_batch(plan.batch, model.batch_multiple, self.largest_micro_batch)
             identity = {
                 "neon": __version__,
                 **group.on_main(lambda: hashes({"base_sha256": base})),
@@ -210,7 +209,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 recipe=recipe,
                 seed=self.seed,
                 processes=group,
-                micro_batch=multiple * fitting if self.batch_gpu is None else self.batch_gpu,
+                micro_batch=usual if self.batch_gpu is None else self.batch_gpu,
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,

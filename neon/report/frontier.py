@@ -162,8 +162,8 @@ def _point_json(point: FrontierPoint) -> dict[str, Any]:
         "settings": point.settings,
         "w": point.w,
         "self_trained": point.self_trained,
-        "difference": -gain.mean,
-        "interval": gain.interval and [-gain.interval[1], -gain.interval[0]],
+        "difference": gain.difference,
+        "interval": gain.difference_interval,
         "base": _row_json(point.base),
         "neon": _row_json(point.neon),
     }

@@ -145,6 +145,16 @@ class Gain:
     """of 95% confidence (Student's t over the paired differences); None: one block has no spread"""
 
     @property
+    def difference(self) -> float:
+        """To the other row's distance: below 0 for a gain."""
+        return -self.mean
+
+    @property
+    def difference_interval(self) -> tuple[float, float] | None:
+        """`interval` of the difference."""
+        return None if self.interval is None else (-self.interval[1], -self.interval[0])
+
+    @property
     def certain(self) -> bool:
         """Whether the whole interval is on the good side."""
         return self.interval is not None and self.interval[0] > 0

@@ -33,8 +33,8 @@ def difference_text(report: Report, row: Row) -> str:
 
 def gain_text(gain: Gain) -> str:
     """A gain as the difference that it is to the distance, and its interval: `-29.30 [-33.10, -25.50]`."""
-    text = _signed(-gain.mean)
-    return text if gain.interval is None else f"{text} [{_signed(-gain.interval[1])}, {_signed(-gain.interval[0])}]"
+    text, interval = _signed(gain.difference), gain.difference_interval
+    return text if interval is None else f"{text} [{', '.join(map(_signed, interval))}]"
 
 
 def _signed(value: float) -> str:
@@ -246,8 +246,8 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "w": row.w,
         "distance": row.distance,
         "spread": row.spread,
-        "difference": gain and -gain.mean,
-        "interval": gain and gain.interval and [-gain.interval[1], -gain.interval[0]],
+        "difference": gain and gain.difference,
+        "interval": gain and gain.difference_interval,
         "precision": row.mean("precision"),
         "recall": row.mean("recall"),
         "blocks": [block.distance for block in row.blocks],

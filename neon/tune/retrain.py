@@ -15,7 +15,7 @@ from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.sampling import write_samples
-from neon.selftrain import largest_divisor, train
+from neon.selftrain import train, usual_micro_batch
 from neon.tune.plan import TunePlan
 
 
@@ -89,14 +89,12 @@ def self_training_of(
         return None
     recipe = _recipe(model.recipe.scaled_to(images_seen), record.get("recipe"))
     known = record.get("images")
-    multiple = model.batch_multiple
-    fitting = largest_divisor(max(recipe.batch_size // multiple, 1), max(largest_micro_batch // multiple, 1))
     return SelfTraining(
         load=load,
         num_synthetic=plan.synthetic_images or (known if isinstance(known, int) and known > 0 else images_seen),
         num_steps=-(-images_seen // recipe.batch_size),
         recipe=recipe,
-        micro_batch=multiple * fitting,
+        micro_batch=usual_micro_batch(recipe.batch_size, model.batch_multiple, largest_micro_batch),
         batch_size=plan.batch_size,
         seed=plan.seed,
     )

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,16 @@ from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Scores
 from neon.merge import LiveMerge, load_self_trained
 from neon.metrics import Statistics
-from neon.model import GenerativeModel
+from neon.model import GenerativeModel, load_weights
 from neon.noise import Purpose, image_seeds
 from neon.report.record import Evaluated, Row
 from neon.runtime.files import sha256_file
-from neon.tune.plan import Metric, TunePlan
+from neon.tune.plan import TunePlan
 from neon.tune.sampler import SamplerSearch, search_sampler
 from neon.tune.scorer import Scorer, number_text, settings_text
-from neon.tune.search import EvaluationFailed, Point, Search, grid, search
+from neon.tune.search import Point, Search, grid, search
 from neon.tune.snapshots import budgets, snapshot_names
 
-METRICS: dict[Metric, tuple[str, int]] = {
-    "distance": ("distance", 1),
-    "is": ("is_mean", -1),
-    "precision": ("precision", -1),
-    "recall": ("recall", -1),
-}
-"""what a search minimises: a field of `Scores`, and the sign that it is minimised with"""
 BASE = Point(0.0)
 
 
@@ -104,7 +97,7 @@ class Tuner:
         """What samples with the base and the self-trained network of `point` together, at scale w (SIMS)."""
         model = self.merged(BASE)
         second = copy.deepcopy(model.network)
-        second.load_state_dict(self.states[point.snapshot])
+        load_weights(second, self.states[point.snapshot], self.snapshots[point.snapshot])
         return model.combine(second, point.w)
 
     def settings_at(self, point: Point) -> Any:
@@ -144,10 +137,7 @@ class Tuner:
 
     def value(self, point: Point) -> float:
         """What the search minimises."""
-        try:
-            return value_of(self.plan.metric, self.scores(point, Purpose.SELECTION))
-        except DegenerateError as error:
-            raise EvaluationFailed(str(error)) from error
+        return self.scorer.value(self.text(point), lambda: self.merged(point), self.settings_at(point))
 
     @cached_property
     def search(self) -> Search:
@@ -190,10 +180,9 @@ class Tuner:
             text = ", ".join([f"w {number_text(point.w)}", settings_text(self.settings, settings)])
         if with_both:
             text = text.replace("w ", "SIMS ", 1)
-        put = self.combined if with_both else self.merged
-        scored = tuple(
-            self.scorer.scores(text, lambda: put(point), used, Purpose.REPORT, block) for block in range(blocks)
-        )
+        # Once for all blocks, and only if one is not in the log.
+        put = cache(partial(self.combined if with_both else self.merged, point))
+        scored = tuple(self.scorer.scores(text, put, used, Purpose.REPORT, block) for block in range(blocks))
         calls = self.scorer.model.calls(used)
         return Row(
             key=key,
@@ -235,42 +224,19 @@ class Tuner:
         return grids
 
 
-def value_of(metric: Metric, scores: Scores) -> float:
-    """What is minimised of an evaluation; a RequestError if that was not scored."""
-    field_name, sign = METRICS[metric]
-    if (score := getattr(scores, field_name)) is None:
-        raise RequestError(f"--metric {metric}: is not scored here; add --real_images, or use distance")
-    return float(sign * score)
-
-
 def best_sampler(given: Tuner) -> SamplerSearch:
     """The base's best settings at as many network calls as those of `given`, on selection images."""
     plan, scorer = given.plan, given.scorer
 
-    def name(settings: Any) -> str:
-        return ", ".join(filter(None, ["w 0", settings_text(given.settings, settings)]))
-
-    def statistics(settings: Any) -> Statistics:
-        return scorer.statistics(
-            name(settings), lambda: given.merged(BASE), settings, num_images=plan.sampler_images
-        )  # fmt: skip
-
-    def value(settings: Any) -> float:
-        try:
-            scores = scorer.scores(
-                name(settings),
-                lambda: given.merged(BASE),
-                settings,
-                Purpose.SELECTION,
-                num_images=plan.sampler_images,
-            )
-        except DegenerateError as error:
-            raise EvaluationFailed(str(error)) from error
-        return value_of(plan.metric, scores)
-
     by_moments = plan.metric == "distance"
+    score = scorer.statistics if by_moments else scorer.value
+
+    def evaluate(settings: Any) -> float | Statistics:
+        name = ", ".join(filter(None, ["w 0", settings_text(given.settings, settings)]))
+        return score(name, lambda: given.merged(BASE), settings, num_images=plan.sampler_images)
+
     return search_sampler(
-        statistics if by_moments else value,
+        evaluate,
         given.settings,
         scorer.model.tunable,
         scorer.model.calls,

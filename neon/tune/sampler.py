@@ -17,7 +17,7 @@ from scipy.stats import qmc
 from neon.errors import RequestError, WorkError
 from neon.metrics import FrechetReference, MomentTarget, Statistics
 from neon.tunable import Range, Tunables, at_calls
-from neon.tune.search import EvaluationFailed
+from neon.tune.search import MOST_FEATURES, outcome
 from neon.tune.surrogate import Array, MomentProcess, SettingsKernel, Surrogate, ValueProcess
 
 _STEP = 0.4
@@ -30,8 +30,6 @@ _BEFORE_STEPS = 8
 """evaluations that come before moves that cost steps; of those beyond, half do"""
 _CANDIDATES = 512
 """a power of 2, as Sobol's sequence asks for"""
-_MOST_FEATURES = 64
-"""that the search follows one by one; what others add to the distance is interpolated as a number"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +178,7 @@ class _Search:
         tolerance: float,
     ) -> None:
         self.evaluate, self.space, self.reference, self.tolerance = evaluate, space, reference, tolerance
-        self.target = None if reference is None else MomentTarget(reference.statistics, _MOST_FEATURES)
+        self.target = None if reference is None else MomentTarget(reference.statistics, MOST_FEATURES)
         self.points: list[SamplerPoint] = []
         self.least_gain = 0.0
         """that was worth an evaluation at the last step"""
@@ -191,25 +189,12 @@ class _Search:
         Raises:
             WorkError: the given settings, which are the first, have no value.
         """
-        point = self._point(settings)
+        point = SamplerPoint(settings=settings, **outcome(self.evaluate, settings, self.reference)._asdict())
         self.points.append(point)
         if len(self.points) == 1 and point.value is None:
             raise WorkError(
                 f"the given sampler could not be scored ({point.note}); mend that before choosing other settings"
             )
-
-    def _point(self, settings: Any) -> SamplerPoint:
-        try:
-            result = self.evaluate(settings)
-        except EvaluationFailed as failure:
-            return SamplerPoint(settings=settings, value=None, note=str(failure))
-        if isinstance(result, Statistics):
-            assert self.reference is not None, "statistics have no value without a reference"
-            return SamplerPoint(settings=settings, value=self.reference.distance(result), statistics=result)
-        value = float(result)
-        if not math.isfinite(value):
-            return SamplerPoint(settings=settings, value=None, note=f"the value is {value}")
-        return SamplerPoint(settings=settings, value=value)
 
     @property
     def lowest(self) -> SamplerPoint:

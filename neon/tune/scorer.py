@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.errors import DegenerateError, warn
+from neon.errors import DegenerateError, RequestError, warn
 from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor
@@ -17,10 +17,17 @@ from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import reading_state
 from neon.sampling import sample_block
 from neon.tune.cautions import balance_cautions, reference_cautions
-from neon.tune.plan import TunePlan
+from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed
 from neon.tune.snapshots import as_file_name
 
+METRICS: dict[Metric, tuple[str, int]] = {
+    "distance": ("distance", 1),
+    "is": ("is_mean", -1),
+    "precision": ("precision", -1),
+    "recall": ("recall", -1),
+}
+"""what a search minimises: a field of `Scores`, and the sign that it is minimised with"""
 STATISTICS = "statistics"
 """folder with the statistics of each point of a search"""
 
@@ -121,6 +128,24 @@ class Scorer:
             raise EvaluationFailed(str(error)) from error
         return self.processes.on_main(lambda: self._load(file))
 
+    def value(
+        self, name: str, put: Callable[[], GenerativeModel], settings: Any, *, num_images: int | None = None
+    ) -> float:
+        """What a search minimises, of selection images.
+
+        Raises:
+            EvaluationFailed: there are no scores.
+            RequestError: the plan's metric is none of them.
+        """
+        try:
+            scores = self.scores(name, put, settings, Purpose.SELECTION, num_images=num_images)
+        except DegenerateError as error:
+            raise EvaluationFailed(str(error)) from error
+        field_name, sign = METRICS[self.plan.metric]
+        if (score := getattr(scores, field_name)) is None:
+            raise RequestError(f"--metric {self.plan.metric}: is not scored here; add --real_images, or use distance")
+        return float(sign * score)
+
     def _planned(self, purpose: Purpose) -> int:
         return self.plan.num_images if purpose is Purpose.SELECTION else self.plan.report_images
 
@@ -148,17 +173,18 @@ class Scorer:
 
 def settings_text(given: Any, settings: Any) -> str:
     """In what `settings` differ from `given`, in words: `sigma_max 10, rho 12`; empty if in nothing."""
-    before = asdict(given)
-    return ", ".join(
-        f"{name} {number_text(value)}" for name, value in asdict(settings).items() if value != before.get(name)
-    )
+    return ", ".join(f"{name} {number_text(value)}" for name, value in _changed(given, settings).items())
 
 
 def set_text(default: Any, settings: Any) -> str:
     """What turns `default` into `settings`, as pairs of the flag `--set` of commands."""
-    before = asdict(default)
-    changed = {name: value for name, value in asdict(settings).items() if value != before.get(name)}
-    return " ".join(f"{name}={_set_value(value)}" for name, value in changed.items())
+    return " ".join(f"{name}={_set_value(value)}" for name, value in _changed(default, settings).items())
+
+
+def _changed(before: Any, after: Any) -> dict[str, Any]:
+    """The fields of settings that differ from others, by name."""
+    old = asdict(before)
+    return {name: value for name, value in asdict(after).items() if value != old.get(name)}
 
 
 def _set_value(value: Any) -> str:

@@ -9,7 +9,7 @@ points evaluated so far and evaluates where it promises most. Nothing here sampl
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,13 +29,42 @@ _CLOSEST = 0.03
 _BASE_GUIDANCE = (0.25, 0.6)
 _GUIDANCE_SHIFT = 0.25
 # Features that the search follows one by one; what others add to the distance is interpolated as a number.
-_MOST_FEATURES = 64
+MOST_FEATURES = 64
 
 _CURVE_POINTS = 61
 
 
+At = TypeVar("At")
+
+
 class EvaluationFailed(Exception):  # noqa: N818 - an outcome of an evaluation, not a fault of the program
     """Raised by `evaluate` for a point without a value: NaN weights, collapsed images. The search goes on."""
+
+
+class EvaluationOutcome(NamedTuple):
+    """What came of one evaluation."""
+
+    value: float | None
+    """None: it failed"""
+    note: str = ""
+    """why it failed"""
+    statistics: Statistics | None = None
+    """of the features behind the value, where the search was given them"""
+
+
+def outcome(
+    evaluate: Callable[[At], float | Statistics], at: At, reference: FrechetReference | None
+) -> EvaluationOutcome:
+    """Evaluate `at`: a value, or statistics whose value is the distance to `reference`; one not finite is a failure."""
+    try:
+        result = evaluate(at)
+    except EvaluationFailed as failure:
+        return EvaluationOutcome(None, str(failure))
+    if isinstance(result, Statistics):
+        assert reference is not None, "statistics have no value without a reference"
+        return EvaluationOutcome(reference.distance(result), statistics=result)
+    value = float(result)
+    return EvaluationOutcome(value) if math.isfinite(value) else EvaluationOutcome(None, f"the value is {value}")
 
 
 class Point(NamedTuple):
@@ -266,25 +295,12 @@ class _Record:
         reference: FrechetReference | None = None,
     ) -> None:
         self.evaluate, self.space, self.noise, self.reference = evaluate, space, noise, reference
-        self.target = None if reference is None else MomentTarget(reference.statistics, _MOST_FEATURES)
+        self.target = None if reference is None else MomentTarget(reference.statistics, MOST_FEATURES)
         self.evaluations: list[Evaluation] = []
 
     def add(self, point: Point) -> None:
         """Evaluate a point; a value that is not finite is a failure."""
-        self.evaluations.append(self._evaluation(point))
-
-    def _evaluation(self, point: Point) -> Evaluation:
-        try:
-            result = self.evaluate(point)
-        except EvaluationFailed as failure:
-            return Evaluation(point=point, value=None, note=str(failure))
-        if isinstance(result, Statistics):
-            assert self.reference is not None, "statistics have no value without a reference"
-            return Evaluation(point=point, value=self.reference.distance(result), statistics=result)
-        value = float(result)
-        if not math.isfinite(value):
-            return Evaluation(point=point, value=None, note=f"the value is {value}")
-        return Evaluation(point=point, value=value)
+        self.evaluations.append(Evaluation(point=point, **outcome(self.evaluate, point, self.reference)._asdict()))
 
     @property
     def base(self) -> Evaluation:
