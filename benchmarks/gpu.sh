@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh                      every part, at most 8 minutes on one GPU
 #   bash benchmarks/gpu.sh correct train        some parts again; the others keep their figures
-#   bash benchmarks/gpu.sh speed --only var_d16 some rows of a part
+#   bash benchmarks/gpu.sh speed --only var_d16 some rows of a part; so do the other rows
 #   bash benchmarks/gpu.sh --device cpu --tiny  a dry run on tiny networks, under two minutes
 #
 # Uses .venv if there is one, else the python on the PATH; the project must be installed there, and pytest.

@@ -22,10 +22,6 @@ from neon.recipe import Recipe
 from neon.sampling import one_hot
 from neon.tunable import Choice, Range
 
-LARGE = 10_000_000
-"""weights from which on pixels lie innermost in memory: CIFAR-10's 56 million weights sample 4 to 8% and train 13%
-faster so on a CPU (`benchmarks/gpu.sh speed --device cpu`), the demo's 0.3 million 25% slower"""
-
 BUDGET, FACES_BUDGET = 6_000_000, 3_000_000
 """images of Neon's self-trainings: of the networks of CIFAR-10, and of that of FFHQ"""
 
@@ -66,8 +62,6 @@ class EDM(GenerativeModel):
         self.config = config
         self.precision = precision
         self.network = PRECONDS[config.get("precond", "EDMPrecond")](**config["network"])
-        if sum(parameter.numel() for parameter in self.network.parameters()) >= LARGE:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
         self.label_dropout = float(config.get("label_dropout", 0))
         self.image_shape = (self.network.img_channels, self.network.img_resolution, self.network.img_resolution)
         self.num_classes = self.network.label_dim

@@ -1,7 +1,7 @@
 """Measure a GPU part by part, each in a process of its own that may die; print tables, keep them in one file.
 
-The parts share the time that is allowed; what one leaves goes to the next. A part that is run again replaces its own
-figures in the file only.
+The parts share the time that is allowed; what one leaves goes to the next. What is measured again replaces its own
+figures in the file only, row by row.
 """
 
 import json
@@ -60,7 +60,7 @@ class Measure:
             allowed = (end - time.monotonic()) * SHARES[left[0]] / sum(SHARES[part] for part in left)
             part = left.pop(0)
             found = self.run_part(part, max(allowed, 1.0))
-            record["parts"][part] = found
+            record["parts"][part] = with_rows_before(found, record["parts"].get(part))
             write_json(self.output, record)
             failed = failed or found["status"] != "ok" or any(row["status"] == "failed" for row in found["rows"])
             print(f"\n{part}: {found['status']}, {found['took']} s\n")
@@ -107,6 +107,15 @@ class Measure:
         words = ["--device", self.device] if self.device != "cuda" else []
         words += ["--tiny"] if self.tiny else []
         return words + (["--only", *self.only] if self.only else [])
+
+
+def with_rows_before(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """`found` of a part, and the rows of `before` that it has no figures of."""
+    rows = {} if before is None else {row["row"]: row for row in before["rows"]}
+    for row in found["rows"]:
+        if row["status"] != "left out" or row["row"] not in rows:
+            rows[row["row"]] = row
+    return {**found, "rows": list(rows.values())}
 
 
 def device_name(device: str) -> str:

@@ -27,10 +27,10 @@ VARIANTS = (("tf32", False), ("bf16", False), ("fp16", False), ("fp32", True))
 
 
 def measure(rows: Rows) -> None:
-    """A row for each small model and variant."""
+    """A row for each small model and variant; those that compile last, for they take long."""
     batch = 2 if rows.tiny else 256
-    for name in SETTINGS:
-        for precision, compiled in VARIANTS:
+    for precision, compiled in VARIANTS:
+        for name in SETTINGS:
             title = f"{name} {'compiled' if compiled else precision}"
             rows.add(title, lambda n=name, p=precision, c=compiled: _moved(rows, n, p, c, batch))  # type: ignore[misc]
 

@@ -1,7 +1,7 @@
 """Images per second with random weights, from seeds to uint8 on the host: network and the rest apart.
 
-The batch is the larger of a short search where that is faster, else the smaller. `eager` is the model as it is built
-(EDM's large networks: pixels innermost in memory), `contiguous` the same without that, `compiled` by `compile_parts`.
+The batch is the larger of a short search where that is faster, else the smaller. `eager` is the model as it is built,
+`channels_last` the same with channels innermost in memory, `compiled` by `compile_parts`.
 """
 
 import statistics
@@ -31,11 +31,11 @@ def measure(rows: Rows) -> None:
     known = subjects(rows.tiny)
     edm = {name: subject for name, subject in known.items() if "edm" in name}
     if rows.device.type == "cpu":  # no TF32 there, and half precision is emulated on most
-        plan = [(known, "eager", "fp32"), (known, "compiled", "fp32"), (edm, "contiguous", "fp32")]
+        plan = [(known, "eager", "fp32"), (known, "compiled", "fp32"), (edm, "channels_last", "fp32")]
     else:
         plan = [
             (known, "eager", "bf16"), (known, "eager", "tf32"), (known, "compiled", "bf16"),
-            (edm, "contiguous", "bf16"), (known, "eager", "fp16"), (known, "compiled", "tf32"),
+            (edm, "channels_last", "bf16"), (known, "eager", "fp16"), (known, "compiled", "tf32"),
         ]  # fmt: skip
     for group, mode, precision in plan:
         for name, subject in group.items():
@@ -53,8 +53,8 @@ def _speed(
 ) -> Figures:
     device = rows.device
     model = subject.on(device, NAMED[precision])
-    if mode == "contiguous":
-        model.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch documents it
+    if mode == "channels_last":
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch documents it
     if mode == "compiled":
         model.compile_parts()
     if precision not in matmul:
