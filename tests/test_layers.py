@@ -15,7 +15,7 @@ LAYERS = (
     ("runtime", "nn", "noise", "precision"),
     ("checkpoint", "data"),
     ("recipe", "published", "tunable"),
-    ("model",),
+    ("model", "settings"),
     ("metrics", "merge", "sampling"),
     ("selftrain", "evaluate"),
     ("report",),

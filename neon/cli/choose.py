@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from neon.cli.command_line import at_least_one, values_refused
-from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, settings_with
+from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, said_settings, settings_with
 from neon.errors import RequestError, warn
 from neon.tune.plan import TunePlan
 
@@ -41,7 +41,7 @@ class ResidentFlags(FeatureFlags):
         from neon.model import load_model
 
         model = load_model(base, key, device=processes.device, kind=self.model)
-        return model, settings_with(model.default_settings, self.set)
+        return model, settings_with(said_settings(model), self.set)
 
     def loader(self, base: Path, key: str | None, processes: "Processes") -> "Callable[[bool], GenerativeModel]":
         """What loads the base once more, whole, to sample from or (True) to train."""

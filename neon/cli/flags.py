@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from neon.cli.command_line import Scales, Weights, at_least_one, finite, number
-from neon.errors import RequestError, warn
+from neon.errors import RequestError, note, warn
 
 if TYPE_CHECKING:
     import torch
@@ -483,6 +483,39 @@ class BudgetPlan(Plan):
 
 
 SomePlan = TypeVar("SomePlan", bound=Plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerFlags:
+    """Sampler."""
+
+    set: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE ..")] = field(default_factory=list)
+    """settings of the sampler, in place of those that the file carries, or of the published ones"""
+    num_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
+    """steps of a sampler that has them; the same as --set num_steps=N"""
+    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg", "--cfg_scale"])] = None
+    """guidance of a sampler that has it; the same as --set guidance=X"""
+
+    def settings_for(self, model: "GenerativeModel") -> Any:
+        """The sampler's settings for this model; a RequestError for values that make no sense."""
+        pairs = list(self.set)
+        for name in ("num_steps", "guidance"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not hasattr(model.default_settings, name):
+                raise RequestError(f"--{name}: the sampler of {model.architecture} has none")
+            pairs.append(f"{name}={value}")
+        return settings_with(said_settings(model), pairs)
+
+
+def said_settings(model: "GenerativeModel") -> Any:
+    """How to sample `model` unless flags say otherwise; what its file carries is said, for nobody typed it."""
+    from neon.settings import carried_settings, usual_settings
+
+    if carried := carried_settings(model):
+        note(f"settings that the file carries: {', '.join(f'{name} {value}' for name, value in carried.items())}")
+    return usual_settings(model)
 
 
 def settings_with(default: Any, pairs: Sequence[str]) -> Any:

@@ -28,10 +28,10 @@ from neon.cli.flags import (
     NumberedImages,
     OutputFlags,
     Plan,
+    SamplerFlags,
     ScoredImages,
     SelfTrainedFlags,
     TrainingFlags,
-    settings_with,
 )
 from neon.errors import RequestError, warn
 
@@ -389,26 +389,8 @@ class AnyModelFlags(NetworkFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyImageFlags(AnyModelFlags, NumberedImages):
-    """Sampler."""
-
-    set: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE ..")] = field(default_factory=list)
-    """settings of the sampler, in place of the published ones"""
-    num_steps: Annotated[int | None, tyro.conf.arg(aliases=["--steps"])] = None
-    """steps of a sampler that has them; the same as --set num_steps=N"""
-    guidance: Annotated[float | None, tyro.conf.arg(aliases=["--cfg", "--cfg_scale"])] = None
-    """guidance of a sampler that has it; the same as --set guidance=X"""
-
-    def settings_for(self, model: "GenerativeModel") -> Any:
-        pairs = list(self.set)
-        for name in ("num_steps", "guidance"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not hasattr(model.default_settings, name):
-                raise RequestError(f"--{name}: the sampler of {model.architecture} has none")
-            pairs.append(f"{name}={value}")
-        return settings_with(model.default_settings, pairs)
+class AnyImageFlags(SamplerFlags, AnyModelFlags, NumberedImages):
+    """The network, its sampler and its images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,78 @@
+"""Settings of a sampler by name: as a file carries them, as a recipe or a caller of the library gives them."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from neon.errors import RequestError
+from neon.model import GenerativeModel
+
+SETTINGS = "settings"
+"""in a file's metadata, the settings that its weights are meant to be sampled with, as JSON by name"""
+
+
+def with_settings(default: Any, values: Mapping[str, Any], source: str) -> Any:
+    """Settings `default` (a frozen dataclass) with `values`, as JSON or Python has them, in their place.
+
+    Whole numbers stand for floats, and lists for tuples; nothing else is converted.
+
+    Raises:
+        RequestError: no such setting, a value of another type, or one that makes no sense; begins with `source`.
+    """
+    known = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    given = {}
+    for name, value in values.items():
+        if name not in known:
+            raise RequestError(f"{source}: no setting is called {name}; expected one of {', '.join(known)}")
+        given[name] = _converted(value, known[name], f"{source}: {name}")
+    try:
+        return replace(default, **given)
+    except ValueError as error:
+        raise RequestError(f"{source}: {error}") from error
+
+
+def _converted(value: Any, like: Any, source: str) -> Any:
+    """`value` as one of the type of `like`."""
+    if isinstance(like, tuple) and isinstance(value, list | tuple):
+        if all(isinstance(part, int | float) and not isinstance(part, bool) for part in value):
+            return tuple(map(float, value))
+    elif isinstance(like, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif like is None or type(value) is type(like):
+        return value
+    raise RequestError(f"{source} is {value!r}; expected a value such as {like!r}")
+
+
+def carried_settings(model: GenerativeModel) -> dict[str, Any] | None:
+    """The settings that the file says which `model` was loaded from, as JSON; None: it says none.
+
+    Raises:
+        RequestError: what stands there cannot be read.
+    """
+    text = model.file_metadata.get(SETTINGS)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"the {SETTINGS} in the metadata of the file are {text[:60]!r}; expected a JSON table of settings by name, "
+            "as neon improve writes them"
+        )
+    return values
+
+
+def usual_settings(model: GenerativeModel) -> Any:
+    """How to sample `model` unless told otherwise: as its file says, else as published.
+
+    Raises:
+        RequestError: what the file says cannot be read, or makes no sense for the architecture.
+    """
+    values = carried_settings(model)
+    if values is None:
+        return model.default_settings
+    return with_settings(model.default_settings, values, f"the {SETTINGS} in the metadata of the file")
