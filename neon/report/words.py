@@ -233,6 +233,7 @@ def scores_of(report: Report) -> dict[str, Any]:
         "fair": report.fair.key,
         "best": report.best.key,
         "summary": conclusions(report),
+        "selection": {f"{one.w:g}": one.scores.distance for one in report.evaluated if one.scores and not one.sampler},
         "rows": {row.key: _row_json(report, row) for row in report.rows},
         "provenance": report.provenance,
     }
