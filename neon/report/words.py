@@ -57,19 +57,19 @@ def choices_text(report: Report) -> str:
     return f"{choice_text(report)} with the sampler that was asked for, {best} with the base's best one"
 
 
-def grid_name(report: Report, w: float) -> str:
-    """What the images sampled at `w` are called."""
+def grid_name(w: float, chosen: float | None = None) -> str:
+    """What the images sampled at `w` are called, if `chosen` is the merge weight that was chosen."""
     if w == 0:
         return "base (w = 0)"
     if w == -1:
         return "self-trained (w = -1)"
-    return f"{'Neon' if w > 0 else 'chosen'} (w = {w:g})" if w == report.w else f"w = {w:g}"
+    return f"{'Neon' if w > 0 else 'chosen'} (w = {w:g})" if w == chosen else f"w = {w:g}"
 
 
 def main_grids(report: Report) -> list[tuple[str, Tensor]]:
     """The grids to look at first, each under its name: base, self-trained, the choice and real images."""
     wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in report.grids]
-    grids = [(grid_name(report, w), report.grids[w]) for w in wanted]
+    grids = [(grid_name(w, report.w), report.grids[w]) for w in wanted]
     return grids if report.real is None else [*grids, (REAL_NAME, report.real)]
 
 
