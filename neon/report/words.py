@@ -1,13 +1,23 @@
-"""What the scores of a run say: its table, its result in sentences, and the content of `scores.json`."""
+"""What the scores of a run say: its table, its result in sentences, the content of `scores.json`, and `scores.csv`."""
 
+import csv
+import io
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from neon.report.record import CONFIDENCE, Gain, Report, Row, paired_gain
+from neon.runtime.files import as_json, atomic_write
 
 REAL_NAME = "real images"
+SCORES_TABLE = "scores.csv"
+OF_ROWS = ("key", "name", "w", "network_calls")
+OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage")
+"""columns of `scores.csv`: of a row of the report, and of each of its blocks by the names of `Scores`"""
 
 
 def distance_text(value: float) -> str:
@@ -253,3 +263,22 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "blocks": [block.distance for block in row.blocks],
         "settings": row.settings,
     }
+
+
+def write_scores_csv(folder: str | os.PathLike[str], report: Report) -> Path:
+    """Write `scores.csv`, a line for each row and block of report seeds; returns its path.
+
+    Figures in full, nothing where there is none; blocks are counted from 0, and those of one number share their seeds.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"])
+    for row in report.rows:
+        settings = None if row.settings is None else json.dumps(as_json(row.settings))
+        for number, block in enumerate(row.blocks):
+            scores = (getattr(block, name) for name in OF_BLOCKS)
+            writer.writerow([row.key, row.name, row.w, row.calls, number, report.metric, *scores, settings])
+    path = Path(folder) / SCORES_TABLE
+    with atomic_write(path) as file:
+        file.write(lines.getvalue().encode())
+    return path
