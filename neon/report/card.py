@@ -183,19 +183,14 @@ def _escaped(text: str) -> str:
 def _code(text: str) -> str:
     """Text as a code span, within backticks more than it has in a row. Not for tables, which end cells in code, too."""
     line = _line(text)
-    ticks = "`" * (1 + _most_backticks(line))
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     blank = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{ticks}{blank}{line}{blank}{ticks}"
 
 
 def _block(language: str, text: str) -> str:
-    """Text as a code block."""
-    fence = "`" * max(3, 1 + _most_backticks(text))
-    return f"{fence}{language}\n{text}\n{fence}\n"
-
-
-def _most_backticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
+    """Text as a code block; no line of it may begin with what is foreign."""
+    return f"```{language}\n{text}\n```\n"
 
 
 def _json(settings: Mapping[str, Any]) -> str:
