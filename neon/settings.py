@@ -12,6 +12,8 @@ from neon.model import GenerativeModel
 SETTINGS = "settings"
 """in a file's metadata, the settings that its weights are meant to be sampled with, as JSON by name"""
 
+_INFINITE = ("inf", "-inf")  # as our JSON spells them
+
 
 def with_settings(default: Any, values: Mapping[str, Any], source: str) -> Any:
     """Settings `default` (a frozen dataclass) with `values`, as JSON or Python has them, in their place.
@@ -35,14 +37,17 @@ def with_settings(default: Any, values: Mapping[str, Any], source: str) -> Any:
 
 def _converted(value: Any, like: Any, source: str) -> Any:
     """`value` as one of the type of `like`."""
-    if isinstance(like, tuple) and isinstance(value, list | tuple):
-        if all(isinstance(part, int | float) and not isinstance(part, bool) for part in value):
-            return tuple(map(float, value))
-    elif isinstance(like, float) and isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(like, tuple) and isinstance(value, list | tuple) and all(map(_is_number, value)):
+        return tuple(map(float, value))
+    if isinstance(like, float) and (_is_number(value) or value in _INFINITE):
         return float(value)
-    elif like is None or type(value) is type(like):
+    if like is None or type(value) is type(like):
         return value
     raise RequestError(f"{source} is {value!r}; expected a value such as {like!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def carried_settings(model: GenerativeModel) -> dict[str, Any] | None:

@@ -124,8 +124,9 @@ class Tune(ChoiceFlags):
 
     Weights stay resident, every point is merged in place and scored on the same selection images. w is chosen with the
     sampler that is asked for and with the base's best one of as many network calls, for which a synthetic set is drawn
-    and trained on anew. All are then scored on report images of other seeds, beside the base with more calls; a base is
-    recommended where the gain over its best sampler is within the noise. A killed run goes on; runs on several
+    and trained on anew. All are then scored on report images of other seeds, beside the base with more calls. The
+    improved weights are written, with their sampler; where the gain over the base's best sampler is within the noise
+    the base is recommended, and nothing is written. A killed run goes on; runs on several
     processes under `torchrun -m neon.cli tune ...`, with equal results.
 
     Example: neon tune --base base.safetensors --self-trained runs/self/snapshot-*.safetensors
@@ -134,7 +135,9 @@ class Tune(ChoiceFlags):
 
     plan: Annotated[TunePlan, tyro.conf.arg(name="")]
     out: Path = Path("runs/tune")
-    """folder of the run: evaluations, tune.json, report.html"""
+    """folder of the run: evaluations, tune.json, report.html, improved.safetensors"""
+    save: bool = True
+    """write the weights that are better than the base"""
 
     def __call__(self) -> None:
         """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
@@ -168,7 +171,7 @@ class Tune(ChoiceFlags):
                     "best sampler these weights are used as they are; with --training_images and --synthetic_images "
                     "others are trained for it"
                 )
-            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again)
+            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again, save=self.save)
         if processes.is_main:
             print(outcome.text, flush=True)
 

@@ -517,9 +517,12 @@ def said_settings(model: "GenerativeModel") -> Any:
     """How to sample `model` unless flags say otherwise; what its file carries is said, for nobody typed it."""
     from neon.settings import carried_settings, usual_settings
 
-    if carried := carried_settings(model):
-        note(f"settings that the file carries: {', '.join(f'{name} {value}' for name, value in carried.items())}")
-    return usual_settings(model)
+    settings = usual_settings(model)
+    if carried_settings(model):
+        usual = asdict(model.default_settings)
+        changed = [f"{name} {value}" for name, value in asdict(settings).items() if value != usual[name]]
+        note(f"sampling as the file says: {', '.join(changed) or 'as published'}")
+    return settings
 
 
 def settings_with(default: Any, pairs: Sequence[str]) -> Any:

@@ -1,5 +1,6 @@
 """`neon improve` and `neon demo`: from a base to an improved model, in as many processes as there are processors."""
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,35 +31,31 @@ FileOrFolder = Annotated[Path | None, tyro.conf.arg(metavar="STATS|IMAGES")]
 def in_processes(command: Command, name: str, number: int | None, device: Device = None) -> int | None:
     """Run `command` once more in each of several processes of one thread on a CPU; the worst exit code.
 
-    None: nothing was started, since this process is one of several already (torchrun's, or ours), or there is a GPU.
+    None: nothing was started, since this process is one of several already (torchrun's, or ours), is to be the only
+    one, or there is a GPU.
 
     Raises:
         RequestError: torchrun decides on the `number` of processes.
     """
     from neon.runtime.launch import launched, run_in_processes
+    from neon.runtime.threads import available_cpus
 
     at_least_one(processes=number)
-    if launched():
-        if number is not None:
-            raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
-        import torch
+    if launched() and number is not None:
+        raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
+    import torch
 
-        if device == "cpu" or not torch.cuda.is_available():
-            torch.set_num_threads(1)
-        return None
-    if device is None:
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
         if number not in (None, 1):
             raise RequestError("--processes: is of a CPU; on several GPUs start under torchrun -m neon.cli")
         return None
-    from neon.runtime.threads import available_cpus
-
+    number = 1 if launched() else number or min(available_cpus(), MOST_PROCESSES)
+    if number == 1:
+        torch.set_num_threads(1)
+        return None
     # The flag is for this process; those that it starts are told by their environment.
     alone = replace(command, processes=None)  # type: ignore[type-var]
-    return run_in_processes(_run_again, (name, alone), number or min(available_cpus(), MOST_PROCESSES))
+    return run_in_processes(_run_again, (name, alone), number)
 
 
 def _run_again(called: tuple[str, Command]) -> int:
@@ -113,10 +110,10 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
         from neon.runtime.distributed import processes
 
         self.check()
-        if not self.dry_run:
-            code = in_processes(self, "neon improve", self.processes, self.device)
-            if code is not None:
-                return code
+        if not self.dry_run and (code := in_processes(self, "neon improve", self.processes, self.device)) is not None:
+            return code
+        if self.dry_run:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing is computed, so nobody is told of threads
         with processes(self.device) as group:
             self._run(group)
         return 0

@@ -19,6 +19,7 @@ from neon.improve.estimate import duration_text, seconds_of, stages
 from neon.improve.plan import ImprovePlan
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
+from neon.report.card import Card, write_card
 from neon.report.words import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
@@ -76,6 +77,7 @@ def improve(
         shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training)))
         outcome = choose(given, shown, provenance, self_training)
         seconds = {**self_training.seconds, "evaluation": outcome.seconds, "all": time.monotonic() - begun}
+        processes.on_main(lambda: _write_card(plan, base, outcome))
         processes.on_main(lambda: _write_scores(outcome, out, seconds))
     return outcome
 
@@ -151,6 +153,29 @@ def _provenance(plan: ImprovePlan, tuner: Tuner) -> dict[str, Any]:
         "machine": platform.machine(),
         "processes": tuner.scorer.processes.world_size,
     }
+
+
+def _write_card(plan: ImprovePlan, base: Base, outcome: Outcome) -> None:
+    """The model card of the improved weights, if there are any."""
+    if not outcome.weights:
+        return
+    tuner, point = outcome.recommended
+    model, settings = tuner.scorer.model, tuner.settings_at(point)
+    card = Card(
+        architecture=model.architecture,
+        weights=tuple(path.name for path in outcome.weights),
+        base=base.path.name,
+        base_sha256=sha256_file(base.path),
+        w=point.w,
+        settings=asdict(settings),
+        synthetic_settings=None if settings == tuner.settings else asdict(tuner.settings),
+        synthetic_images=plan.num_synthetic,
+        training_images=plan.budget,
+        image_shape=model.image_shape,
+        num_classes=model.num_classes,
+        real=Path(tuner.scorer.reporting.frechet.statistics.name).name,  # folders are nobody's business
+    )
+    write_card(tuner.scorer.folder, outcome.report, card)
 
 
 def _write_scores(outcome: Outcome, out: Path, seconds: dict[str, float]) -> None:

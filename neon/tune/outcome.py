@@ -17,7 +17,7 @@ from neon.errors import DegenerateError
 from neon.metrics.features import score_name
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, save
-from neon.report.words import result_text, scores_of
+from neon.report.words import result_text, scores_of, write_scores_csv
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
 from neon.tune.reasons import why_nothing_gained
@@ -328,6 +328,7 @@ def _write(outcome: Outcome) -> None:
     save(report, folder)
     write_report(folder, report)
     write_json(folder / SCORES_FILE, scores_of(report))
+    write_scores_csv(folder, report)
     gained = None if report.best is report.fair else paired_gain(report.fair, report.best)
     images = len(result.evaluations) * given.plan.num_images
     if outcome.samplers is not None:
