@@ -20,7 +20,7 @@ LAYERS = (
     ("selftrain", "evaluate"),
     ("report",),
     ("tune",),
-    ("demo", "toy"),
+    ("demo", "toy", "library"),
     ("cli",),
 )
 """the rooms of neon/, from the lowest: each may use those below it and beside it"""
