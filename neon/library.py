@@ -636,12 +636,12 @@ def _recipe(
         if value is not None and not 0 <= value < math.inf:
             raise RequestError(f"{name} is {value}; expected 0 (none) or more, in thousand images")
     try:
-        recipe = recipe_of(model, batch, lr).scaled_to(total_images)
+        recipe = recipe_of(model, batch, None if lr is None else float(lr)).scaled_to(total_images)
     except ValueError as error:
         raise RequestError(str(error)) from error
     if lr_rampup is not None:
-        recipe = recipe.with_rampup(lr_rampup)
-    return recipe if ema is None else recipe.with_halflife(ema or None)
+        recipe = recipe.with_rampup(float(lr_rampup))
+    return recipe if ema is None else recipe.with_halflife(float(ema) or None)
 
 
 def _with_own_network(model: GenerativeModel) -> GenerativeModel:
