@@ -489,7 +489,7 @@ def score(
     generator: Generator,
     real: PathLike,
     *,
-    features: PathLike = INCEPTION,
+    features: PathLike = "inception",
     num_images: int = 10_000,
     seed: int = 0,
     label: int | None = None,
