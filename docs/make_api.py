@@ -21,8 +21,8 @@ Made by `python docs/make_api.py` from the docstrings. An example that runs is i
 
 {}
 
-A `PathLike` is a path as text or a `pathlib.Path`. One level below, `neon.merge.LiveMerge` puts one w after the other into
-a live network in place, and `neon.model.GenerativeModel` is what a [model of your own](own_model.md) subclasses.
+A `PathLike` is a path as text or a `pathlib.Path`. One level below, `neon.merge.LiveMerge` puts one w after another
+into a live network in place, and `neon.model.GenerativeModel` is what a [model of your own](own_model.md) subclasses.
 """
 
 
