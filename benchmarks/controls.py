@@ -24,9 +24,10 @@ from torch import Tensor
 from neon.checkpoint import load_state
 from neon.demo.assets import BASE, FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
-from neon.demo.run import DemoPlan
+from neon.demo.run import NUM_STEPS, PLAN
 from neon.demo.train import fit_classifier
 from neon.evaluate import Reference, evaluate
+from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
@@ -59,18 +60,20 @@ def random_direction(base: State, self_trained: State, seed: int) -> State:
     return moved
 
 
-def real_direction(plan: DemoPlan, data: Path, folder: Path) -> State:
+def real_direction(plan: ImprovePlan, data: Path, folder: Path) -> State:
     """The base after the demo's fine-tune on as many steps of real training images."""
+    model = load_model(BASE)
+    recipe = plan.recipe(model)
     snapshots = train(
-        load_model(plan.base),
+        model,
         load_fashion(data, "train"),
         folder,
-        num_steps=plan.training_steps,
+        num_steps=plan.budget // recipe.batch_size,
         snapshot_steps=[],
-        recipe=plan.recipe,
+        recipe=recipe,
         seed=plan.seed,
         processes=Processes(),
-        micro_batch=plan.micro_batch,
+        micro_batch=plan.batch_gpu,
         title="on real images",
     )
     return load_state(snapshots[-1].path)
@@ -91,14 +94,14 @@ def main(
         json_file: Where the figures go.
     """
     torch.set_num_threads(1)
-    plan = DemoPlan()
+    plan = PLAN
     w = json.loads((run / "scores.json").read_text())["w"]
     base = load_state(BASE)
     self_trained = load_state(sorted((run / "self-training").glob("*.safetensors"))[-1])
     with tempfile.TemporaryDirectory() as folder:
         real = real_direction(plan, data, Path(folder))
     model = load_model(BASE)
-    sampler = replace(model.default_settings, solver="euler", num_steps=plan.num_steps)
+    sampler = replace(model.default_settings, solver="euler", num_steps=NUM_STEPS)
     test = load_fashion(data, "test").images
     extractors = [load_features(FEATURES), second_features(data, seed)]
     ends: dict[str, tuple[State, float]] = {
@@ -112,7 +115,7 @@ def main(
         "command": shlex.join(["python", "benchmarks/controls.py", *sys.argv[1:]]),
         "machine": machine(),
         "w": w,
-        "num_images": plan.num_images,
+        "num_images": plan.select_images,
         "scores": {},
     }
     for extractor in extractors:
@@ -125,7 +128,7 @@ def main(
             LiveMerge(model.network, base, end).set(weight)
             scores = evaluate(
                 model,
-                image_seeds(Purpose.REPORT, plan.seed, plan.num_images),
+                image_seeds(Purpose.REPORT, plan.seed, plan.select_images),
                 sampler,
                 extractor,
                 reference,

@@ -60,7 +60,7 @@ from neon.selftrain import (
     training_identity,
     usual_micro_batch,
 )
-from neon.settings import SETTINGS, settings_text, usual_settings, with_settings
+from neon.settings import SETTINGS, settings_json, usual_settings, with_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -232,7 +232,7 @@ class Generator:
         return {
             **self.model.file_metadata,
             **model_metadata(self.model),
-            SETTINGS: settings_text(self.settings),
+            SETTINGS: settings_json(self.settings),
             "neon_version": __version__,
         }
 

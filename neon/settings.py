@@ -52,7 +52,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def settings_text(settings: Any) -> str:
+def settings_json(settings: Any) -> str:
     """Settings (a dataclass) as the text for a file's metadata from which `usual_settings` makes them again.
 
     Raises:

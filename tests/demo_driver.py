@@ -1,25 +1,24 @@
 """The demo with a plan that takes seconds, for the tests that kill it or start it under torchrun."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from neon.demo.run import DemoPlan, run_demo
-from neon.recipe import Recipe
+from neon.demo.run import PLAN, run_demo
 from neon.runtime.distributed import processes
 
-SMALL = DemoPlan(
+SMALL = replace(
+    PLAN,
     num_synthetic=48,
-    training_steps=4,
-    recipe=Recipe(batch_size=16, lr=1e-3),
-    micro_batch=4,
-    num_images=40,
-    num_blocks=3,
+    training_images=64,
+    batch=16,
+    batch_gpu=4,
+    lr=1e-3,
+    select_images=40,
     batch_size=8,
-    nearest_k=3,
     sampler_scores=5,
-    picture_w=(-1.0,),
 )
 
 

@@ -43,6 +43,7 @@ RAISED_BY = {
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
+    ("neon/report/card.py", None): {"sample"},
     ("neon/tune/plan.py", None): {"tune"},
     ("neon/tune/scorer.py", None): {"tune"},
     ("neon/tune/frontier.py", None): {"frontier"},
@@ -52,7 +53,9 @@ RAISED_BY = {
 of `python -m neon.demo.train` are of one program only, which says them itself"""
 OTHERS_FLAGS = {"--nproc-per-node", "--local-dir", "--include", "--create-dirs", "--vae"}
 """of torchrun, hf and curl; and --vae, said to be of neon's commands"""
-IN_NO_MESSAGE = {"neon/runtime/published_files.py", "neon/report/plots.py", "neon/tune/outcome.py"}
+IN_NO_MESSAGE = {
+    *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/report/unscored.py", "neon/tune/outcome.py"),
+}
 """the last says commands with their flags, which `tests/test_tuned_sampler.py` runs"""
 SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key")}
 """to be of some commands only"""

@@ -20,6 +20,7 @@ LAYERS = (
     ("selftrain", "evaluate"),
     ("report",),
     ("tune",),
+    ("improve",),
     ("demo", "toy", "library"),
     ("cli",),
 )

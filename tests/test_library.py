@@ -23,7 +23,7 @@ from neon.metrics.features import SmallFeatures
 from neon.model import save_model
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.files import sha256_file
-from neon.settings import settings_text, with_settings
+from neon.settings import settings_json, with_settings
 from tests.programs import ROOT, Killed, dies_after
 from tests.test_flags_in_messages import OTHERS_FLAGS, flags_in_messages
 from tests.test_own_model import run
@@ -236,9 +236,9 @@ class Odd:
 
 def test_settings_of_every_type_survive_a_file() -> None:
     settings = Odd(level=float("-inf"), row=(3.0,), name="b", count=4, on=False)
-    assert with_settings(Odd(), json.loads(settings_text(settings)), "file") == settings
+    assert with_settings(Odd(), json.loads(settings_json(settings)), "file") == settings
     with pytest.raises(neon.RequestError, match="cannot be kept in a file"):
-        settings_text(Odd(name=b"bytes"))  # type: ignore[arg-type]
+        settings_json(Odd(name=b"bytes"))  # type: ignore[arg-type]
 
 
 def test_classes_are_chosen_for_all_images_or_for_each(tiny: Generator) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from neon.report.page import write_report
+from neon.report.unscored import write_unscored
 from tests.browser import CHROMIUM, Browser
 from tests.test_report import tuned
+from tests.test_unscored import UNSCORED
 
 pytestmark = [
     pytest.mark.browser,
@@ -54,6 +56,16 @@ def test_the_slider_moves_through_the_grids_by_keyboard_and_nothing_jumps(browse
     assert browser.value(PLACES) == before and browser.value(SHIFTS) == 0
     assert browser.value("w.labels[0].textContent").startswith("Merge weight")
     assert browser.value("shown.naturalWidth > 1 && shown.alt") == "samples: Neon (w = 1)"
+
+
+def test_the_slider_of_a_page_without_scores_moves_through_every_w(browser: Browser, tmp_path: Path) -> None:
+    page = write_unscored(tmp_path, UNSCORED)
+    browser.open(page)
+    assert text_and_picture(browser) == ("base (w = 0)", "base (w = 0)", 0)
+    browser.value("w.focus()")
+    browser.press("End")
+    assert text_and_picture(browser) == ("w = 1.5", "w = 1.5", 3)
+    assert browser.trouble() == [] and browser.requests() == [page.as_uri()]
 
 
 def test_the_page_asks_for_nothing_and_the_console_stays_empty(browser: Browser, shown: Path) -> None:

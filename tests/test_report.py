@@ -1,5 +1,6 @@
 """What a report says about its figures, what its page shows, and that both survive the run folder."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -21,7 +22,16 @@ from neon.report.grids import image_grid, images_of
 from neon.report.page import page, report_again, write_report
 from neon.report.plots import draw_distance, plots
 from neon.report.record import Evaluated, Report, Row, load, paired_gain, save
-from neon.report.words import bias_undone, conclusions, explained, headline, score_table, scores_of, text_table
+from neon.report.words import (
+    bias_undone,
+    conclusions,
+    explained,
+    headline,
+    score_table,
+    scores_of,
+    text_table,
+    write_scores_csv,
+)
 
 
 def scores(distance: float, precision: float | None = None, recall: float | None = None) -> Scores:
@@ -160,6 +170,33 @@ def test_scores_are_told_by_the_keys_of_rows() -> None:
     assert scores["rows"]["neon_best_sampler"]["difference"] == -1.5
     assert scores["rows"]["base_best_sampler"]["difference"] is None
     assert scores["rows"]["sims"]["interval"] is None and scores["rows"]["sims"]["network_calls"] == 10
+
+
+def test_a_table_for_other_programs_has_every_block_with_the_same_numbers(tmp_path: Path) -> None:
+    scored = Scores(
+        distance=0.1 + 0.2, is_mean=1 / 3, precision=0.5, recall=2 / 3, density=1.25, coverage=1e-17, num_images=1000
+    )
+    full = Row(key="neon", name='Neon, "w = 1"\n', calls=5, w=0.1, blocks=(scored, scores(7.0)),
+               settings={"num_steps": 5, "levels": (0.5, float("inf"))})  # fmt: skip
+    shown = dataclasses.replace(report(BASE), rows=(BASE, full))
+    with open(write_scores_csv(tmp_path, shown), newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["key"], line["block"]) for line in lines] == [
+        ("", "0"),
+        ("", "1"),
+        ("", "2"),
+        ("neon", "0"),
+        ("neon", "1"),
+    ]
+    assert [float(line["distance"]) for line in lines[:3]] == [block.distance for block in BASE.blocks]
+    first, second = lines[3:]
+    for name in ("distance", "is_mean", "precision", "recall", "density", "coverage"):
+        assert float(first[name]) == getattr(scored, name)
+    assert (first["name"], float(first["w"]), first["network_calls"], first["num_images"], first["metric"]) == (
+        full.name, 0.1, "5", "1000", "fd_x",
+    )  # fmt: skip
+    assert json.loads(first["settings"]) == {"num_steps": 5, "levels": [0.5, "inf"]}
+    assert second["is_mean"] == second["coverage"] == "" and lines[0]["settings"] == lines[0]["w"] == ""
 
 
 def test_guidance_and_snapshot_of_the_choice_are_named() -> None:

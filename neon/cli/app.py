@@ -12,7 +12,8 @@ from neon.cli.command_line import Command, exit_code, run_program
 from neon.errors import RequestError
 
 COMMANDS = {
-    "demo": "choose:Demo",
+    "demo": "improve:Demo",
+    "improve": "improve:Improve",
     "sample": "programs:Sample",
     "selftrain": "programs:Selftrain",
     "merge": "checkpoints:Merge",

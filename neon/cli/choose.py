@@ -17,10 +17,9 @@ from neon.errors import RequestError, warn
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
-    from neon.evaluate import Reference
-    from neon.metrics.features import FeatureExtractor
     from neon.model import GenerativeModel
     from neon.runtime.distributed import Processes
+    from neon.tune.inputs import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +55,13 @@ class ResidentFlags(FeatureFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """What a choice of w is made with, read from the files that flags name, which were found to go together."""
-
-    model: "GenerativeModel"
-    settings: Any
-    """of the sampler, as the flags say"""
-    extractor: "FeatureExtractor"
-    selection: "Reference"
-    reporting: "Reference"
-    facts: dict[str, Any]
-    """what beside plan, model and settings the scores depend on, as JSON"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ChoiceFlags(ResidentFlags):
     """Real images that w is chosen against, and others that the choice is reported against."""
 
     select_stats: Path
-    """statistics of real images that the choice is made against (.npz)"""
+    """statistics of real images that the choice is made against (.npz), or the images (folder or zip)"""
     report_stats: Path | None = None
-    """statistics that the report is made against; by default the same"""
+    """what the report is made against, likewise; by default the same"""
     real_images: Path | None = None
     """folder or zip of real images: also scores precision and recall"""
     nearest_k: int = 5
@@ -84,57 +69,35 @@ class ChoiceFlags(ResidentFlags):
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
 
-    def opened(self, plan: TunePlan, processes: "Processes") -> Opened:
+    def opened(self, plan: TunePlan, processes: "Processes") -> "Inputs":
         """All that `plan` needs, read and checked.
 
         Raises:
             RequestError: a file is not readable or does not fit the others, or flags contradict each other.
         """
-        from neon.data.fingerprint import fingerprints
-        from neon.evaluate import Reference, load_manifold
         from neon.merge import check_same_network
-        from neon.metrics import FrechetReference
-        from neon.metrics.reference import features_file, load_statistics
         from neon.model import code_file, open_autoencoder
-        from neon.runtime.files import hashes
-        from neon.runtime.threads import use_threads
+        from neon.tune.inputs import RealImages, open_real_images
 
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
         autoencoder = open_autoencoder(model, self.vae)
-        extractor = self.extractor(processes.device)
-        use_threads(processes.device, model, extractor)
-        report_stats = self.report_stats or self.select_stats
-        statistics = [load_statistics(path, model, extractor) for path in (self.select_stats, report_stats)]
-        real = self.real_images
-        manifold = load_manifold(
-            real, extractor, nearest_k=self.nearest_k, batch_size=plan.batch_size, processes=processes
+        self.check_features()
+        real = RealImages(
+            features=self.features,
+            inception_weights=self.inception_weights,
+            select=self.select_stats,
+            report=self.report_stats or self.select_stats,
+            manifold=self.real_images,
+            nearest_k=self.nearest_k,
         )
-        inputs = {
-            "features_fingerprint": features_file(self.features, self.inception_weights),
-            "real_images_fingerprint": real,
-        }
-        files = {
-            "select_stats_sha256": self.select_stats,
-            "report_stats_sha256": report_stats,
-            "autoencoder_sha256": autoencoder,
-            "model_sha256": code_file(self.model),
-            "feature_weights_sha256": self.feature_weights(),
-        }
-        facts: dict[str, Any] = {
-            **processes.on_main(lambda: hashes(files) | fingerprints(inputs)),
-            "features": extractor.name,
-            "real_images": None if real is None else str(real),
-            "nearest_k": None if real is None else self.nearest_k,
-        }
-        selection, reporting = (
-            Reference(frechet=FrechetReference(reference), manifold=manifold) for reference in statistics
-        )
+        files = {"autoencoder_sha256": autoencoder, "model_sha256": code_file(self.model)}
+        found = open_real_images(
+            real, model, settings, batch_size=plan.batch_size, processes=processes, files=files
+        )  # fmt: skip
         for path in plan.self_trained:
             check_same_network(plan.base, path, plan.key, plan.self_trained_key)
-        return Opened(
-            model=model, settings=settings, extractor=extractor, selection=selection, reporting=reporting, facts=facts
-        )  # fmt: skip
+        return found
 
     def _check_plan(self, plan: TunePlan, model: "GenerativeModel", settings: Any) -> None:
         """A RequestError if the plan asks for guidance that the model has not, or for FID of too few images."""
@@ -354,53 +317,3 @@ class WriteReport:
         from neon.report.page import report_again
 
         print(report_again(self.run))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Run Neon end to end on embedded real images: scores, plots and a report in less than three minutes.
-
-    A killed demo continues where it was. Also runs under torchrun; results do not depend on the number of processes.
-
-    Example: neon demo --seed 1 --out runs/demo-1
-    """
-
-    out: Path = Path("runs/demo")
-    """folder of the run"""
-    seed: int = 0
-    """of the synthetic set, the self-training and every evaluation"""
-    fresh: bool = False
-    """start anew, replacing a run that is in the folder"""
-    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """CPU processes, one thread each; by default one per processor, at most 8"""
-    base: File = None
-    """base model to improve, made by `python -m neon.demo.train base`; by default the embedded one"""
-
-    def __call__(self) -> int:
-        """Run it in several processes, or in this one if that is one of several."""
-        from neon.runtime.launch import launched, run_in_processes
-
-        at_least_one(processes=self.processes)
-        if not launched():
-            from neon.cli.app import main
-            from neon.runtime.threads import available_cpus
-
-            arguments = ["demo", "--out", str(self.out), "--seed", str(self.seed), *(["--fresh"] * self.fresh)]
-            arguments += [] if self.base is None else ["--base", str(self.base)]
-            return run_in_processes(main, arguments, self.processes or min(available_cpus(), 8))
-        if self.processes is not None:
-            raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
-
-        import torch
-
-        from neon.demo.assets import BASE
-        from neon.demo.run import DemoPlan, run_demo
-        from neon.runtime.distributed import processes
-
-        torch.set_num_threads(1)
-        plan = DemoPlan(seed=self.seed, base=self.base or BASE)  # before the others are met, who are refused alike
-        with processes("cpu") as group:
-            outcome = run_demo(plan, self.out, group, fresh=self.fresh)
-            if group.is_main:
-                print(outcome.text, flush=True)
-        return 0

@@ -55,6 +55,8 @@ def parse(program: type[Command], words: Sequence[str], name: str) -> Command:
         ValueError: settings among its flags refuse a value.
         SystemExit: after `--help` (0), or because of an unknown flag, a missing one or a value of another type (2).
     """
+    if hasattr(program, "with_recipe"):  # a file that stands for flags
+        words = program.with_recipe(words)
     _refuse_published(program, words)
     with _silent_unless_first():
         return tyro.cli(

@@ -274,11 +274,15 @@ class FeatureFlags:
         """The feature network; a RequestError if flags name two."""
         from neon.metrics.reference import load_extractor
 
+        self.check_features()
+        return load_extractor(self.features, self.inception_weights, device)
+
+    def check_features(self) -> None:
+        """A RequestError if flags name two feature networks."""
         if self.features != INCEPTION and self.inception_weights is not None:
             raise RequestError(
                 f"--inception_weights: --features {self.features} is another network; leave one of them out"
             )
-        return load_extractor(self.features, self.inception_weights, device)
 
     def feature_weights(self) -> Path | None:
         """Its file; None: Inception's, where it usually lies."""

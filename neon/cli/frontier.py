@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neon.cli.choose import ChoiceFlags, Opened, say_what_is_added
+from neon.cli.choose import ChoiceFlags, say_what_is_added
 from neon.cli.command_line import at_least_one
 from neon.cli.flags import Key
 from neon.errors import RequestError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neon.report.frontier import Frontier
     from neon.report.record import Report
     from neon.runtime.distributed import Processes
+    from neon.tune.inputs import Inputs
     from neon.tune.retrain import SelfTraining
 
 
@@ -110,7 +111,7 @@ class MeasureFrontier(ChoiceFlags):
         if processes.is_main:
             print(f"\n{frontier_text(frontier)}\n\n{self.into or self.out}")
 
-    def _self_training(self, plan: TunePlan, found: Opened, processes: "Processes") -> "SelfTraining | None":
+    def _self_training(self, plan: TunePlan, found: "Inputs", processes: "Processes") -> "SelfTraining | None":
         from neon.tune.retrain import self_training_of
 
         if not self.resample:
@@ -123,7 +124,7 @@ class MeasureFrontier(ChoiceFlags):
             )
         return like_it
 
-    def _report(self, found: Opened) -> "Report | None":
+    def _report(self, found: "Inputs") -> "Report | None":
         """The report whose page the results go on; a RequestError if there is none, or of something else."""
         from neon.metrics.features import score_name
         from neon.report.frontier import FRONTIER_FILE

@@ -5,6 +5,7 @@ weights, because torch writes objects and not streams.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, diff
 from neon.merge.pair import Pair, new_buffer, open_pair, read_pieces, says_its_config, view_as
 from neon.model import described, sampler_of
 from neon.runtime.files import check_not_input, check_writable, sha256_file, write_json
+from neon.settings import SETTINGS
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
 
@@ -102,7 +104,8 @@ def merge_files(
         progress: called with (bytes merged so far, bytes in all).
         sampler: record of the sampler that w was chosen for (`neon.data.sampler`), in place of what the self-trained
             file says: the one that drew its synthetic set. The provenance holds it; where neither tells, metadata of
-            the base that do stay.
+            the base that do stay. If given, its settings are those that the output is sampled with by default
+            (`neon.settings`).
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, a w is not finite, an
@@ -114,13 +117,21 @@ def merge_files(
     with open_pair(base, self_trained, key, self_trained_key) as opened:
         b, s = opened.base, opened.self_trained
         _check_outputs(jobs, b, s, overwrite=overwrite)
-        pair = _Reader(opened, progress, sampler_of(s.metadata) if sampler is None else sampler)
+        pair = _Reader(opened, progress, _told_of(sampler, s))
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
             base_hash = pool.submit(sha256_file, b.path)
             self_trained_hash = base_hash if s.path.samefile(b.path) else pool.submit(sha256_file, s.path)
             _WRITERS[jobs[0].output.suffix](pair, jobs, lambda: (base_hash.result(), self_trained_hash.result()))
         return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
+
+
+def _told_of(chosen: Mapping[str, Any] | None, self_trained: Checkpoint) -> dict[str, str]:
+    """What metadata say of the sampler: of the one that w was `chosen` for, else of that of the synthetic set."""
+    if chosen is not None:
+        return {SAMPLER: sampler_text(chosen), SETTINGS: json.dumps(chosen["settings"])}
+    drew = sampler_of(self_trained.metadata)
+    return {} if drew is None else {SAMPLER: sampler_text(drew)}
 
 
 def _jobs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[_Job]:
@@ -192,7 +203,7 @@ class _Piece(NamedTuple):
 class _Reader:
     """Both inputs of a merge, read side by side in pieces."""
 
-    def __init__(self, pair: Pair, progress: Progress | None, sampler: Mapping[str, Any] | None) -> None:
+    def __init__(self, pair: Pair, progress: Progress | None, sampler: dict[str, str]) -> None:
         self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
         self.sampler = sampler
         self.any_differ = False
@@ -289,8 +300,8 @@ def _metadata(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, st
 def _provenance(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
     inputs = _inputs(pair, hashes)
     names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
-    sampler = {} if pair.sampler is None else {SAMPLER: sampler_text(pair.sampler)}
-    return {"formula": FORMULA, "w": repr(job.w), **inputs, **names, **sampler, "neon_version": neon.__version__}
+    provenance = {"formula": FORMULA, "w": repr(job.w), **inputs, **names}
+    return {**provenance, **pair.sampler, "neon_version": neon.__version__}
 
 
 def _inputs(pair: _Reader, hashes: tuple[str, str]) -> dict[str, str]:

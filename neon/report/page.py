@@ -1,20 +1,11 @@
-"""One self-contained HTML page of a report, and its plots as PNG beside it.
+"""One self-contained HTML page of a report, and its plots as PNG beside it."""
 
-The page fetches nothing and forbids itself to: styles, pictures and one small script are inside the file
-(`page.html`, and `samples.html` where there are grids to choose from). Without the script it shows all but the slider.
-"""
-
-import base64
 import html
-import json
 import os
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from torch import Tensor
-
+from neon.report.frame import PAGE_FILE, SAMPLES_FILE, WEIGHTS, filled, framed, samples
 from neon.report.frontier import (
     Frontier,
     frontier_conclusion,
@@ -23,24 +14,19 @@ from neon.report.frontier import (
     load_frontier,
     save_frontier,
 )
-from neon.report.grids import as_png, image_grid
-from neon.report.plots import COLOURS, Drawn, Plot, frontier_plots, plots, png, samples_png, svg
+from neon.report.plots import Drawn, Plot, frontier_plots, plots, png, samples_png, svg
 from neon.report.record import Evaluated, Report, load
 from neon.report.words import (
-    REAL_NAME,
     choices_text,
     conclusions,
     distance_text,
     explained,
-    grid_name,
     main_grids,
     score_table,
 )
-from neon.runtime.files import as_json, atomic_write
+from neon.runtime.files import atomic_write
 
-PAGE_FILE, CURVE_FILE, SAMPLES_FILE, FRONTIER_FIGURE = "report.html", "curve.png", "samples.png", "frontier.png"
-FINE = 600
-"""pixels; a narrower picture is enlarged, and then its pixels are shown as squares"""
+CURVE_FILE, FRONTIER_FIGURE = "curve.png", "frontier.png"
 
 
 def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
@@ -81,27 +67,19 @@ def write_frontier(folder: str | os.PathLike[str], frontier: Frontier) -> None:
 
 def page(report: Report, frontier: Frontier | None = None) -> str:
     """The page as text; the same report gives the same text."""
-    result, *more = (html.escape(sentence) for sentence in conclusions(report))
-    return _filled(
-        "page.html",
-        title=html.escape(report.title),
-        colours=";".join(f"--{name}:{colour}" for name, colour in COLOURS.items()),
-        result=result,
-        more="".join(f"<p>{sentence}</p>" for sentence in more),
+    main = filled(
+        "scores.html",
         scores=_scores(report),
+        weights=WEIGHTS,
         choice=html.escape(choices_text(report)),
         plots=_figures(plots(report), report),
         evaluations=_evaluations(report),
         frontier=_frontier(frontier),
-        samples=_samples(report),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in report.notes),
-        provenance=html.escape(json.dumps(as_json(report.provenance), indent=2)),
+        samples=samples(
+            report.grids, chosen=report.w, shown=[name for name, _ in main_grids(report)], real=report.real
+        ),
     )
-
-
-def _filled(name: str, **fields: str) -> str:
-    """The template `name` beside this module."""
-    return Template(files(__package__).joinpath(name).read_text(encoding="utf-8")).substitute(fields)
+    return framed(report.title, conclusions(report), main, "How it was measured", report.notes, report.provenance)
 
 
 def _figures(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> str:
@@ -192,34 +170,4 @@ def _frontier(frontier: Frontier | None) -> str:
         f"\n<h2>Distance against calls</h2>\n<p>{html.escape(frontier_conclusion(frontier))}</p>\n{table}"
         f"<p class=small>{html.escape(frontier_explained(frontier))}</p>\n"
         f'<div class="grid">{_figures(frontier_plots(frontier), frontier)}</div>'
-    )
-
-
-def _samples(report: Report) -> str:
-    """The grids: the main ones always, those of other w through the slider."""
-    if not report.grids:
-        return ""
-    named = [name for name, _ in main_grids(report)]
-    figures = "".join(
-        _grid(grid_name(report, w), images, data=f" data-w={w:g}", hidden=grid_name(report, w) not in named)
-        for w, images in report.grids.items()
-    )
-    if report.real is not None:
-        figures += _grid(REAL_NAME, report.real)
-    ws = list(report.grids)
-    if len(ws) == 1:
-        return f'<h2>Samples from the same noise</h2>\n<div class="grid" id="grids">{figures}</div>\n'
-    start = ws.index(report.w) if report.w in ws else ws.index(0.0)
-    ends = {"lowest": f"{ws[0]:g}", "highest": f"{ws[-1]:g}", "last": str(len(ws) - 1)}
-    return _filled("samples.html", start=str(start), grids=figures, **ends).rstrip()
-
-
-def _grid(name: str, images: Tensor, data: str = "", hidden: bool = False) -> str:
-    picture = image_grid(images)
-    encoded = base64.b64encode(as_png(picture)).decode()
-    label = html.escape(name)
-    return (
-        f"<figure{data}{' hidden' if hidden else ''}><img{' class=pixels' if picture.width < FINE else ''} "
-        f'width={picture.width} height={picture.height} alt="samples: {label}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{label}</figcaption></figure>\n"
     )

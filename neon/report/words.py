@@ -1,13 +1,23 @@
-"""What the scores of a run say: its table, its result in sentences, and the content of `scores.json`."""
+"""What the scores of a run say: its table, its result in sentences, the content of `scores.json`, and `scores.csv`."""
 
+import csv
+import io
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from neon.report.record import CONFIDENCE, Gain, Report, Row, paired_gain
+from neon.runtime.files import as_json, atomic_write
 
 REAL_NAME = "real images"
+SCORES_TABLE = "scores.csv"
+OF_ROWS = ("key", "name", "w", "network_calls")
+OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage")
+"""columns of `scores.csv`: of a row of the report, and of each of its blocks by the names of `Scores`"""
 
 
 def distance_text(value: float) -> str:
@@ -57,19 +67,19 @@ def choices_text(report: Report) -> str:
     return f"{choice_text(report)} with the sampler that was asked for, {best} with the base's best one"
 
 
-def grid_name(report: Report, w: float) -> str:
-    """What the images sampled at `w` are called."""
+def grid_name(w: float, chosen: float | None = None) -> str:
+    """What the images sampled at `w` are called, if `chosen` is the merge weight that was chosen."""
     if w == 0:
         return "base (w = 0)"
     if w == -1:
         return "self-trained (w = -1)"
-    return f"{'Neon' if w > 0 else 'chosen'} (w = {w:g})" if w == report.w else f"w = {w:g}"
+    return f"{'Neon' if w > 0 else 'chosen'} (w = {w:g})" if w == chosen else f"w = {w:g}"
 
 
 def main_grids(report: Report) -> list[tuple[str, Tensor]]:
     """The grids to look at first, each under its name: base, self-trained, the choice and real images."""
     wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in report.grids]
-    grids = [(grid_name(report, w), report.grids[w]) for w in wanted]
+    grids = [(grid_name(w, report.w), report.grids[w]) for w in wanted]
     return grids if report.real is None else [*grids, (REAL_NAME, report.real)]
 
 
@@ -233,6 +243,7 @@ def scores_of(report: Report) -> dict[str, Any]:
         "fair": report.fair.key,
         "best": report.best.key,
         "summary": conclusions(report),
+        "selection": {f"{one.w:g}": one.scores.distance for one in report.evaluated if one.scores and not one.sampler},
         "rows": {row.key: _row_json(report, row) for row in report.rows},
         "provenance": report.provenance,
     }
@@ -253,3 +264,22 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "blocks": [block.distance for block in row.blocks],
         "settings": row.settings,
     }
+
+
+def write_scores_csv(folder: str | os.PathLike[str], report: Report) -> Path:
+    """Write `scores.csv`, a line for each row and block of report seeds; returns its path.
+
+    Figures in full, nothing where there is none; blocks are counted from 0, and those of one number share their seeds.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow([*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"])
+    for row in report.rows:
+        settings = None if row.settings is None else json.dumps(as_json(row.settings))
+        for number, block in enumerate(row.blocks):
+            scores = (getattr(block, name) for name in OF_BLOCKS)
+            writer.writerow([row.key, row.name, row.w, row.calls, number, report.metric, *scores, settings])
+    path = Path(folder) / SCORES_TABLE
+    with atomic_write(path) as file:
+        file.write(lines.getvalue().encode())
+    return path

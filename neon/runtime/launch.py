@@ -15,11 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 from neon.errors import WorkError
 from neon.runtime.signals import Stopped
 
-Main = Callable[[list[str]], int]
+Argument = TypeVar("Argument")
 GRACE_SECONDS = 30.0
 """between SIGTERM and SIGKILL for a process that has to end, as under torchrun"""
 
@@ -29,11 +30,11 @@ def launched() -> bool:
     return "RANK" in os.environ
 
 
-def run_in_processes(main: Main, arguments: list[str], num_processes: int) -> int:
-    """Call `main(arguments)` in `num_processes` processes that can join one process group; the worst exit code.
+def run_in_processes(main: Callable[[Argument], int], argument: Argument, num_processes: int) -> int:
+    """Call `main(argument)` in `num_processes` processes that can join one process group; the worst exit code.
 
-    If one fails, or a signal reaches this process, the others are asked to end. They die with their parent, however it
-    dies (Linux).
+    Both pickle. If one fails, or a signal reaches this process, the others are asked to end. They die with their
+    parent, however it dies (Linux).
 
     Raises:
         WorkError: one was killed.
@@ -43,7 +44,7 @@ def run_in_processes(main: Main, arguments: list[str], num_processes: int) -> in
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children: list[BaseProcess] = [
-        context.Process(target=_child, args=(main, arguments, rank, num_processes, port, os.getpid()))
+        context.Process(target=_child, args=(main, argument, rank, num_processes, port, os.getpid()))
         for rank in range(num_processes)
     ]
     started: list[BaseProcess] = []
@@ -91,7 +92,9 @@ def _wait_for(children: list[BaseProcess]) -> int:
     return 0
 
 
-def _child(main: Main, arguments: list[str], rank: int, num_processes: int, port: int, parent: int) -> None:
+def _child(
+    main: Callable[[Argument], int], argument: Argument, rank: int, num_processes: int, port: int, parent: int
+) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died while this process imported what it needs
@@ -111,4 +114,4 @@ def _child(main: Main, arguments: list[str], rank: int, num_processes: int, port
     import torch  # not before this process can follow its parent into death
 
     torch.set_num_threads(1)
-    sys.exit(main(arguments))
+    sys.exit(main(argument))

@@ -71,7 +71,7 @@ def measure(
 def _point(scorer: Scorer, given: Any, settings: Any, calls: int, self_training: SelfTraining | None) -> FrontierPoint:
     own: tuple[Path, ...] = ()
     if self_training is not None:
-        own = (self_training(settings, scorer.folder, scorer.processes, f"-{calls}-calls"),)
+        own = self_training(settings, scorer.folder, scorer.processes, f"-{calls}-calls")
     tuner = Tuner(scorer.plan, scorer, settings, given, own)
     base = tuner.row("base", "base", BASE, scorer.plan.blocks)
     best = tuner.best

@@ -7,7 +7,7 @@ calls, and both networks sampling together. So a gain of Neon is not one that a 
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from neon.report.record import Report, Row, TriedSampler, paired_gain, save
 from neon.report.words import result_text, scores_of
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
+from neon.tune.reasons import why_nothing_gained
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import Tuner, best_sampler
 from neon.tune.sampler import SamplerSearch
 from neon.tune.scorer import set_text, settings_text
 from neon.tune.search import Point
+from neon.tune.weights import IMPROVED, write_weights
 
 RESULT_FILE, SCORES_FILE = "tune.json", "scores.json"
 OWN_SUFFIX = "-best-sampler"
@@ -59,6 +61,10 @@ class Outcome:
     report: Report
     seconds: float
     """of all evaluations, those before a kill included"""
+    reason: str | None
+    """why nothing was gained; None: something was"""
+    weights: tuple[Path, ...] = ()
+    """files of the improved weights; none where nothing was gained, or they were not to be kept"""
 
     @property
     def helps(self) -> bool:
@@ -92,21 +98,26 @@ class Outcome:
     def text(self) -> str:
         """Table, result, the place of the page and what to do next, for a terminal."""
         last = f"{self.evaluations} evaluations, {self.seconds:.0f} s. Report: {self.page}"
-        return "\n".join(["", result_text(self.report), "", last, self.advice])
+        reason = [] if self.reason is None else [self.reason]
+        return "\n".join(["", result_text(self.report), *reason, "", last, *self.advice])
 
     @property
-    def advice(self) -> str:
-        """How to make and sample what is recommended."""
+    def advice(self) -> list[str]:
+        """What the improved weights are made of and where they lie, and how to sample what is recommended."""
         tuner, point = self.recommended
         settings = set_text(self.given.scorer.model.default_settings, tuner.settings_at(point))
         sampler = f"--set {settings}" if settings else "its default settings"
         if point.w == 0:
-            return f"Next: sample the base with {sampler}."
+            return [f"Next: sample the base with {sampler}."]
         plan, weights = tuner.plan, tuner.snapshots[point.snapshot]
-        return (
-            f"Next: neon merge --base {plan.base} --self-trained {weights} -w {point.w:g} --output improved.safetensors"
-            f", and sample it with {sampler}."
-        )
+        merge = f"neon merge --base {plan.base} --self-trained {weights} -w {point.w:g} --output"
+        if not self.weights:
+            return [f"Next: {merge} {IMPROVED}.safetensors, and sample it with {sampler}."]
+        first = self.weights[0]
+        return [
+            f"Improved weights: {', '.join(map(str, self.weights))} (as by {merge} {first}), which say their sampler.",
+            f"Next: neon sample --network {first} --num_images 50000 --outdir samples.zip",
+        ]
 
 
 def choose(
@@ -114,11 +125,13 @@ def choose(
     presentation: Presentation,
     provenance: dict[str, Any],
     self_training: SelfTraining | None = None,
+    *,
+    save: bool = True,
 ) -> Outcome:
     """Search, report the choice on other images, and write both into the folder of the run, which the caller holds.
 
     `provenance` says what the scores depend on, as JSON. `self_training` makes weights for the base's best sampler;
-    without it those of the plan are used there, too.
+    without it those of the plan are used there, too. `save` keeps the weights that are better than the base.
     """
     scorer, plan = given.scorer, given.plan
     _ = given.search
@@ -128,16 +141,18 @@ def choose(
         settings = samplers.best.settings
         own: tuple[Path, ...] = ()
         if self_training is not None:
-            own = (self_training(settings, scorer.folder, scorer.processes, OWN_SUFFIX),)
+            own = self_training(settings, scorer.folder, scorer.processes, OWN_SUFFIX)
         tuned = Tuner(plan, scorer, settings, given.settings, own)
         _ = tuned.search
+    report = _Rows(given, tuned).report(samplers, presentation, provenance, self_training is not None)
+    reason = why_nothing_gained(report, (given,) if tuned is None else (given, tuned))
+    if reason is not None:
+        report = replace(report, notes=(*report.notes, reason))
     outcome = Outcome(
-        given=given,
-        tuned=tuned,
-        samplers=samplers,
-        report=_Rows(given, tuned).report(samplers, presentation, provenance, self_training is not None),
-        seconds=scorer.seconds,
-    )
+        given=given, tuned=tuned, samplers=samplers, report=report, seconds=scorer.seconds, reason=reason
+    )  # fmt: skip
+    if save:
+        outcome = replace(outcome, weights=scorer.processes.on_main(lambda: write_weights(*outcome.recommended)))
     scorer.processes.on_main(lambda: _write(outcome))
     return outcome
 

@@ -1,8 +1,10 @@
 """A self-training of one's own for another sampler: w belongs to the sampler that the synthetic set was drawn with."""
 
+import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,18 @@ class SelfTraining:
     batch_size: int
     """images per forward pass while sampling"""
     seed: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """that sampling and training have taken in this process"""
 
-    def __call__(self, settings: Any, folder: Path, processes: Processes, suffix: str = "") -> Path:
-        """The last snapshot; set and training lie in `folder`, which the caller holds, and a killed run goes on there.
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a stage."""
+        begun = time.monotonic()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - begun
+
+    def __call__(self, settings: Any, folder: Path, processes: Processes, suffix: str = "") -> tuple[Path, ...]:
+        """The snapshots; set and training lie in `folder`, which the caller holds, and a killed run goes on there.
 
         `suffix` is of the names of both.
 
@@ -45,30 +56,33 @@ class SelfTraining:
         """
         synthetic = folder / f"synthetic{suffix}"
         seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
-        model = self.load(False)
-        labels = model.set_labels(len(seeds), self.seed)
-        write_samples(
-            model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
-        )  # fmt: skip
-        snapshots = train(
-            self.load(True),
-            ImageDataset(synthetic),
-            folder / f"self-training{suffix}",
-            num_steps=self.num_steps,
-            snapshot_steps=self.snapshot_steps,
-            recipe=self.recipe,
-            seed=self.seed,
-            processes=processes,
-            micro_batch=self.micro_batch,
-            title="self-training",
-        )
+        with self.timed("sampling"):
+            model = self.load(False)
+            labels = model.set_labels(len(seeds), self.seed)
+            write_samples(
+                model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
+            )  # fmt: skip
+        with self.timed("self_training"):
+            model = self.load(True)
+            snapshots = train(
+                model,
+                ImageDataset(synthetic),
+                folder / f"self-training{suffix}",
+                num_steps=self.num_steps,
+                snapshot_steps=self.snapshot_steps,
+                recipe=replace(self.recipe, scale_losses=model.precision.name == "fp16"),
+                seed=self.seed,
+                processes=processes,
+                micro_batch=self.micro_batch,
+                title="self-training",
+            )
         last = snapshots[-1]
         if unmoved := processes.on_main(last.unmoved):
             raise WorkError(
                 f"{unmoved}; train on more (--training_images), or use the weights that are given, without a "
                 "self-training of its own"
             )
-        return last.path
+        return tuple(snapshot.path for snapshot in snapshots)
 
 
 def self_training_of(

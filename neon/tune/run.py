@@ -62,10 +62,10 @@ class Tuner:
         self.snapshots = tuple(snapshots) or plan.self_trained
         network = scorer.model.network
         self.base = scorer.base
-        own_key = plan.self_trained_key if self.snapshots == plan.self_trained else None
-        self.states = [load_self_trained(network, plan.base, path, plan.key, own_key) for path in self.snapshots]
+        self.own_key = plan.self_trained_key if self.snapshots == plan.self_trained else None
+        self.states = [load_self_trained(network, plan.base, path, plan.key, self.own_key) for path in self.snapshots]
         self.names = snapshot_names(self.snapshots)
-        self.budgets = budgets(self.snapshots, plan.key, own_key)
+        self.budgets = budgets(self.snapshots, plan.key, self.own_key)
         self._live: tuple[int, LiveMerge] | None = None
 
     def lengths(self) -> list[float]:
@@ -82,6 +82,13 @@ class Tuner:
             if not lengths[-1]:
                 raise RequestError(f"{path}: holds the weights of the base; expected weights after self-training")
         return lengths
+
+    @cached_property
+    def moved(self) -> float:
+        """How far the last snapshot is from the base, as a share of the norm of all weights."""
+        names = [name for name, _ in self.scorer.model.network.named_parameters()]
+        norm = math.sqrt(sum(float(self.base[name].double().square().sum()) for name in names))
+        return self.lengths()[-1] / norm if norm else math.inf
 
     def merged(self, point: Point) -> GenerativeModel:
         """The live model with the weights of `point`."""

@@ -1,0 +1,111 @@
+"""The method's promise without real images: one self-training, merges at usual w, and samples to look at."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neon import __version__
+from neon.data.sampler import sampler_record
+from neon.errors import DegenerateError, note
+from neon.improve.estimate import duration_text, seconds_of, stages
+from neon.improve.plan import ImprovePlan
+from neon.improve.run import Base, notes_of, training_of
+from neon.merge import LiveMerge, load_self_trained, merge_files
+from neon.model import GenerativeModel
+from neon.noise import Purpose, image_seeds
+from neon.report.unscored import Unscored, write_unscored
+from neon.runtime.distributed import Processes
+from neon.runtime.files import sha256_file
+from neon.runtime.run_folder import held_by_main
+from neon.sampling import sample_block
+
+WS = (0.5, 1.0, 1.5)
+"""merge weights that gained in most of the published experiments"""
+SHOWN = 36
+"""images of each merge on the page"""
+UNSCORED = (
+    "Nothing was scored, for no real images were given: whether a merge is better than the base is for you to see. "
+    "With --real (statistics or images) w is chosen by the distance to them, and the gain reported."
+)
+
+
+def improve_unscored(
+    plan: ImprovePlan,
+    base: Base,
+    model: GenerativeModel,
+    settings: Any,
+    out: Path,
+    processes: Processes,
+    *,
+    recipe: dict[str, Any],
+    facts: dict[str, Any],
+    fresh: bool = False,
+) -> str:
+    """Self-train `base` for the sampler of `settings`, write merges at `WS` and a page of their samples into `out`.
+
+    Returns what was made and what to do next, for a terminal. Errors as of `improve`.
+    """
+    self_training = training_of(plan, base, model)
+    identity = processes.on_main(
+        lambda: {
+            "neon": __version__,
+            "torch": torch.__version__,
+            "architecture": model.architecture,
+            "recipe": recipe,
+            "base_sha256": sha256_file(base.path),
+            "settings": asdict(settings),
+            **model.protocol,
+            **facts,
+        }
+    )
+    with held_by_main(out, identity, processes, fresh=fresh):
+        if not processes.on_main((out / "synthetic").exists):
+            left = seconds_of(stages(plan, model, settings, None), None, model, settings, plan, processes)
+            note(f"about {duration_text(left)} left, by the first batch; a killed run goes on where it was")
+        last = self_training(settings, out, processes)[-1]
+        grids = _grids(plan, base, model, settings, last, processes)
+        shown = Unscored(
+            title=f"Neon: {base.path.name}, merged",
+            grids=grids,
+            notes=(UNSCORED, *notes_of(plan, self_training)),
+            provenance=identity,
+        )
+
+        def write() -> list[str]:
+            sampler = sampler_record(model.architecture, settings)
+            reports = merge_files(
+                base.path, last, WS, out / "improved-{w}.safetensors", key=base.key, overwrite=True, sampler=sampler
+            )
+            write_unscored(out, shown)
+            return [report.output for report in reports]
+
+        written = processes.on_main(write)
+    return "\n".join(
+        [
+            "",
+            UNSCORED,
+            f"Merges at w = {', '.join(f'{w:g}' for w in WS)}, which say their sampler: {', '.join(written)}",
+            f"Samples of each on the same noise: {out / 'report.html'}",
+            f"Next: look at them, then neon sample --network {written[1]} --num_images 50000 --outdir samples.zip",
+        ]
+    )
+
+
+def _grids(
+    plan: ImprovePlan, base: Base, model: GenerativeModel, settings: Any, self_trained: Path, processes: Processes
+) -> dict[float, Tensor]:
+    """Images of the same noise at every w, uint8 [N, C, H, W] each."""
+    weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    live = LiveMerge(model.network, weights, load_self_trained(model.network, base.path, self_trained, base.key))
+    seeds, labels = image_seeds(Purpose.REPORT, plan.seed, SHOWN), model.set_labels(SHOWN, plan.seed)
+    grids = {}
+    for w in (0.0, *WS):
+        try:
+            live.set(w)
+            grids[w] = sample_block(model, range(SHOWN), seeds, settings, processes, labels)[0].cpu()
+        except DegenerateError:
+            continue  # such weights have no images to show
+    return grids

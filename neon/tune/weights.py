@@ -1,0 +1,47 @@
+"""The improved weights as files that know how to be sampled."""
+
+from pathlib import Path
+
+from neon.data.sampler import sampler_record
+from neon.errors import RequestError, warn
+from neon.merge import merge_files
+from neon.tune.run import Tuner
+from neon.tune.search import Point
+
+IMPROVED = "improved"
+"""the name of their files"""
+COPIED = (".pkl", ".pth", ".pt", ".ckpt")
+"""formats of a base that its improved weights are written in, too"""
+
+
+def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
+    """The files of the merge at `point`, in the folder of the run: safetensors, and the format of a base of `COPIED`.
+
+    They carry the settings that w was chosen at (`neon.settings`). None for the base, w = 0.
+    """
+    if point.w == 0:
+        return ()
+    plan, scorer = tuner.plan, tuner.scorer
+    sampler = sampler_record(scorer.model.architecture, tuner.settings_at(point))
+
+    def write(suffix: str) -> Path:
+        output = scorer.folder / f"{IMPROVED}{suffix}"
+        merge_files(
+            plan.base,
+            tuner.snapshots[point.snapshot],
+            [point.w],
+            output,
+            key=plan.key,
+            self_trained_key=tuner.own_key,
+            overwrite=True,
+            sampler=sampler,
+        )
+        return output
+
+    written = [write(".safetensors")]
+    if plan.base.suffix in COPIED:
+        try:
+            written.append(write(plan.base.suffix))
+        except RequestError as error:  # a pickle that cannot be copied
+            warn(f"{error}; the improved weights are .safetensors only")
+    return tuple(written)
