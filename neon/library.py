@@ -25,14 +25,13 @@ from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetens
 from neon.data.images import ImageDataset
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
-from neon.evaluate import Reference, Scores, evaluate, load_manifold, sampled_images, tally_images, warn_of_few
+from neon.evaluate import Scores, evaluate, load_manifold, sampled_images, warn_of_few
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
 from neon.merge.files import FORMULA
 from neon.merge.pair import open_self_trained
-from neon.metrics import FrechetReference, Statistics
 from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import INCEPTION, load_extractor, load_statistics
+from neon.metrics.reference import INCEPTION, load_extractor
 from neon.model import (
     GenerativeModel,
     code_file,
@@ -61,6 +60,7 @@ from neon.selftrain import (
     usual_micro_batch,
 )
 from neon.settings import SETTINGS, settings_json, usual_settings, with_settings
+from neon.tune.inputs import reference_at
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -507,7 +507,7 @@ def score(
     Args:
         generator: what is sampled.
         real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
-            folder or zip of images, whose statistics are computed anew in every call.
+            folder or zip of images of the model's size, whose statistics are computed anew in every call.
         features: "inception", or the file of a feature network.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
         seed: 0 to 1023; of the images.
@@ -523,7 +523,8 @@ def score(
         Fréchet distance (FID, if the features are Inception's) and, where they are asked for or defined, the others.
 
     Raises:
-        RequestError: a number, class or setting makes no sense, or files are missing or do not fit each other.
+        RequestError: a number, class or setting makes no sense, files are missing or do not fit each other, or there
+            are no more real images than features.
         WorkError: features are not finite, or those of all images alike.
     """
     group = generator._processes(processes)
@@ -533,16 +534,15 @@ def score(
     extractor = _extractor(features, inception_weights, group.device)
     model = generator.model
     with threads_for(group.device, model, extractor), answered():
-        reference = Reference(
-            frechet=FrechetReference(_statistics(real, model, extractor, batch_size, group)),
-            manifold=load_manifold(
-                None if real_images is None else Path(real_images),
-                extractor,
-                nearest_k=nearest_k,
-                batch_size=batch_size,
-                processes=group,
-            ),
+        path = shared_file(os.fspath(real), group)
+        manifold = load_manifold(
+            None if real_images is None else Path(real_images),
+            extractor,
+            nearest_k=nearest_k,
+            batch_size=batch_size,
+            processes=group,
         )
+        reference = reference_at(path, manifold, model, extractor, batch_size, group)
         warn_of_few(num_images, extractor.dim)
         return evaluate(
             model,
@@ -674,18 +674,3 @@ def _extractor(features: PathLike, inception_weights: PathLike | None, device: t
     return load_extractor(
         os.fspath(features), None if inception_weights is None else Path(inception_weights), device
     )  # fmt: skip
-
-
-def _statistics(
-    real: PathLike, model: GenerativeModel, extractor: FeatureExtractor, batch_size: int, processes: Processes
-) -> Statistics:
-    """The statistics at `real`, or of the images there; a RequestError if they do not fit model and features."""
-    path = shared_file(os.fspath(real), processes)
-    if path.suffix == ".npz":
-        return load_statistics(path, model, extractor)
-    dataset = ImageDataset(path)
-    if tuple(dataset.image_shape) != tuple(model.image_shape):
-        warn(f"{path}: real images are {dataset.image_shape} (C, H, W), and the model makes {tuple(model.image_shape)}")
-    tally = tally_images(dataset, extractor, batch_size=batch_size, processes=processes)
-    warn_of_few(tally.done, extractor.dim, f"{path}: ")
-    return Statistics.from_moments(tally.moments, name=str(path))
