@@ -68,4 +68,6 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """Print what a user should know, once however many processes there are; to stderr, since it is no result."""
     if is_first_process():
-        print(f"{Path(sys.argv[0]).name}: {one_line(message)}", file=sys.stderr)
+        program = Path(sys.argv[0]).name
+        called = program if program and program[0] != "-" else "neon"  # not "-c", nor nothing as where one types Python
+        print(f"{called}: {one_line(message)}", file=sys.stderr)

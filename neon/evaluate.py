@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import ImageDataset, TrainingImages
-from neon.errors import DegenerateError
+from neon.errors import DegenerateError, warn
 from neon.metrics import FrechetReference, InceptionScore, Manifold, Moments, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
@@ -319,6 +319,20 @@ def evaluate(
                 state.unlink(missing_ok=True)
 
     return processes.on_main(score)
+
+
+def are_few(num_images: int | None, dim: int) -> bool:
+    """Whether the covariance of `dim` features of so many images is singular; None: their number is not known."""
+    return num_images is not None and num_images <= dim
+
+
+def warn_of_few(num_images: int | None, dim: int, name: str = "") -> None:
+    """Warn if `are_few`; `name` says of what."""
+    if are_few(num_images, dim):
+        warn(
+            f"{name}{num_images} images for {dim} features: the covariance is singular and the score biased; compare "
+            "it with scores of as many images only"
+        )
 
 
 def scores_from(entry: Any) -> Scores:

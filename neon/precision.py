@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from neon.errors import RequestError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -62,7 +64,13 @@ NAMED = {precision.name: precision for precision in (FP32, TF32, BF16, FP16)}
 
 
 def decide(asked: str | None, published: Precision, device: torch.device) -> Precision:
-    """The precision of a model: what is `asked` for by name; else on a GPU the published one, on a CPU float32."""
+    """The precision of a model: what is `asked` for by name; else on a GPU the published one, on a CPU float32.
+
+    Raises:
+        RequestError: none is called so.
+    """
     if asked is not None:
+        if asked not in NAMED:
+            raise RequestError(f"--precision {asked}: expected one of {', '.join(NAMED)}")
         return NAMED[asked]
     return published if device.type == "cuda" else FP32

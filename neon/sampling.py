@@ -7,7 +7,8 @@ one process. So batches, hence images, are the same for any number of processes 
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neon import __version__
 from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels
 from neon.data.sampler import sampler_record
 from neon.errors import RequestError
@@ -36,7 +38,7 @@ def check_label(model: GenerativeModel, label: Label) -> None:
     if not isinstance(label, int):
         return
     if model.num_classes == 0:
-        raise RequestError(f"--class {label}: the network is unconditional, it knows no classes; leave the flag out")
+        raise RequestError(f"--class {label}: the network is unconditional, it knows no classes; leave it out")
     if not 0 <= label < model.num_classes:
         raise RequestError(f"--class {label}: out of range; the network knows classes 0 to {model.num_classes - 1}")
 
@@ -62,6 +64,26 @@ def one_hot(labels: Tensor | None, num_classes: int, device: torch.device) -> Te
     if labels.device.type == "cpu":
         check_classes(labels, num_classes, "labels")
     return F.one_hot(labels.to(device, non_blocking=True), num_classes).to(torch.float32)
+
+
+def set_identity(
+    network_sha256: str,
+    numbered: Mapping[str, Any],
+    label: int | None,
+    batch_size: int,
+    settings: Any,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What determines a set of images, as JSON: network, which they are (`numbered`), sampler and other `facts`."""
+    return {
+        "neon": __version__,
+        "network_sha256": network_sha256,
+        **numbered,
+        "class": label,
+        "batch_size": batch_size,
+        "settings": asdict(settings),
+        **facts,
+    }
 
 
 def check_enough(num_images: int, processes: Processes) -> None:

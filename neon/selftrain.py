@@ -14,7 +14,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neon import __version__
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
+from neon.data.fingerprint import fingerprint
 from neon.data.images import TrainingImages
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
-from neon.merge import Change
+from neon.merge import LEAST_CHANGE, Change
 from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
@@ -62,6 +64,53 @@ class Snapshot:
         with open_checkpoint(self.path) as checkpoint:
             text = checkpoint.metadata.get("moved")
         return None if text is None else float(text)
+
+    def unmoved(self) -> str | None:
+        """That no merge with these weights differs from the base, and why; None: they moved, or do not say."""
+        moved = self.moved()
+        if moved is None or moved >= LEAST_CHANGE:
+            return None
+        return (
+            f"{self.path}: {self.images_seen:,} images moved the weights by {moved:.1e} of the base's norm, less than "
+            f"{LEAST_CHANGE:g}: any merge will be the base but for rounding"
+        )
+
+
+def recipe_of(model: GenerativeModel, batch: int | None = None, lr: float | None = None) -> Recipe:
+    """How `model` is trained, with other images per step or another learning rate if given; a ValueError of these.
+
+    Losses are scaled where they are computed in float16.
+    """
+    usual = model.recipe
+    return replace(
+        usual,
+        batch_size=usual.batch_size if batch is None else batch,
+        lr=usual.lr if lr is None else lr,
+        scale_losses=model.precision.name == "fp16",
+    )
+
+
+def training_identity(
+    model: GenerativeModel, data: Path, base_sha256: str | None, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What, with plan, recipe and seed, determines a training, as JSON.
+
+    Args:
+        data: the images.
+        base_sha256: of the file that training starts from; None: from scratch.
+        facts: of what else the model is made.
+
+    Raises:
+        RequestError: there is nothing at `data`.
+    """
+    return {
+        "neon": __version__,
+        "base_sha256": base_sha256,
+        "config": model.config,
+        "data": str(data),
+        "data_fingerprint": fingerprint(data),
+        **facts,
+    }
 
 
 def snapshot_path(folder: str | os.PathLike[str], images_seen: int) -> Path:

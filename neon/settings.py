@@ -8,6 +8,7 @@ from typing import Any
 
 from neon.errors import RequestError
 from neon.model import GenerativeModel
+from neon.runtime.files import as_json
 
 SETTINGS = "settings"
 """in a file's metadata, the settings that its weights are meant to be sampled with, as JSON by name"""
@@ -18,7 +19,8 @@ _INFINITE = ("inf", "-inf")  # as our JSON spells them
 def with_settings(default: Any, values: Mapping[str, Any], source: str) -> Any:
     """Settings `default` (a frozen dataclass) with `values`, as JSON or Python has them, in their place.
 
-    Whole numbers stand for floats, and lists for tuples; nothing else is converted.
+    Whole numbers stand for floats, as do the names of those that are not finite ("inf", as in records), and lists for
+    tuples; nothing else is converted.
 
     Raises:
         RequestError: no such setting, a value of another type, or one that makes no sense; begins with `source`.
@@ -48,6 +50,19 @@ def _converted(value: Any, like: Any, source: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def settings_json(settings: Any) -> str:
+    """Settings (a dataclass) as the text for a file's metadata from which `usual_settings` makes them again.
+
+    Raises:
+        RequestError: JSON cannot hold one of them.
+    """
+    values = as_json(dataclasses.asdict(settings))
+    try:
+        return json.dumps(values)
+    except TypeError as error:
+        raise RequestError(f"the settings {values} cannot be kept in a file ({error})") from error
 
 
 def carried_settings(model: GenerativeModel) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ RAISED_BY = {
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS},
+    ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},

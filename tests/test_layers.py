@@ -21,7 +21,7 @@ LAYERS = (
     ("report",),
     ("tune",),
     ("improve",),
-    ("demo", "toy"),
+    ("demo", "toy", "library"),
     ("cli",),
 )
 """the rooms of neon/, from the lowest: each may use those below it and beside it"""

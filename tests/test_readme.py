@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import neon
 from neon.checkpoint import load_state
 from neon.merge import LEAST_CHANGE
 from neon.model import save_model
@@ -50,27 +52,44 @@ def test_the_merge_commands_run_as_printed(folder: Path) -> None:
         assert (folder / made).exists(), made
 
 
-def test_the_sweep_runs_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    scope: dict = {}
+def fewer(text: str, replaced: dict[str, str]) -> str:
+    for printed, few in replaced.items():
+        assert printed in text
+        text = text.replace(printed, few)
+    return text
+
+
+def test_the_python_lines_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neon").symlink_to(ROOT / "neon")
     [code] = blocks("python")
-    exec(code, scope)
-    base, tuned = load_state("base.safetensors"), load_state("tuned.safetensors")
-    for name, parameter in scope["model"].network.named_parameters():
-        torch.testing.assert_close(parameter, 2 * base[name] - tuned[name], rtol=1e-5, atol=1e-6)
+    scope: dict = {}
+    exec(fewer(code, {"base, 1000": "base, 16", "=6400": "=256", "num_images=2000": "num_images=70"}), scope)
+    assert scope["images"].shape == (16, 1, 14, 14)
+    base, improved = map(float, capsys.readouterr().out.split())
+    assert improved < base
+    theirs, trained = load_state("neon/demo/base.safetensors"), load_state(scope["self_trained"])
+    ours = load_state("runs/python/neon.safetensors")
+    weights = [name for name in ours if not name.endswith("resample_filter")]
+    for name in weights:
+        torch.testing.assert_close(ours[name], 2 * theirs[name] - trained[name], rtol=1e-5, atol=1e-6)
+    assert neon.load("runs/python/neon.safetensors", device="cpu").settings == scope["base"].settings
 
 
 def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
     """With fewer images and steps; the order and the names of files are those of the README."""
     [commands] = [block for block in blocks("sh") if "edm/sample.py" in block and "neon/demo/base" in block]
-    for printed, fewer in (
-        ("--seeds 0-999", "--seeds 0-15"),
-        ("--duration 0.0064", "--duration 0.000256"),
-        ("snapshot-000006.400-kimg", "snapshot-000000.256-kimg"),
-        ("--seeds 50000-51999", "--seeds 50000-50069"),
-    ):
-        assert printed in commands
-        commands = commands.replace(printed, fewer)
+    commands = fewer(
+        commands,
+        {
+            "--seeds 0-999": "--seeds 0-15",
+            "--duration 0.0064": "--duration 0.000256",
+            "snapshot-000006.400-kimg": "snapshot-000000.256-kimg",
+            "--seeds 50000-51999": "--seeds 50000-50069",
+        },
+    )
     for name in ("edm", "neon", "neon_merge.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -81,6 +100,11 @@ def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
     *_, swept, _, merged = scores
     assert float(re.findall(r"^moved ([\d.e+-]+)", done.stdout, re.MULTILINE)[0]) > LEAST_CHANGE
     assert len(scores) == 5 and merged == swept, "the merged file scores as w = 1 of the sweep"
+
+
+def test_the_page_of_the_library_is_that_of_its_docstrings() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert made["PAGE"].read_text() == made["page"](), "run python docs/make_api.py"
 
 
 def test_every_other_command_names_a_program_that_exists() -> None:

@@ -12,7 +12,7 @@ from neon.errors import RequestError
 from neon.runtime import threads
 from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import run_folder
-from neon.runtime.threads import available_cpus, use_threads
+from neon.runtime.threads import available_cpus, threads_for, use_threads
 
 CPU = torch.device("cpu")
 
@@ -23,6 +23,7 @@ def sixteen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
     monkeypatch.setattr(threads, "_DEFAULT", 16)
+    threads._tell_of_one.cache_clear()
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -79,6 +80,18 @@ def test_small_networks_take_one_thread_and_large_ones_what_there_is(
     use_threads(torch.device("cuda"), small)
     assert capsys.readouterr().err == ""
     assert Processes().threads == 2 and Processes(device=torch.device("cuda")).threads is None
+
+
+def test_a_block_leaves_the_threads_of_its_caller_and_says_its_own_once(
+    sixteen: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(3)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), threads_for(CPU, nn.Linear(10, 10)):
+            assert Processes().threads == 1
+            _ = 1 / 0
+        assert Processes().threads == 3
+    assert capsys.readouterr().err.count("one thread of") == 1
 
 
 def test_a_run_goes_on_with_other_threads_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 """safetensors files: read in chunks into memory of the caller's, written as a stream; `header` says how they look."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
@@ -98,10 +100,23 @@ def save_safetensors(
     overwrite: bool = True,
 ) -> None:
     """Write tensors of any device and layout (tied ones in full) to `path`, atomically. Errors as `atomic_write`."""
+    with atomic_write(path, overwrite=overwrite) as file:
+        _write_all(file, tensors, metadata)
+
+
+def safetensors_sha256(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """The SHA-256 of the file that `save_safetensors` would write, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    _write_all(SimpleNamespace(write=digest.update), tensors, metadata)
+    return digest.hexdigest()
+
+
+def _write_all(file: Any, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     layout = aligned(specs_of(tensors))
-    with stream_safetensors(path, layout, metadata, overwrite=overwrite) as writer:
-        for name in layout:
-            writer.write(tensors[name].detach().cpu().reshape(-1).contiguous())
+    writer = SafetensorsWriter(file, layout, metadata)
+    for name in layout:
+        writer.write(tensors[name].detach().cpu().reshape(-1).contiguous())
+    writer.check_complete()
 
 
 def aligned(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:

@@ -7,7 +7,7 @@ the flags of any architecture, of a user's own too. Images, labels and precision
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from neon.data.images import TrainingImages
+    from neon.library import Origin
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.recipe import Recipe
@@ -89,23 +90,18 @@ class SampleProgram(OutputFlags, SelfTrainedFlags):
     def identity(self, path: Path, settings: Any, facts: dict[str, Any]) -> dict[str, Any]:
         """What determines the set, as JSON: the network of checkpoint `path`, seeds, sampler and `facts`."""
         from neon.runtime.files import hashes, sha256_file
+        from neon.sampling import set_identity
 
-        second = {
+        others = {
             "sims": self.sims,
             "self_trained_key": self.self_trained_key,
             **hashes({"self_trained_sha256": self.self_trained}),
-        }
-        return {
-            "neon": __version__,
-            "network_sha256": sha256_file(path),
-            **{name: value for name, value in second.items() if value is not None},
-            **self.recorded_seeds(),
-            "class": self.class_,
-            "batch_size": self.batch_size,
-            "settings": asdict(settings),
-            **({"compile": True} if self.compile else {}),  # left out as by runs before there was a choice
-            **facts,
-        }
+            "compile": self.compile or None,
+        }  # left out where they are not used, as by runs before there was a choice
+        facts = {**{name: value for name, value in others.items() if value is not None}, **facts}
+        return set_identity(
+            sha256_file(path), self.recorded_seeds(), self.class_, self.batch_size, settings, facts
+        )  # fmt: skip
 
     def write(self, model: Any, seeds: list[int], settings: Any, **arguments: Any) -> None:
         """Write what is not in the output yet; `arguments` as of `sample_set`."""
@@ -170,11 +166,10 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
-        from neon.data.fingerprint import fingerprint
         from neon.runtime.distributed import processes
-        from neon.runtime.files import hashes
+        from neon.runtime.files import sha256_file
         from neon.runtime.threads import use_threads
-        from neon.selftrain import pickle_copies, train_in_folder, usual_micro_batch
+        from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
         self.check()
         dataset = self.dataset()
@@ -190,14 +185,10 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
             usual = usual_micro_batch(plan.batch, model.batch_multiple, self.largest_micro_batch)
-            identity = {
-                "neon": __version__,
-                **group.on_main(lambda: hashes({"base_sha256": base})),
-                "config": model.config,
-                "data": str(self.data),
-                "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),
-                **self.facts(model, group),
-            }
+            facts = self.facts(model, group)
+            identity = group.on_main(
+                lambda: training_identity(model, self.data, None if base is None else sha256_file(base), facts)
+            )
             snapshots = train_in_folder(
                 model,
                 dataset,
@@ -253,17 +244,11 @@ class TrainProgram(TrainingFlags, NetworkFlags):
 
     def tell_moved(self, last: "Snapshot") -> None:
         """Say how far a self-training moved the weights, and what to do if that is nowhere."""
-        from neon.merge import LEAST_CHANGE
-
         moved = last.moved()
-        if moved is None:
-            return
-        print(f"moved {moved:.2e}: |self-trained - base| / |base|")
-        if moved < LEAST_CHANGE:
-            warn(
-                f"{last.path}: moved by {moved:.1e} of the base's norm, less than {LEAST_CHANGE:g}: any merge will be "
-                f"the base but for rounding; raise {self.budget_flag} or --lr, or lower --lr_rampup and --ema"
-            )
+        if moved is not None:
+            print(f"moved {moved:.2e}: |self-trained - base| / |base|")
+        if unmoved := last.unmoved():
+            warn(f"{unmoved}; raise {self.budget_flag} or --lr, or lower --lr_rampup and --ema")
 
     def dataset(self) -> "TrainingImages":
         """What is trained on."""
@@ -368,24 +353,18 @@ class AnyModelFlags(NetworkFlags):
     """autoencoder or tokenizer; by default where it usually lies"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, GenerativeModel]":
-        from neon.model import load_model, open_autoencoder
         from neon.runtime.download import shared_file
 
         path = shared_file(self.network, group)
-        model = load_model(path, self.key, device=group.device, kind=self.model, precision=self.precision, **arguments)
-        open_autoencoder(model, self.vae)
-        return path, model
+        return path, self._origin(path).open(group.device, **arguments)
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
-        from neon.model import code_file
-        from neon.runtime.files import hashes
+        return group.on_main(lambda: self._origin(Path(self.network)).facts(model))
 
-        files = {"model_sha256": code_file(self.model), "autoencoder_sha256": model.autoencoder_file(self.vae)}
-        return {**group.on_main(lambda: hashes(files)), **self.recorded_precision(model)}
+    def _origin(self, path: Path) -> "Origin":
+        from neon.library import Origin
 
-    def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
-        """Nothing for float32, as runs before there was a choice."""
-        return {} if model.precision.name == "fp32" else super().recorded_precision(model)
+        return Origin(path=path, key=self.key, kind=self.model, autoencoder=self.vae, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,12 +412,10 @@ class Selftrain(AnyModelFlags, BudgetFlags, TrainProgram):
         return self.completed(usual)
 
     def recipe(self, model: "GenerativeModel", plan: Plan, dataset: "TrainingImages") -> "Recipe":
-        usual = model.recipe
-        scaled = model.precision.name == "fp16"
+        from neon.selftrain import recipe_of
+
         try:
-            return replace(
-                usual, batch_size=plan.batch, lr=usual.lr if self.lr is None else self.lr, scale_losses=scaled
-            )
+            return recipe_of(model, plan.batch, self.lr)
         except ValueError as error:
             raise RequestError(f"--lr: {error}") from error
 

@@ -22,7 +22,7 @@ from neon import __version__
 from neon.cli.flags import ImagePairFlags, ScoredImages
 from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
-from neon.errors import RequestError, warn
+from neon.errors import RequestError
 from neon.evaluate import (
     LOG_FILE,
     STATE_FILE,
@@ -30,10 +30,12 @@ from neon.evaluate import (
     ScoreLog,
     Scores,
     Tally,
+    are_few,
     evaluate,
     load_manifold,
     tally_images,
     unfinished,
+    warn_of_few,
 )
 from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
@@ -81,7 +83,7 @@ def score_network(
     extractor = flags.extractor(processes.device)
     use_threads(processes.device, model, extractor)
     statistics = load_statistics(ref, model, extractor)
-    _warn_of_few(len(sampling.seeds), extractor.dim)
+    warn_of_few(len(sampling.seeds), extractor.dim)
     model_at = _models(path, model, sampling.settings, flags)
     protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
     manifold = load_manifold(
@@ -121,19 +123,6 @@ def score_network(
     processes.on_main(
         lambda: _report(entries, kind, score_name(extractor), extractor.dim, {**protocol, **facts}, flags.json)
     )
-
-
-def _warn_of_few(num_images: int | None, dim: int, name: str = "") -> None:
-    """Warn if `dim` features of so many images have a singular covariance."""
-    if _are_few(num_images, dim):
-        warn(
-            f"{name}{num_images} images for {dim} features: the covariance is singular and the score biased; compare "
-            "it with scores of as many images only"
-        )
-
-
-def _are_few(num_images: int | None, dim: int) -> bool:
-    return num_images is not None and num_images <= dim
 
 
 def _check_output(output: Path | None, processes: Processes) -> None:
@@ -262,7 +251,7 @@ def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
     """Scores in words; the distance with three digits where there are too few images for its `dim` features."""
     distance = entry[metric]
     shown = f"{distance:.6f}"
-    if _are_few(entry["num_images"], dim):
+    if are_few(entry["num_images"], dim):
         shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
     parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={shown}"]
     if entry["is_mean"] is not None:
@@ -304,7 +293,7 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
 
     def report() -> None:
         for path, side in zip(paths, statistics, strict=True):
-            _warn_of_few(side.count, side.dim, f"{path}: ")
+            warn_of_few(side.count, side.dim, f"{path}: ")
         nearest_k = flags.nearest_k if flags.precision_recall else None
         manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
         reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)

@@ -1,7 +1,10 @@
 """How many threads a process computes with on a CPU: as OMP_NUM_THREADS says, else few enough for the machine."""
 
+import contextlib
+import functools
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -53,8 +56,24 @@ def use_threads(device: torch.device, *networks: object) -> None:
     most = min(_DEFAULT, available_cpus())
     threads = 1 if networks and size <= SMALL else most
     if threads < most:
-        note(
-            f"computing with one thread of {most}, which suits small networks; {most} processes under torchrun use "
-            "them all, OMP_NUM_THREADS sets another number"
-        )
+        _tell_of_one(most)
     torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def threads_for(device: torch.device, *networks: object) -> Iterator[None]:
+    """`use_threads` within the block; then as many again as a caller had."""
+    before = torch.get_num_threads()
+    use_threads(device, *networks)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@functools.cache  # a caller of the library comes here with every call
+def _tell_of_one(most: int) -> None:
+    note(
+        f"computing with one thread of {most}, which suits small networks; {most} processes under torchrun use "
+        "them all, OMP_NUM_THREADS sets another number"
+    )

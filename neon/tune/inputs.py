@@ -75,7 +75,7 @@ def open_real_images(
     references = {}
     for path in (real.select, real.report):
         if path not in references:
-            references[path] = _reference(path, manifold, model, extractor, batch_size, processes)
+            references[path] = reference_at(path, manifold, model, extractor, batch_size, processes)
     own_network = real.features != "inception"
     inputs = {
         "features_fingerprint": features_file(real.features, real.inception_weights),
@@ -121,7 +121,7 @@ def _named(real: RealImages) -> tuple[tuple[str, Path], ...]:
     return ("select", real.select), ("report", real.report)
 
 
-def _reference(
+def reference_at(
     path: Path,
     manifold: Manifold | None,
     model: GenerativeModel,
@@ -129,7 +129,11 @@ def _reference(
     batch_size: int,
     processes: Processes,
 ) -> Reference:
-    """Statistics of the real images at `path`, in every process."""
+    """The real images, or the statistics of some, at `path`, in every process.
+
+    Raises:
+        RequestError: they do not fit the model or the features, or are too few for these.
+    """
     if is_statistics(path):
         return Reference(frechet=FrechetReference(load_statistics(path, model, extractor)), manifold=manifold)
     dataset = ImageDataset(path)

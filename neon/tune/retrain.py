@@ -10,7 +10,6 @@ from typing import Any
 
 from neon.data.images import ImageDataset
 from neon.errors import WorkError
-from neon.merge import LEAST_CHANGE
 from neon.merge.pair import open_self_trained
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -78,11 +77,10 @@ class SelfTraining:
                 title="self-training",
             )
         last = snapshots[-1]
-        if (moved := processes.on_main(last.moved)) is not None and moved < LEAST_CHANGE:
+        if unmoved := processes.on_main(last.unmoved):
             raise WorkError(
-                f"{last.path}: {last.images_seen:,} images moved the weights by {moved:.1e} of their norm, less than "
-                f"{LEAST_CHANGE:g}, so that any merge is the base; train on more (--training_images), or use the "
-                "weights that are given, without a self-training of its own"
+                f"{unmoved}; train on more (--training_images), or use the weights that are given, without a "
+                "self-training of its own"
             )
         return tuple(snapshot.path for snapshot in snapshots)
 
