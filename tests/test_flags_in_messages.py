@@ -27,9 +27,18 @@ PROGRAMS = {
 SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in name or "calculate" in name)}
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
-RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "demo", "VAR/train_tokenizer.py"}
+RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "improve", "demo", "VAR/train_tokenizer.py"}
 MERGERS = {"merge", "tune", "frontier", "align", *SAMPLERS}
-SCORERS = {"evaluate", "stats", "fid", "tune", "frontier", "align", *(name for name in PROGRAMS if "calculate" in name)}
+SCORERS = {
+    "evaluate",
+    "stats",
+    "fid",
+    "tune",
+    "frontier",
+    "improve",
+    "align",
+    *(name for name in PROGRAMS if "calculate" in name),
+}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
     ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert"},
@@ -39,11 +48,15 @@ RAISED_BY = {
     ("neon/noise.py", "--seed"): {name for name in RUNS - ENCODERS if not name.startswith("edm/")} | {"align"},
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
     ("neon/merge/pair.py", None): MERGERS,
-    ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS},
+    ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
-    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align"},
+    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
+    ("neon/improve/plan.py", None): {"improve"},
+    ("neon/report/unscored.py", None): {"improve"},
+    ("neon/tune/inputs.py", None): {"tune", "frontier", "improve"},
+    ("neon/tune/reasons.py", None): {"tune", "improve"},
     ("neon/tune/plan.py", None): {"tune"},
     ("neon/tune/scorer.py", None): {"tune"},
     ("neon/tune/frontier.py", None): {"frontier"},
@@ -54,9 +67,9 @@ of `python -m neon.demo.train` are of one program only, which says them itself""
 OTHERS_FLAGS = {"--nproc-per-node", "--local-dir", "--include", "--create-dirs", "--vae"}
 """of torchrun, hf and curl; and --vae, said to be of neon's commands"""
 IN_NO_MESSAGE = {
-    *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/report/unscored.py", "neon/tune/outcome.py"),
+    *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/improve/unscored.py", "neon/tune/outcome.py"),
 }
-"""the last says commands with their flags, which `tests/test_tuned_sampler.py` runs"""
+"""the last two say commands with their flags"""
 SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key")}
 """to be of some commands only"""
 
