@@ -13,7 +13,10 @@ from pathlib import Path
 import neon
 
 PAGE = Path(__file__).with_name("api.md")
-ORDER = ("load", "Generator", "sample_set", "self_train", "extrapolate", "score", "Scores", "RequestError", "WorkError")
+ORDER = (
+    "load", "Generator", "improve_model", "Improved", "sample_set", "self_train", "extrapolate", "score", "Scores",
+    "RequestError", "WorkError",
+)  # fmt: skip
 """as one meets them; names that are not here follow"""
 INTRODUCTION = """# Neon from Python
 

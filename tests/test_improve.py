@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import neon
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli.app import main
 from neon.demo.assets import BASE, FEATURES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
@@ -291,3 +292,41 @@ def test_settings_in_a_file_that_make_no_sense_are_one_line(tmp_path: Path, caps
         save_model(file, load_model(BASE), metadata={"settings": settings})
         assert main(["sample", "--network", str(file), "--num_images", "1", "--outdir", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+
+
+def plan_of(words: list[str]) -> dict:
+    """The flags of a plan as keywords."""
+    plan: dict = {}
+    for word, value in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--no-"):
+            plan[word[5:]] = False
+        elif word.startswith("--"):
+            plan[word[2:]] = float(value) if "." in value or "e" in value else int(value)
+    return plan
+
+
+def test_from_python_the_same_run_goes_on_and_gives_the_improved_model(finished: Path) -> None:
+    base = neon.load(BASE).with_settings(num_steps=5, solver="euler")
+    real = {"real": TRAIN_STATISTICS, "report_real": TEST_STATISTICS, "features": FEATURES}
+    before = (finished / "evaluations.jsonl").read_bytes()
+    improved = neon.improve_model(base, finished, **real, **plan_of(SMALL))
+    assert improved.path == finished / "improved.safetensors" and improved.w == scores_of(finished)["w"]
+    assert (finished / "evaluations.jsonl").read_bytes() == before, "nothing is scored twice"
+    assert neon.load(improved.path).sample(2, seed=1).shape == (2, 1, 14, 14)
+    with pytest.raises(neon.RequestError, match="seed is 0, now 1"):
+        neon.improve_model(base, finished, **real, **plan_of(SMALL), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"colour": 1}, r"unexpected keyword argument 'colour'; expected among num_synthetic"),
+        ({"num_synthetic": 0}, "num_synthetic 0: expected at least 1"),
+        ({"real_images": "x"}, "real_images: go with real"),
+        ({"real": "nothing.npz", "features": FEATURES}, "nothing.npz: no such file"),
+    ],
+)
+def test_a_wrong_call_is_one_line(tmp_path: Path, keywords: dict, message: str) -> None:
+    with pytest.raises(neon.RequestError, match=message):
+        neon.improve_model(neon.load(BASE), tmp_path / "run", **keywords)
+    assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.data.images import ImageDataset, write_images, write_labels
 from neon.data.sampler import sampler_record
 from neon.demo.assets import BASE, FEATURES, TEST_STATISTICS, real_images
-from neon.library import _FLAG, Generator, in_python
+from neon.library.generator import _FLAG, Generator, in_python
 from neon.merge import merge_files
 from neon.metrics.features import SmallFeatures
 from neon.model import save_model

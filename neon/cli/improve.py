@@ -1,9 +1,9 @@
 """`neon improve` and `neon demo`: from a base to an improved model, in as many processes as there are processors."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,10 +17,8 @@ from neon.improve.plan import ImprovePlan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from neon.improve.run import Base
-    from neon.model import GenerativeModel
     from neon.runtime.distributed import Processes
-    from neon.tune.inputs import Inputs
+    from neon.tune.inputs import RealImages
 
 MOST_PROCESSES = 8
 """that are started without being asked for: each holds the model"""
@@ -127,41 +125,34 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
                 raise RequestError(f"--{name}: goes with --real, what the choice is made against")
 
     def _run(self, group: "Processes") -> None:
-        from neon.improve.run import Base
+        from neon.improve.estimate import stages, stages_text
+        from neon.library.generator import Generator
+        from neon.library.improving import improve_generator, real_inputs
         from neon.merge import warn_of_merge
 
         path, model = self.load(group)
         self.print_precision(model, group)
         settings = self.settings_for(model)
         warn_of_merge(path, model, settings)
-        recipe = {**self._recipe(), "settings": asdict(settings)}
-        base = Base(
-            path=path, key=self.key, load=lambda for_training: self.load(group, for_training=for_training)[1]
+        generator = Generator(
+            model=model, settings=settings, device=group.device, path=path, origin=self._origin(path)
         )  # fmt: skip
-        inputs = self._inputs(model, settings, group)
         if self.dry_run:
-            self._say_stages(model, settings, inputs, group)
-        elif inputs is None:
-            self._unscored(base, model, settings, recipe, group)
+            inputs = real_inputs(generator, self._real(), self.plan, group)
+            features = None if inputs is None else inputs.extractor.dim
+            text = stages_text(stages(self.plan, model, settings, features))
         else:
-            self._improve(base, inputs, recipe, group)
+            text = improve_generator(generator, self._real(), self.plan, self.out, group, fresh=self.fresh).text
+        if group.is_main:
+            print(text, flush=True)
 
-    def _recipe(self) -> dict[str, Any]:
-        """What was asked for, by the names of flags: what a recipe holds."""
-        names = (
-            "real", "report_real", "real_images", "nearest_k", "features", "inception_weights", "vae", "key",
-            "precision",
-        )  # fmt: skip
-        given = {"base": self.network, **{name: getattr(self, name) for name in names}, **asdict(self.plan)}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-
-    def _inputs(self, model: "GenerativeModel", settings: Any, group: "Processes") -> "Inputs | None":
-        """The real images, read and checked; None: there are none."""
-        from neon.tune.inputs import RealImages, check_counts, open_real_images
+    def _real(self) -> "RealImages | None":
+        """The real images that flags name; None: there are none."""
+        from neon.tune.inputs import RealImages
 
         if self.real is None:
             return None
-        real = RealImages(
+        return RealImages(
             features=self.features,
             inception_weights=self.inception_weights,
             select=self.real,
@@ -169,48 +160,6 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
             manifold=self.real_images,
             nearest_k=self.nearest_k,
         )
-        facts = self.facts(model, group)
-        found = open_real_images(
-            real, model, settings, batch_size=self.plan.batch_size, processes=group, files={}
-        )  # fmt: skip
-        plan = self.plan
-        check_counts(found.extractor, select_images=plan.select_images, report_images=plan.images_of_report)
-        return replace(found, facts={**found.facts, **facts})
-
-    def _say_stages(self, model: "GenerativeModel", settings: Any, inputs: "Inputs | None", group: "Processes") -> None:
-        from neon.improve.estimate import stages, stages_text
-
-        if group.is_main:
-            print(stages_text(stages(self.plan, model, settings, None if inputs is None else inputs.extractor.dim)))
-
-    def _improve(self, base: "Base", inputs: "Inputs", recipe: dict[str, Any], group: "Processes") -> None:
-        from neon.improve.run import improve
-        from neon.tune.outcome import Presentation
-
-        outcome = improve(
-            self.plan,
-            base,
-            inputs,
-            self.out,
-            group,
-            recipe=recipe,
-            presentation=Presentation(title=f"Neon: {base.path.name}, improved", real=inputs.pictures),
-            fresh=self.fresh,
-        )
-        if group.is_main:
-            print(outcome.text, flush=True)
-
-    def _unscored(
-        self, base: "Base", model: "GenerativeModel", settings: Any, recipe: dict[str, Any], group: "Processes"
-    ) -> None:
-        from neon.improve.unscored import improve_unscored
-
-        facts = self.facts(model, group)
-        text = improve_unscored(
-            self.plan, base, model, settings, self.out, group, recipe=recipe, facts=facts, fresh=self.fresh
-        )
-        if group.is_main:
-            print(text, flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)

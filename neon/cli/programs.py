@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from neon.data.images import TrainingImages
-    from neon.library import Origin
+    from neon.library.generator import Origin
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.recipe import Recipe
@@ -362,7 +362,7 @@ class AnyModelFlags(NetworkFlags):
         return group.on_main(lambda: self._origin(Path(self.network)).facts(model))
 
     def _origin(self, path: Path) -> "Origin":
-        from neon.library import Origin
+        from neon.library.generator import Origin
 
         return Origin(path=path, key=self.key, kind=self.model, autoencoder=self.vae, precision=self.precision)
 

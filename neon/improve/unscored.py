@@ -43,10 +43,10 @@ def improve_unscored(
     recipe: dict[str, Any],
     facts: dict[str, Any],
     fresh: bool = False,
-) -> str:
+) -> tuple[tuple[Path, ...], str]:
     """Self-train `base` for the sampler of `settings`, write merges at `WS` and a page of their samples into `out`.
 
-    Returns what was made and what to do next, for a terminal. Errors as of `improve`.
+    Returns the files of the merges, and what was made and what to do next, for a terminal. Errors as of `improve`.
     """
     self_training = training_of(plan, base, model)
     identity = processes.on_main(
@@ -83,7 +83,7 @@ def improve_unscored(
             return [report.output for report in reports]
 
         written = processes.on_main(write)
-    return "\n".join(
+    text = "\n".join(
         [
             "",
             UNSCORED,
@@ -92,6 +92,7 @@ def improve_unscored(
             f"Next: look at them, then neon sample --network {written[1]} --num_images 50000 --outdir samples.zip",
         ]
     )
+    return tuple(map(Path, written)), text
 
 
 def _grids(

@@ -92,7 +92,7 @@ def in_python(message: str) -> str:
     return _FLAG.sub(lambda found: _KEYWORDS[found[1]], message)
 
 
-def _public(function: Callable[P, T]) -> Callable[P, T]:
+def public(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, whose errors name keywords."""
 
     @functools.wraps(function)
@@ -163,7 +163,7 @@ class Generator:
     origin: Origin = field(repr=False)
     """how its model was opened; of an extrapolated one, its base's"""
 
-    @_public
+    @public
     def with_settings(self, **settings: Any) -> "Generator":
         """The same generator, sampled with other settings where they are given, by name; it shares the network.
 
@@ -172,7 +172,7 @@ class Generator:
         """
         return replace(self, settings=with_settings(self.settings, settings, "settings of the sampler"))
 
-    @_public
+    @public
     def sample(
         self,
         num_images: int,
@@ -207,7 +207,7 @@ class Generator:
                 progress.advance(len(block))
         return torch.cat(done)
 
-    @_public
+    @public
     def save(self, path: PathLike, *, overwrite: bool = False) -> Path:
         """Write weights and settings as one safetensors file; `neon.load` gives a generator of the same images.
 
@@ -253,7 +253,7 @@ class Generator:
         return processes
 
 
-@_public
+@public
 def load(
     path: PathLike,
     *,
@@ -298,7 +298,7 @@ def load(
     return Generator(model=loaded, settings=settings, device=place, path=origin.path, origin=origin)
 
 
-@_public
+@public
 def sample_set(
     generator: Generator,
     num_images: int,
@@ -359,7 +359,7 @@ def sample_set(
     return path
 
 
-@_public
+@public
 def self_train(
     generator: Generator,
     images: PathLike,
@@ -405,9 +405,9 @@ def self_train(
         RequestError: a number makes no sense, the images do not fit the model, or the folder is another run's.
         WorkError: the loss is not finite, or the disk is full.
     """
-    total_images = _whole("total_images", total_images)
+    total_images = whole("total_images", total_images)
     batch, micro_batch, save_interval = (
-        None if value is None else _whole(name, value)
+        None if value is None else whole(name, value)
         for name, value in (("batch", batch), ("micro_batch", micro_batch), ("save_interval", save_interval))
     )
     images, group = Path(images), generator._processes(processes)
@@ -446,7 +446,7 @@ def self_train(
     return last.path
 
 
-@_public
+@public
 def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *, key: str | None = None) -> Generator:
     """Neon: theta = (1 + w) theta_base - w theta_self_trained, as a new generator; both others stay as they are.
 
@@ -484,7 +484,7 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
     return replace(base, model=model, path=None)
 
 
-@_public
+@public
 def score(
     generator: Generator,
     real: PathLike,
@@ -529,7 +529,7 @@ def score(
     """
     group = generator._processes(processes)
     which = _images(generator, Purpose.REPORT, num_images, seed, label, batch_size, settings)
-    nearest_k = _whole("nearest_k", nearest_k)
+    nearest_k = whole("nearest_k", nearest_k)
     check_enough(num_images, group)
     extractor = _extractor(features, inception_weights, group.device)
     model = generator.model
@@ -575,9 +575,9 @@ def _images(
     settings: dict[str, Any],
 ) -> _Images:
     """What the numbers that a caller gives come to for a generator; a RequestError if one makes no sense."""
-    _whole("num_images", num_images)
-    _whole("batch_size", batch_size)
-    _whole("seed", seed, least=0)
+    whole("num_images", num_images)
+    whole("batch_size", batch_size)
+    whole("seed", seed, least=0)
     model = generator.model
     chosen = with_settings(generator.settings, settings, "settings of the sampler")
     classes = model.set_labels(num_images, seed) if label is None else _label(model, label, num_images)
@@ -601,7 +601,7 @@ def _label(model: GenerativeModel, label: int | Sequence[int] | Tensor, num_imag
     return classes.long()
 
 
-def _whole(name: str, value: int, least: int = 1) -> int:
+def whole(name: str, value: int, least: int = 1) -> int:
     """`value`; a RequestError, in which it is called `name`, unless it is a whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise RequestError(f"{name} is {value!r}; expected a whole number, at least {least}")

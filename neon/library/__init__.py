@@ -1,0 +1,1 @@
+"""Neon from Python: what `import neon` has."""
