@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What works on a GPU, how far precisions drift and how fast it is: one table, and benchmarks/results/gpu.json.
+# What works on a GPU, how far precisions drift and how fast it is: one table, and benchmarks/results/gpu_<card>.json.
 #
 #   bash benchmarks/gpu.sh                      every part, at most 8 minutes on one GPU
 #   bash benchmarks/gpu.sh correct train        some parts again; the others keep their figures

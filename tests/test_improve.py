@@ -24,6 +24,7 @@ from neon.tune.reasons import why_nothing_gained
 from neon.tune.search import Point
 
 ONE = Processes()
+TRAININGS = ("self-training", "self-training-faster")
 EULER = ["--num_steps", "5", "--set", "solver=euler"]
 SCORED = ["--real", str(TRAIN_STATISTICS), "--report_real", str(TEST_STATISTICS), "--features", str(FEATURES)]
 SMALL = [
@@ -330,3 +331,18 @@ def test_a_wrong_call_is_one_line(tmp_path: Path, keywords: dict, message: str) 
     with pytest.raises(neon.RequestError, match=message):
         neon.improve_model(neon.load(BASE), tmp_path / "run", **keywords)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_that_leaves_the_weights_where_they_are_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = [*EULER, "--num_synthetic", "32", "--training_images", "320", "--batch", "32", "--ema", "0"]
+    flags += ["--lr_rampup", "1000"]  # 10 steps at next to nothing
+    assert improve(tmp_path / "run", *flags) == 0
+    assert "at the published learning rate 0.001 so few images move the weights by" in capsys.readouterr().err
+    slow, fast = (load_state(max((tmp_path / "run" / name).glob("*.safetensors"))) for name in TRAININGS)
+    base = load_state(BASE)
+
+    def moved(state: dict[str, torch.Tensor]) -> float:
+        squares = sum(float((state[name] - base[name]).square().sum()) for name in base)
+        return (squares / sum(float(base[name].square().sum()) for name in base)) ** 0.5
+
+    assert moved(slow) < 5e-3 < moved(fast) < 2e-2

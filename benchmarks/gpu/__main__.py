@@ -26,7 +26,7 @@ from neon.runtime.files import write_json
 
 GRACE = 20.0
 """seconds that the last row of a part may take beyond the part's time before it is killed"""
-RESULT = Path(__file__).parent.parent / "results" / "gpu.json"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,49 +43,51 @@ class Measure:
     """for all parts together"""
     only: tuple[str, ...] = ()
     """rows whose name holds one of these words"""
-    output: Path = RESULT
-    """figures; those of other parts in it stay"""
+    output: Path | None = None
+    """figures; those of other parts in it stay. By default benchmarks/results/gpu_<card>.json"""
 
     def __call__(self) -> int:
         if self.device == "cuda" and not torch.cuda.is_available():
             print("gpu.sh: no GPU on this machine; for a dry run: gpu.sh --device cpu --tiny", file=sys.stderr)
             return 2
-        if self.tiny and self.output == RESULT:
+        if self.tiny and self.output is None:
             print("gpu.sh: --tiny is a dry run; name another file than the record with --output", file=sys.stderr)
             return 2
-        record = self.opened()
+        card = "_".join(device_name(self.device).lower().split())
+        output = self.output or RESULTS / f"gpu_{card}.json"
+        record = self.opened(output)
         end, failed = time.monotonic() + 60 * self.minutes, False
         left = [part for part in SHARES if part in self.parts]
         while left:
             allowed = (end - time.monotonic()) * SHARES[left[0]] / sum(SHARES[part] for part in left)
             part = left.pop(0)
-            found = self.run_part(part, max(allowed, 1.0))
+            found = self.run_part(part, max(allowed, 1.0), output)
             record["parts"][part] = with_rows_before(found, record["parts"].get(part))
-            write_json(self.output, record)
+            write_json(output, record)
             failed = failed or found["status"] != "ok" or any(row["status"] == "failed" for row in found["rows"])
             print(f"\n{part}: {found['status']}, {found['took']} s\n")
             show(found["rows"])
-        print(f"\n{self.output}", "with failures" if failed else "")
+        print(f"\n{output}", "with failures" if failed else "")
         return int(failed)
 
-    def opened(self) -> dict[str, Any]:
-        """The record so far, if it is of this device, else a new one."""
+    def opened(self, output: Path) -> dict[str, Any]:
+        """The record so far in `output`, if it is of this device, else a new one."""
         here = {"device": device_name(self.device), "tiny": self.tiny, **versions(self.device)}
-        if self.output.exists():
-            record = json.loads(self.output.read_text())
+        if output.exists():
+            record = json.loads(output.read_text())
             if all(record.get(key) == value for key, value in here.items()):
                 return record
-            print(f"{self.output}: of another device or version, begun anew", file=sys.stderr)
+            print(f"{output}: of another device or version, begun anew", file=sys.stderr)
         return {**here, "machine": machine(), "parts": {}}
 
-    def run_part(self, part: Part, seconds: float) -> dict[str, Any]:
+    def run_part(self, part: Part, seconds: float, output: Path) -> dict[str, Any]:
         """Measure a part in its own process, which is killed if it outlasts its time by far."""
         print(f"{part}, {seconds:.0f} s at most:", file=sys.stderr, flush=True)
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.jsonl"
             process = multiprocessing.get_context("spawn").Process(
-                target=measure_part, args=(part, self.device, self.tiny, self.only, seconds, self.output, file)
+                target=measure_part, args=(part, self.device, self.tiny, self.only, seconds, output, file)
             )
             process.start()
             process.join(seconds + GRACE)

@@ -32,7 +32,7 @@ class ImprovePlan:
     batch_gpu: int | None = None
     """images per forward pass of it; it moves results by rounding (and dropout)"""
     lr: float | None = None
-    """its learning rate; by default as published"""
+    """its learning rate; by default as published, or raised where that would leave the weights where they are"""
     lr_rampup: float | None = None
     """thousand images over which the learning rate rises from 0; 0: none. By default as published, or shortened in
     proportion to the budget"""
@@ -40,8 +40,8 @@ class ImprovePlan:
     """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     snapshots: int = 2
     """weights kept of the self-training, evenly over its budget, which the search chooses among"""
-    w: tuple[float, float] = (0.0, 5.0)
-    """range of merge weights; the search feels its way up from 0"""
+    w: tuple[float, float] = (0.0, 20.0)
+    """range of merge weights; the search feels its way up from 0, so that a wide range costs nothing"""
     guidance_range: tuple[float, float] | None = None
     """range of guidance that is searched together with w; by default up to twice that of the sampler, if it guides"""
     metric: Metric = "distance"
@@ -79,7 +79,7 @@ class ImprovePlan:
             if (value := getattr(self, name)) is not None and not 0 <= value < float("inf"):
                 raise RequestError(f"--{name} {value:g}: expected 0 (none) or more")
         if self.w[1] <= 0:
-            raise RequestError(f"--w {self.w[0]:g} {self.w[1]:g}: expected a range that ends above 0, such as 0 5")
+            raise RequestError(f"--w {self.w[0]:g} {self.w[1]:g}: expected a range that ends above 0, such as 0 20")
         if (span := self.guidance_range) is not None and not span[0] < span[1]:
             raise RequestError(f"--guidance_range {span[0]:g} {span[1]:g}: expected a range, the lower end first")
         self.tune_plan(Path("base"), None, (Path("self-trained"),), self.guidance_range)  # refuses what it refuses

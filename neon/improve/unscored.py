@@ -12,7 +12,7 @@ from neon.data.sampler import sampler_record
 from neon.errors import DegenerateError, note
 from neon.improve.estimate import duration_text, seconds_of, stages
 from neon.improve.plan import ImprovePlan
-from neon.improve.run import Base, notes_of, training_of
+from neon.improve.run import Base, notes_of, self_trained, training_of
 from neon.merge import LiveMerge, load_self_trained, merge_files
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -65,7 +65,8 @@ def improve_unscored(
         if not processes.on_main((out / "synthetic").exists):
             left = seconds_of(stages(plan, model, settings, None), None, model, settings, plan, processes)
             note(f"about {duration_text(left)} left, by the first batch; a killed run goes on where it was")
-        last = self_training(settings, out, processes)[-1]
+        self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
+        last = snapshots[-1]
         grids = _grids(plan, base, model, settings, last, processes)
         shown = Unscored(
             title=f"Neon: {base.path.name}, merged",

@@ -36,6 +36,10 @@ class SelfTraining:
     batch_size: int
     """images per forward pass while sampling"""
     seed: int
+    name: str = "self-training"
+    """of the folder that is trained in"""
+    may_stay: bool = False
+    """whether weights that hardly moved are no failure"""
     seconds: dict[str, float] = field(default_factory=dict)
     """that sampling and training have taken in this process"""
 
@@ -67,7 +71,7 @@ class SelfTraining:
             snapshots = train(
                 model,
                 ImageDataset(synthetic),
-                folder / f"self-training{suffix}",
+                folder / f"{self.name}{suffix}",
                 num_steps=self.num_steps,
                 snapshot_steps=self.snapshot_steps,
                 recipe=replace(self.recipe, scale_losses=model.precision.name == "fp16"),
@@ -77,7 +81,7 @@ class SelfTraining:
                 title="self-training",
             )
         last = snapshots[-1]
-        if unmoved := processes.on_main(last.unmoved):
+        if not self.may_stay and (unmoved := processes.on_main(last.unmoved)):
             raise WorkError(
                 f"{unmoved}; train on more (--training_images), or use the weights that are given, without a "
                 "self-training of its own"
