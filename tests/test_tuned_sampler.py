@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neon import evaluate, selftrain
-from neon.checkpoint import open_checkpoint
+from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
 from neon.data.images import ImageDataset
 from neon.model import load_model
@@ -104,18 +104,31 @@ def test_no_sampler_is_compared_that_takes_more_calls_and_the_best_on_selection_
 def test_what_is_advised_samples_what_was_scored(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commands of the last line, as they are printed, warn of nothing and give the reported images."""
+    """The commands of the last lines, as they are printed, warn of nothing and give the reported images."""
     monkeypatch.chdir(finished.parent)
     assert run(f"{TUNE} --self-trained trained.safetensors --out run") == 0
-    advice = capsys.readouterr().out.splitlines()[-1]
+    made, advice = capsys.readouterr().out.splitlines()[-2:]
     row = scores(finished)["rows"][scores(finished)["best"]]
-    merge, sampler = advice.removeprefix("Next: ").removesuffix(".").split(", and sample it with ")
-    assert run(merge.removeprefix("neon ")) == 0
+    merge = made.partition("(as by neon ")[2].partition("),")[0]
+    assert run(merge.replace("run/improved.safetensors", "again.safetensors")) == 0
+    ours, theirs = load_state("run/improved.safetensors"), load_state("again.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     capsys.readouterr()
-    assert run(f"sample --network improved.safetensors --num_images 2 --outdir few {sampler}") == 0
+    sample = advice.removeprefix("Next: neon ").replace("50000", "2").replace("samples.zip", "few")
+    assert run(sample) == 0
     assert "very different sampler" not in capsys.readouterr().err
     settings = json.loads(Path("few/dataset.json").read_text())["sampler"]["settings"]
     assert settings == row["settings"]
+
+
+def test_weights_are_not_kept_where_they_are_not_wanted(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    (finished / "improved.safetensors").unlink(missing_ok=True)
+    assert run(f"{TUNE} --self-trained trained.safetensors --out run --no-save") == 0
+    assert not (finished / "improved.safetensors").exists()
+    assert "Next: neon merge --base" in capsys.readouterr().out
 
 
 def test_w_for_that_sampler_is_of_a_synthetic_set_drawn_with_it(finished: Path) -> None:
