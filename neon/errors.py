@@ -69,5 +69,6 @@ def note(message: str) -> None:
     """Print what a user should know, once however many processes there are; to stderr, since it is no result."""
     if is_first_process():
         program = Path(sys.argv[0]).name
-        called = program if program and program[0] != "-" else "neon"  # not "-c", nor nothing as where one types Python
+        # Not "-c" nor "__main__.py", nor nothing as where one types Python.
+        called = program if program and program[0] not in "-_" else "neon"
         print(f"{called}: {one_line(message)}", file=sys.stderr)

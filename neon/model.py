@@ -43,6 +43,7 @@ SomeModel = TypeVar("SomeModel", bound="GenerativeModel")
 GROUP = "neon.architectures"
 BUFFERS = "buffers"
 """in a file's metadata, the names of the network's float buffers as a JSON list"""
+_OF_FILES = "neon_model_"  # begins the names of modules of such files
 _MAX_NUMBER = 1 << 24  # in the config of a network of an installed architecture
 _TENSORS_BUILT = 10  # while a network is built, for each that it has in the end: some are replaced on the way
 _CONFIG = "expected the config that neon wrote; write the file again, or take its `config` out"
@@ -238,6 +239,11 @@ def code_file(name: str | None) -> Path | None:
     return Path(name.rpartition(":")[0]) if name is not None and ":" in name else None
 
 
+def own_class(kind: type[GenerativeModel]) -> str:
+    """The flag that names a class in a file to commands: ` --model path/to/file.py:NAME`; "" for an installed one."""
+    return f" --model {inspect.getfile(kind)}:{kind.__name__}" if kind.__module__.startswith(_OF_FILES) else ""
+
+
 def _installed(name: str) -> type[GenerativeModel]:
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
@@ -277,7 +283,7 @@ def _class_in_file(name: str) -> type[GenerativeModel]:
     assert path is not None
     if not path.is_file():
         raise RequestError(f"architecture {name!r}: no file {path}; expected path/to/file.py:NAME")
-    spec = importlib.util.spec_from_file_location(f"neon_model_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_OF_FILES}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise RequestError(f"architecture {name!r}: {path} is no Python file; expected path/to/file.py:NAME")
     module = importlib.util.module_from_spec(spec)

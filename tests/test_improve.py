@@ -122,7 +122,10 @@ def test_a_base_of_torch_gets_its_own_format_too(tmp_path: Path, capsys: pytest.
     assert improve(tmp_path / "run", *EULER, *SCORED, *SMALL, *flags, base=base) == 0
     merged, same = (load_state(tmp_path / "run" / f"improved.{suffix}") for suffix in ("pth", "safetensors"))
     assert merged.keys() == same.keys() and all(torch.equal(merged[name], same[name]) for name in same)
-    assert "improved.pth" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "improved.pth" in printed
+    network = f"--network {tmp_path / 'run' / 'improved.safetensors'}"
+    assert f"Next: neon sample {network} --model {tmp_path / 'own.py'}:Own --num_images" in printed
 
 
 def test_where_nothing_is_gained_there_is_no_model_but_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

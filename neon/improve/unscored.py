@@ -14,7 +14,7 @@ from neon.improve.estimate import duration_text, seconds_of, stages
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, notes_of, self_trained, training_of
 from neon.merge import LiveMerge, load_self_trained, merge_files
-from neon.model import GenerativeModel
+from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
 from neon.runtime.distributed import Processes
@@ -90,7 +90,8 @@ def improve_unscored(
             UNSCORED,
             f"Merges at w = {', '.join(f'{w:g}' for w in WS)}, which say their sampler: {', '.join(written)}",
             f"Samples of each on the same noise: {out / 'report.html'}",
-            f"Next: look at them, then neon sample --network {written[1]} --num_images 50000 --outdir samples.zip",
+            f"Next: look at them, then neon sample --network {written[1]}{own_class(type(model))} --num_images 50000 "
+            "--outdir samples.zip",
         ]
     )
     return tuple(map(Path, written)), text

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from neon.errors import DegenerateError
 from neon.metrics.features import score_name
+from neon.model import own_class
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, save
 from neon.report.words import result_text, scores_of, write_scores_csv
@@ -116,7 +117,8 @@ class Outcome:
         first = self.weights[0]
         return [
             f"Improved weights: {', '.join(map(str, self.weights))} (as by {merge} {first}), which say their sampler.",
-            f"Next: neon sample --network {first} --num_images 50000 --outdir samples.zip",
+            f"Next: neon sample --network {first}{own_class(type(tuner.scorer.model))} --num_images 50000 --outdir "
+            "samples.zip",
         ]
 
 
