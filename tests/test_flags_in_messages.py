@@ -54,6 +54,7 @@ RAISED_BY = {
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
     ("neon/improve/plan.py", None): {"improve"},
+    ("neon/improve/run.py", None): {"improve"},
     ("neon/report/unscored.py", None): {"improve"},
     ("neon/tune/inputs.py", None): {"tune", "frontier", "improve"},
     ("neon/tune/reasons.py", None): {"tune", "improve"},
