@@ -70,9 +70,9 @@ def improve(
     """
     begun, model, settings = time.monotonic(), inputs.model, inputs.settings
     self_training = training_of(plan, base, model)
-    identity = processes.on_main(lambda: _identity(base, inputs, recipe))
+    identity = processes.on_main(lambda: identity_of(base, model, settings, recipe, inputs.facts))
     with held_by_main(out, identity, processes, fresh=fresh):
-        _say_what_is_left(plan, model, settings, inputs, out, processes)
+        say_what_is_left(plan, model, settings, inputs, out, processes)
         self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
         search = plan.tune_plan(base.path, base.key, snapshots, plan.guidances(model, settings))
         scorer = Scorer(search, model, inputs.extractor, inputs.selection, inputs.reporting, out, processes)
@@ -130,21 +130,23 @@ def self_trained(
     return faster, faster(settings, out, processes)
 
 
-def _identity(base: Base, inputs: Inputs, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a run is determined by, as JSON."""
+def identity_of(
+    base: Base, model: GenerativeModel, settings: Any, recipe: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run is determined by, as JSON; `facts` say what beside base, sampler and recipe."""
     return {
         "neon": __version__,
         "torch": torch.__version__,
-        "architecture": inputs.model.architecture,
+        "architecture": model.architecture,
         "recipe": recipe,
         "base_sha256": sha256_file(base.path),
-        "settings": asdict(inputs.settings),
-        **inputs.model.protocol,
-        **inputs.facts,
+        "settings": asdict(settings),
+        **model.protocol,
+        **facts,
     }
 
 
-def _say_what_is_left(
+def say_what_is_left(
     plan: ImprovePlan, model: GenerativeModel, settings: Any, inputs: Inputs | None, out: Path, processes: Processes
 ) -> None:
     """How long a run that begins will take."""

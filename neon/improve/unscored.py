@@ -1,24 +1,19 @@
 """The method's promise without real images: one self-training, merges at usual w, and samples to look at."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from neon import __version__
 from neon.data.sampler import sampler_record
-from neon.errors import DegenerateError, note
-from neon.improve.estimate import duration_text, seconds_of, stages
+from neon.errors import DegenerateError
 from neon.improve.plan import ImprovePlan
-from neon.improve.run import Base, notes_of, self_trained, training_of
+from neon.improve.run import Base, identity_of, notes_of, say_what_is_left, self_trained, training_of
 from neon.merge import LiveMerge, load_self_trained, merge_files
 from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
 from neon.runtime.distributed import Processes
-from neon.runtime.files import sha256_file
 from neon.runtime.run_folder import held_by_main
 from neon.sampling import sample_block
 
@@ -49,22 +44,9 @@ def improve_unscored(
     Returns the files of the merges, and what was made and what to do next, for a terminal. Errors as of `improve`.
     """
     self_training = training_of(plan, base, model)
-    identity = processes.on_main(
-        lambda: {
-            "neon": __version__,
-            "torch": torch.__version__,
-            "architecture": model.architecture,
-            "recipe": recipe,
-            "base_sha256": sha256_file(base.path),
-            "settings": asdict(settings),
-            **model.protocol,
-            **facts,
-        }
-    )
+    identity = processes.on_main(lambda: identity_of(base, model, settings, recipe, facts))
     with held_by_main(out, identity, processes, fresh=fresh):
-        if not processes.on_main((out / "synthetic").exists):
-            left = seconds_of(stages(plan, model, settings, None), None, model, settings, plan, processes)
-            note(f"about {duration_text(left)} left, by the first batch; a killed run goes on where it was")
+        say_what_is_left(plan, model, settings, None, out, processes)
         self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
         last = snapshots[-1]
         grids = _grids(plan, base, model, settings, last, processes)

@@ -12,7 +12,7 @@ from neon.errors import RequestError
 from neon.evaluate import Reference, load_manifold, tally_images
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import features_file, load_extractor, load_statistics
+from neon.metrics.reference import INCEPTION, features_file, load_extractor, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
@@ -76,7 +76,7 @@ def open_real_images(
     for path in (real.select, real.report):
         if path not in references:
             references[path] = reference_at(path, manifold, model, extractor, batch_size, processes)
-    own_network = real.features != "inception"
+    own_network = real.features != INCEPTION
     inputs = {
         "features_fingerprint": features_file(real.features, real.inception_weights),
         "real_images_fingerprint": real.manifold,
