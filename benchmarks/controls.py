@@ -26,7 +26,7 @@ from neon.demo.assets import BASE, FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.demo.run import NUM_STEPS, PLAN
 from neon.demo.train import fit_classifier
-from neon.evaluate import Reference, evaluate
+from neon.evaluate import RealFeatures, Reference, evaluate
 from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
@@ -121,7 +121,9 @@ def main(
     for extractor in extractors:
         features = features_of(extractor, test)
         reference = Reference(
-            frechet=FrechetReference(Statistics.from_features(features)), manifold=Manifold(features[:2000], k=5)
+            extractor=extractor,
+            frechet=FrechetReference(Statistics.from_features(features)),
+            real=RealFeatures(manifold=Manifold(features[:2000], k=5)),
         )
         print(f"\n{score_name(extractor):<30}{'distance':>10}{'precision':>11}{'recall':>9}")
         for name, (end, weight) in ends.items():
@@ -130,8 +132,7 @@ def main(
                 model,
                 image_seeds(Purpose.REPORT, plan.seed, plan.select_images),
                 sampler,
-                extractor,
-                reference,
+                [reference],
                 batch_size=plan.batch_size,
                 processes=Processes(),
                 title=name,
