@@ -19,8 +19,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from neon.checkpoint import save_safetensors
 from neon.errors import RequestError, WorkError
 from neon.metrics import InceptionScore, Statistics, frechet_distance
-from neon.metrics.features import SmallFeatures, features_of, score_name
+from neon.metrics.features import features_of, score_name
 from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.metrics.small import SmallFeatures
 from tests.inception import random_inception, varied_images
 
 GENERATED, REAL = varied_images(40, seed=1), varied_images(24, seed=2)

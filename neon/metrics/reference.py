@@ -7,8 +7,9 @@ import torch
 
 from neon.errors import RequestError, warn
 from neon.metrics import Statistics
-from neon.metrics.features import FeatureExtractor, load_features
+from neon.metrics.features import FeatureExtractor
 from neon.metrics.inception import InceptionFeatures, load_inception, weights_file
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel
 
 INCEPTION, INCEPTION_DIM = InceptionFeatures.name, InceptionFeatures.dim
