@@ -34,7 +34,9 @@ Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
-Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+Features = Annotated[str, tyro.conf.arg(metavar="inception|dinov2|NAME=FILE|FILE")]
+Resizing = Literal["clean", "legacy_pytorch", "legacy_tensorflow"] | None
+"""the keys of neon.metrics.resizing.RESIZERS"""
 Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
 """on or off where that must be told from not given"""
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
@@ -266,16 +268,19 @@ class FeatureFlags:
     """What images are compared by."""
 
     features: Features = INCEPTION
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `python -m neon.demo.train
+    features`"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+    resize: Resizing = None
+    """how images, which may then differ in size, are resized for Inception; by default as in legacy_tensorflow"""
 
     def extractor(self, device: "torch.device") -> "FeatureExtractor":
         """The feature network; a RequestError if flags name two."""
         from neon.metrics.reference import load_extractor
 
         self.check_features()
-        return load_extractor(self.features, self.inception_weights, device)
+        return load_extractor(self.features, self.inception_weights, device, self.resize)
 
     def check_features(self) -> None:
         """A RequestError if flags name two feature networks."""
@@ -285,8 +290,10 @@ class FeatureFlags:
             )
 
     def feature_weights(self) -> Path | None:
-        """Its file; None: Inception's, where it usually lies."""
-        return self.inception_weights if self.features == INCEPTION else Path(self.features)
+        """The file that is named for it; None: it is where it usually lies."""
+        from neon.metrics.reference import weights_named
+
+        return weights_named(self.features, self.inception_weights)
 
 
 @dataclass(frozen=True, kw_only=True)

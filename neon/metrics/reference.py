@@ -7,24 +7,73 @@ import torch
 
 from neon.errors import RequestError, warn
 from neon.metrics import Statistics
+from neon.metrics.dinov2 import DINOv2Features
 from neon.metrics.features import FeatureExtractor
-from neon.metrics.inception import InceptionFeatures, load_inception, weights_file
+from neon.metrics.inception import InceptionFeatures
+from neon.metrics.networks import PublishedNetwork
 from neon.metrics.small import load_features
 from neon.model import GenerativeModel
 
 INCEPTION, INCEPTION_DIM = InceptionFeatures.name, InceptionFeatures.dim
+NETWORKS: dict[str, type[PublishedNetwork]] = {network.name: network for network in (InceptionFeatures, DINOv2Features)}
+"""the feature networks that have a name; any other is a file of a small one"""
 
 
-def load_extractor(features: str, inception_weights: Path | None, device: torch.device) -> FeatureExtractor:
-    """The feature network that the flags `--features` and `--inception_weights` name."""
-    if features == INCEPTION:
-        return load_inception(inception_weights, device)
+def load_extractor(
+    features: str, inception_weights: Path | None, device: torch.device, resize: str | None = None
+) -> FeatureExtractor:
+    """The feature network that the flags `--features`, `--inception_weights` and `--resize` name.
+
+    Args:
+        features: A name of `NETWORKS`, NAME=FILE with its weights, or the file of a small network.
+        resize: A mode of `RESIZERS`; None: as usual with that network.
+
+    Raises:
+        RequestError: there is no such network, its weights are not there or others, or it does not resize so.
+    """
+    network, _ = _parsed(features)
+    if resize is not None and not takes_resize(features):
+        raise RequestError(
+            f"--resize {resize}: {features} features know one way to resize images, if any; leave the flag out, or "
+            f"compare by {INCEPTION} features"
+        )
+    if network is not None:
+        return network.load(weights_named(features, inception_weights), device, resize)
+    if not Path(features).exists():
+        raise RequestError(
+            f"features {features!r}: neither a feature network (expected {' or '.join(NETWORKS)}, or NAME=FILE with "
+            "its weights) nor a file of one"
+        )
     return load_features(features, device)
 
 
+def takes_resize(features: str) -> bool:
+    """Whether the network called `features` lets a mode of resizing be chosen."""
+    network, _ = _parsed(features)
+    return network is not None and bool(network.modes)
+
+
+def weights_named(features: str, inception_weights: Path | None) -> Path | None:
+    """The file that is named for that network; None: its usual one."""
+    network, file = _parsed(features)
+    return inception_weights if file is None and network is InceptionFeatures else file
+
+
 def features_file(features: str, inception_weights: Path | None) -> Path:
-    """The file of that network."""
-    return weights_file(inception_weights) if features == INCEPTION else Path(features)
+    """The file of that network, named or usual; a RequestError if the usual one is not there."""
+    network, _ = _parsed(features)
+    named = weights_named(features, inception_weights)
+    return Path(features) if network is None else network.weights_file(named)
+
+
+def _parsed(features: str) -> tuple[type[PublishedNetwork] | None, Path | None]:
+    """The network and the file in NAME or NAME=FILE; of any other text, which is a file, (None, file)."""
+    name, equals, file = features.partition("=")
+    if name not in NETWORKS:
+        return None, Path(features)
+    if equals and not file:
+        raise RequestError(f"features {features!r}: names no file; expected {name}=FILE, or {name}")
+    return NETWORKS[name], Path(file) if file else None
 
 
 def load_statistics(ref: Path, model: GenerativeModel, extractor: FeatureExtractor) -> Statistics:

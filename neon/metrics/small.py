@@ -1,5 +1,6 @@
 """A small feature network for images of one's own: what it is, how it is trained, its file."""
 
+import hashlib
 import json
 import os
 
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import from_uint8
 from neon.errors import RequestError
+from neon.metrics.features import FeatureExtractor
 from neon.model import building, check_outline, load_weights
 from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
 
 
-class SmallFeatures(nn.Module):
+class SmallFeatures(nn.Module, FeatureExtractor):
     """A small convolutional classifier whose last hidden layer is the features: for small, low-resolution data.
 
     config: {"name", "image_shape": [C, H, W], "dim": F, "num_classes"}.
@@ -51,8 +53,14 @@ class SmallFeatures(nn.Module):
             )
         return self.body(from_uint8(images))
 
-    def logits(self, features: Tensor) -> None:
-        """None: an Inception Score is defined by Inception's classes."""
+    @property
+    def identity(self) -> str:
+        """The name, and what tells networks of one name apart: a digest of config and weights."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return f"{self.name}:{digest.hexdigest()[:12]}"
 
     def classify(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> class logits float32 [B, num_classes]: what the network is trained by."""
