@@ -43,7 +43,7 @@ from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.evaluate import Reference, evaluate
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics
-from neon.metrics.features import load_features
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes

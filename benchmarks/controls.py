@@ -25,12 +25,12 @@ from neon.checkpoint import load_state
 from neon.demo.assets import BASE, FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.demo.run import NUM_STEPS, PLAN
-from neon.demo.train import fit_classifier
 from neon.evaluate import RealFeatures, Reference, evaluate
 from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
+from neon.metrics.features import features_of, score_name
+from neon.metrics.small import SmallFeatures, fit_classifier, load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes

@@ -46,7 +46,7 @@ from neon.data.images import ImageDataset, write_images, write_labels
 from neon.errors import RequestError, WorkError, one_line
 from neon.evaluate import ScoreLog, Tally, resume_tallies, save_tallies
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, load_features
+from neon.metrics.small import SmallFeatures, load_features
 from neon.model import load_model, save_model
 from neon.recipe import Recipe
 from neon.report import record, words

@@ -16,9 +16,9 @@ from machine import machine
 
 from neon.data.images import ArrayDataset, ImageDataset, pack_set, write_images, write_labels
 from neon.demo.fashion import load_fashion
-from neon.demo.train import fit_classifier
 from neon.metrics import FrechetReference, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures, fit_classifier, load_features
 from neon.model import load_model, save_model
 from neon.runtime.files import write_json
 

@@ -16,7 +16,8 @@ from neon import evaluate, selftrain
 from neon.cli.command_line import run_program
 from neon.data.images import ArrayDataset, ImageDataset, write_images, write_labels
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures
 from neon.model import save_model
 from neon.runtime.distributed import processes
 from tests.tiny import tiny_edm, tiny_images

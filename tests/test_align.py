@@ -16,7 +16,7 @@ from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, evaluate
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics, frechet_distance
-from neon.metrics.features import load_features
+from neon.metrics.small import load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes, processes

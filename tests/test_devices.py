@@ -34,8 +34,8 @@ from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
 from neon.merge import LiveMerge
 from neon.metrics import InceptionScore, Manifold, Moments
-from neon.metrics.features import SmallFeatures
 from neon.metrics.inception_score import NUM_CLASSES
+from neon.metrics.small import SmallFeatures
 from neon.model import GenerativeModel
 from neon.precision import FP16, FP32, Precision
 from neon.recipe import Recipe

@@ -14,7 +14,8 @@ from neon.data.images import ImageDataset
 from neon.errors import RequestError, WorkError
 from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
+from neon.metrics.features import features_of, score_name
+from neon.metrics.small import SmallFeatures, load_features
 from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.sampling import sample_set, write_samples

@@ -21,7 +21,7 @@ from neon.data.sampler import sampler_record
 from neon.demo.assets import BASE, FEATURES, TEST_STATISTICS, real_images
 from neon.library.generator import _FLAG, Generator, in_python
 from neon.merge import merge_files
-from neon.metrics.features import SmallFeatures
+from neon.metrics.small import SmallFeatures
 from neon.model import save_model
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.files import sha256_file

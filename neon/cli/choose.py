@@ -82,10 +82,8 @@ class ChoiceFlags(ResidentFlags):
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
         autoencoder = open_autoencoder(model, self.vae)
-        self.check_features()
         real = RealImages(
-            features=self.features,
-            inception_weights=self.inception_weights,
+            features=self.named_features(),
             select=self.select_stats,
             report=self.report_stats or self.select_stats,
             manifold=self.real_images,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from neon.metrics.features import FeatureExtractor
+    from neon.metrics.reference import NamedFeatures
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.runtime.distributed import Processes
@@ -34,7 +35,9 @@ Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
-Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="inception|FILE ..")]
+Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="inception|dinov2|NAME=FILE|FILE ..")]
+Resizing = Literal["clean", "legacy_pytorch", "legacy_tensorflow"] | None
+"""the keys of neon.metrics.resizing.RESIZERS"""
 Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
 """on or off where that must be told from not given"""
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
@@ -266,26 +269,22 @@ class FeatureFlags:
     """What images are compared by."""
 
     features: Features = (INCEPTION,)
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`; several score the same images
-    in each, and the first is what choices are made by"""
+    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `python -m neon.demo.train
+    features`; several score the same images in each, and the first is what choices are made by"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+    resize: Resizing = None
+    """how images, which may then differ in size, are resized for Inception; by default as in legacy_tensorflow"""
+
+    def named_features(self) -> "NamedFeatures":
+        """What these flags name."""
+        from neon.metrics.reference import NamedFeatures
+
+        return NamedFeatures(names=self.features, inception_weights=self.inception_weights, resize=self.resize)
 
     def extractors(self, device: "torch.device") -> "list[FeatureExtractor]":
         """The feature networks; a RequestError if flags contradict each other."""
-        from neon.metrics.reference import load_extractors
-
-        self.check_features()
-        return load_extractors(self.features, self.inception_weights, device)
-
-    def check_features(self) -> None:
-        """A RequestError if flags name no feature network, or weights of one that is not used."""
-        if not self.features:
-            raise RequestError(f"--features: expected a feature network, such as {INCEPTION}")
-        if INCEPTION not in self.features and self.inception_weights is not None:
-            raise RequestError(
-                f"--inception_weights: --features {' '.join(self.features)} is another network; leave one of them out"
-            )
+        return self.named_features().load(device)
 
 
 @dataclass(frozen=True, kw_only=True)

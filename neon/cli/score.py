@@ -46,7 +46,7 @@ from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.kernel import KERNEL_PROTOCOL
-from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_facts, features_in, load_statistics
+from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_in, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
@@ -193,7 +193,7 @@ def _protocol(
         "compile": flags.compile,
         **model.protocol,
         **sampling.facts,
-        **features_facts(flags.features, flags.inception_weights, extractors),
+        **flags.named_features().facts(extractors),
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
         "real_images": None if real is None else str(real),

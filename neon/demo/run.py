@@ -9,7 +9,8 @@ from neon.evaluate import RealFeatures, Reference
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import features_of, load_features, score_name
+from neon.metrics.features import features_of, score_name
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes

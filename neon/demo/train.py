@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import nn
 
 from neon.checkpoint import load_state
 from neon.data.fingerprint import fingerprint
@@ -28,12 +26,12 @@ from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.errors import RequestError, WorkError
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures, fit_classifier
 from neon.model import architecture, load_weights, save_model
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import atomic_write, check_writable
-from neon.runtime.progress import Progress
 from neon.runtime.signals import Stopped, answered
 from neon.selftrain import train
 
@@ -141,23 +139,6 @@ class ExportImages:
             write_labels(folder, training.labels.tolist(), len(training))
             pack_set(folder, self.output)
         print(f"{self.output}: {len(training)} images")
-
-
-def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
-    """Cross-entropy with Adam on batches of 128, the learning rate falling linearly to 0."""
-    optimizer = torch.optim.Adam(extractor.parameters(), lr=2e-3)
-    steps = epochs * (len(images) // 128)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    with Progress("feature network", steps, "step", Processes()) as progress:
-        for _ in range(epochs):
-            for batch in torch.randperm(len(images)).split(128)[: len(images) // 128]:
-                loss = F.cross_entropy(extractor.classify(images[batch]), labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.advance(1, loss=f"{loss.item():.3f}")
-    return extractor.eval().requires_grad_(False)
 
 
 def _main() -> int:

@@ -13,7 +13,7 @@ from neon.evaluate.features import tally_images
 from neon.evaluate.scores import SHARES, Scores
 from neon.evaluate.tally import Tally
 from neon.metrics import FrechetReference, Manifold, Statistics, kernel_distance
-from neon.metrics.features import FeatureExtractor, score_name
+from neon.metrics.features import FeatureExtractor
 from neon.metrics.reference import load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
@@ -47,7 +47,7 @@ class Reference:
     @property
     def metric(self) -> str:
         """The name of the distance: `fid`, or `fd_<features>`."""
-        return score_name(self.extractor)
+        return self.extractor.score_name
 
     def scores(self, tally: Tally, name: str, seconds: float | None = None) -> Scores:
         """Scores of what was tallied in this feature space.

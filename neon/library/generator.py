@@ -30,8 +30,7 @@ from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snap
 from neon.merge.extrapolate import check_weight
 from neon.merge.files import FORMULA
 from neon.merge.pair import open_self_trained
-from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import INCEPTION, load_extractors
+from neon.metrics.reference import NamedFeatures
 from neon.model import (
     GenerativeModel,
     code_file,
@@ -532,7 +531,7 @@ def score(
     which = _images(generator, Purpose.REPORT, num_images, seed, label, batch_size, settings)
     nearest_k = whole("nearest_k", nearest_k)
     check_enough(num_images, group)
-    extractors = _extractors(features, inception_weights, group.device)
+    extractors = named_features(features, inception_weights).load(group.device)
     model = generator.model
     with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)
@@ -669,19 +668,10 @@ def _provenance(base: Generator, self_trained: Path, w: float, key: str | None) 
     }
 
 
-def feature_names(features: PathLike | Sequence[PathLike]) -> tuple[str, ...]:
+def named_features(
+    features: PathLike | Sequence[PathLike], inception_weights: PathLike | None, resize: str | None = None
+) -> NamedFeatures:
     """The feature networks that a caller names, one or several."""
     several = (features,) if isinstance(features, (str, os.PathLike)) else features
-    return tuple(os.fspath(name) for name in several)
-
-
-def _extractors(
-    features: PathLike | Sequence[PathLike], inception_weights: PathLike | None, device: torch.device
-) -> list[FeatureExtractor]:
-    """The feature networks that a caller names; a RequestError if weights are of another, or there is none."""
-    names = feature_names(features)
-    if not names:
-        raise RequestError("features: expected a feature network, such as inception")
-    if INCEPTION not in names and inception_weights is not None:
-        raise RequestError(f"inception_weights: features={features!r} is another network; leave one of them out")
-    return load_extractors(names, None if inception_weights is None else Path(inception_weights), device)
+    weights = None if inception_weights is None else Path(inception_weights)
+    return NamedFeatures(names=tuple(os.fspath(name) for name in several), inception_weights=weights, resize=resize)

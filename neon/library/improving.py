@@ -9,7 +9,7 @@ from neon.errors import RequestError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.improve.unscored import improve_unscored
-from neon.library.generator import Generator, PathLike, feature_names, public, whole
+from neon.library.generator import Generator, PathLike, named_features, public, whole
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -84,8 +84,7 @@ def improve_model(
     images = None
     if real is not None:
         images = RealImages(
-            features=feature_names(features),
-            inception_weights=None if inception_weights is None else Path(inception_weights),
+            features=named_features(features, inception_weights),
             select=Path(real),
             report=Path(real if report_real is None else report_real),
             manifold=None if real_images is None else Path(real_images),
@@ -150,6 +149,9 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
     if real is not None:
         report = None if real.report == real.select else real.report
         given |= {"real": real.select, "report_real": report, "real_images": real.manifold}
-        given |= {name: getattr(real, name) for name in ("nearest_k", "inception_weights")}
-        given["features"] = real.features[0] if len(real.features) == 1 else real.features
+        named = real.features
+        features = named.names[0] if len(named.names) == 1 else named.names
+        given |= {"nearest_k": real.nearest_k, "features": features, "inception_weights": named.inception_weights}
+        if named.resize is not None:
+            given["resize"] = named.resize
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

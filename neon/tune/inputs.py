@@ -11,7 +11,7 @@ from neon.data.images import ImageDataset
 from neon.errors import RequestError
 from neon.evaluate import Reference, is_statistics, real_features, references_at
 from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import features_facts, load_extractors
+from neon.metrics.reference import NamedFeatures
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
@@ -22,10 +22,8 @@ from neon.runtime.threads import use_threads
 class RealImages:
     """Where the real images lie that a choice is made and reported against, and how they are compared."""
 
-    features: tuple[str, ...]
-    """feature networks by their names or files: the first is what the choice is made by, all are reported"""
-    inception_weights: Path | None = None
-    """of Inception; by default those in torch-fidelity's cache"""
+    features: NamedFeatures
+    """the first is what the choice is made by; all are reported"""
     select: Path
     """statistics (.npz) or images that the choice is made against"""
     report: Path
@@ -70,7 +68,7 @@ def open_real_images(
     Raises:
         RequestError: a file is not readable or does not fit the others.
     """
-    extractors = load_extractors(real.features, real.inception_weights, processes.device)
+    extractors = real.features.load(processes.device)
     use_threads(processes.device, model, *extractors)
     compared = real_features(
         real.manifold,
@@ -98,7 +96,7 @@ def open_real_images(
             lambda: {
                 **hashes(named),
                 **fingerprints(images),
-                **features_facts(real.features, real.inception_weights, extractors),
+                **real.features.facts(extractors),
             }
         ),
         "real_images": None if real.manifold is None else str(real.manifold),
