@@ -29,8 +29,11 @@ PROTOCOL = {
 }
 
 
-class DINOv2Features(PublishedNetwork):
-    """The ViT-L/14 without registers; `load` makes one."""
+class DINOv2Features(PublishedNetwork, nn.Module):
+    """The ViT-L/14 without registers; `load` makes one.
+
+    A module, so that its size decides how many threads a CPU computes with.
+    """
 
     name = "dinov2"
     dim = 1024
@@ -41,6 +44,7 @@ class DINOv2Features(PublishedNetwork):
 
     def __init__(self, network: nn.Module) -> None:
         """Wrap timm's network, built for images of 224 pixels and without a head."""
+        super().__init__()
         self._network = network
 
     def resized(self, images: Tensor) -> Tensor:
