@@ -9,7 +9,7 @@ from neon.evaluate import RealFeatures, Reference
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import features_of, score_name
+from neon.metrics.features import features_of
 from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.runtime.distributed import Processes
@@ -110,7 +110,7 @@ def _presentation(inputs: Inputs) -> Presentation:
             "Selection is scored against statistics of the training images, the report against those of the 10,000 "
             f"test images; precision and recall by manifolds of {NEAREST_K} nearest neighbours, against 2,000 test "
             "images.",
-            f"{score_name(extractor)}: Fréchet distance on {extractor.dim} features of a small classifier; not "
+            f"{extractor.score_name}: Fréchet distance on {extractor.dim} features of a small classifier; not "
             "comparable with FID on Inception features.",
         ),
     )
