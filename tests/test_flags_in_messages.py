@@ -73,7 +73,7 @@ IN_NO_MESSAGE = {
     *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/improve/unscored.py", "neon/tune/outcome.py"),
 }
 """the last two say commands with their flags"""
-SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key")}
+SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key"), ("neon/data/images.py", "--resize")}
 """to be of some commands only"""
 
 

@@ -43,7 +43,7 @@ class InceptionFeatures(PublishedNetwork):
 
     @property
     def identity(self) -> str:
-        return " ".join([self.name, *self.protocol.values()])
+        return ":".join([self.name, *self.protocol.values()])
 
     def resized(self, images: Tensor) -> Tensor:
         return self._resize(images, SIDE)
