@@ -20,7 +20,7 @@ from neon.checkpoint import save_safetensors
 from neon.cli import main
 from neon.errors import RequestError, WorkError
 from neon.metrics import InceptionScore, Statistics, frechet_distance
-from neon.metrics.features import features_of, score_name
+from neon.metrics.features import features_of
 from neon.metrics.inception import InceptionFeatures
 from neon.metrics.small import SmallFeatures
 from tests.inception import random_inception, varied_images
@@ -132,9 +132,9 @@ def test_a_program_that_asks_for_less_precision_gets_the_same_scores(case: Case)
 
 
 def test_only_inception_earns_the_name_fid_and_an_inception_score(case: Case) -> None:
-    assert score_name(case.inception) == "fid"
+    assert case.inception.score_name == "fid"
     other = SmallFeatures("inception", (1, 8, 8), dim=6, num_classes=3)
-    assert score_name(other) == "fd_inception"
+    assert other.score_name == "fd_inception"
     assert other.logits(torch.zeros(2, 6)) is None
 
 

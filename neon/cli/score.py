@@ -132,7 +132,8 @@ def score_network(
         scores = {value: scored[value] for value in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
-    facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
+    kernel = {} if flags.precision_recall is None else KERNEL_PROTOCOL
+    facts = {**kernel, "processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
     processes.on_main(lambda: _report(scores, kind, references, {**protocol, **facts}, flags.json))
 
 
@@ -197,7 +198,7 @@ def _protocol(
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
         "real_images": None if real is None else str(real),
-        **({} if real is None else {"nearest_k": flags.nearest_k, **KERNEL_PROTOCOL}),
+        "nearest_k": None if real is None else flags.nearest_k,
         **fingerprints({"real_images_fingerprint": real}),
     }
 
