@@ -141,6 +141,9 @@ def test_the_way_to_resize_is_refused_where_there_is_no_choice(tmp_path: Path) -
     SmallFeatures("own", (1, 8, 8), dim=6, num_classes=3).save(tmp_path / "own.safetensors")
     for names in (["dinov2"], [f"{tmp_path}/own.safetensors"], ["dinov2", f"{tmp_path}/own.safetensors"]):
         assert refusal(*names, resize="clean").startswith("--resize clean: ")
+    assert (
+        refusal("inception", resize="bicubic") == "--resize bicubic: expected clean, legacy_pytorch, legacy_tensorflow"
+    )
 
 
 # DINOv2
