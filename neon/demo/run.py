@@ -119,8 +119,8 @@ def _presentation(inputs: Inputs) -> Presentation:
             "Selection is scored against statistics of the training images, the report against those of the 10,000 "
             f"test images; precision and recall by manifolds of {NEAREST_K} nearest neighbours, against 2,000 test "
             "images.",
-            f"{first.score_name}: Fréchet distance on {first.dim} features of a small classifier, by which w is chosen; "
-            f"{second.score_name}: on {second.dim} features of a network that has learned to tell quarter turns of the "
-            "images, and no classes. Neither is comparable with FID on Inception features.",
+            f"{first.score_name}: Fréchet distance on {first.dim} features of a small classifier, by which w is "
+            f"chosen; {second.score_name}: on {second.dim} features of a network that has learned to tell quarter turns "
+            "of the images, and no classes. Neither is comparable with FID on Inception features.",
         ),
     )

@@ -43,8 +43,8 @@ class NamedFeatures:
         networks, names = [_parsed(name)[0] for name in self.names], " ".join(self.names)
         if self.inception_weights is not None and InceptionFeatures not in networks:
             raise RequestError(
-                f"--inception_weights {self.inception_weights}: --features {names} is another network; leave one of them "
-                "out"
+                f"--inception_weights {self.inception_weights}: --features {names} is another network; leave one of "
+                "them out"
             )
         if self.resize not in (None, *RESIZERS):
             raise RequestError(f"--resize {self.resize}: expected {', '.join(RESIZERS)}")
