@@ -120,7 +120,7 @@ def _presentation(inputs: Inputs) -> Presentation:
             f"test images; precision and recall by manifolds of {NEAREST_K} nearest neighbours, against 2,000 test "
             "images.",
             f"{first.score_name}: Fréchet distance on {first.dim} features of a small classifier, by which w is "
-            f"chosen; {second.score_name}: on {second.dim} features of a network that has learned to tell quarter turns "
-            "of the images, and no classes. Neither is comparable with FID on Inception features.",
+            f"chosen; {second.score_name}: on {second.dim} features of a network that has learned to tell quarter "
+            "turns of the images, and no classes. Neither is comparable with FID on Inception features.",
         ),
     )

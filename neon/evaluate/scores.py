@@ -61,7 +61,7 @@ def scores_from(entry: Any) -> Scores:
 def scores_json(scores: Scores) -> dict[str, Any]:
     """Scores as JSON; as in records of earlier runs where there is no kernel distance, and one feature space."""
     newer = ("kernel", "kernel_std", "beside")
-    entry = {name: value for name, value in asdict(scores).items() if name not in newer or value}
+    entry = {name: value for name, value in asdict(scores).items() if name not in newer or value not in (None, {})}
     return entry | (
         {"beside": {name: scores_json(one) for name, one in scores.beside.items()}} if scores.beside else {}
     )
