@@ -13,7 +13,7 @@ import pickle
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -213,10 +213,12 @@ def train(
     processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
     last_saved = time.monotonic()
     with (
-        Tracker(log, folder, run.identity, processes, first=(run.step + 1) * batch) as tracker,
+        Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
         postponed(),
     ):
+        for row in run.logged() if tracker.on else ():
+            tracker.log({"training/loss": row.get("loss"), "training/lr": row.get("lr")}, row["images_seen"])
         while run.step < num_steps:
             begun = time.monotonic()
             loss, lr = run.one_step()
@@ -601,9 +603,14 @@ class TrainingRun:
 
     def write_curve(self) -> None:
         """Write the log as a table."""
-        path, batch = self.folder / LOG_FILE, self.recipe.batch_size
-        rows = ({**row, "images_seen": row["step"] * batch} for row in read_json_lines(path) if "step" in row)
-        write_csv(self.folder / CURVE_FILE, ("step", "images_seen", "loss", "lr", "seconds", "moved"), rows)
+        columns = ("step", "images_seen", "loss", "lr", "seconds", "moved")
+        write_csv(self.folder / CURVE_FILE, columns, self.logged())
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """What the log tells of each step, in order."""
+        for row in read_json_lines(self.folder / LOG_FILE):
+            if "step" in row:
+                yield {**row, "images_seen": row["step"] * self.recipe.batch_size}
 
     def log(self, loss: float, lr: float, moved: float | None = None) -> None:
         """Tell of the last step, and at a snapshot how far the weights have `moved`."""

@@ -223,8 +223,8 @@ def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The tables that `append_json` has left in a file, in order; half a line is passed over."""
-    for line in Path(path).read_bytes().splitlines():
+    """The tables that `append_json` has left in a file, in order, if there is one; half a line is passed over."""
+    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
         with contextlib.suppress(ValueError):
             entry = json.loads(line)
             if isinstance(entry, dict):
