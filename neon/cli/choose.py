@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from neon.cli.command_line import at_least_one, values_refused
-from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, said_settings, settings_with
+from neon.cli.flags import (
+    INCEPTION,
+    Device,
+    FeatureFlags,
+    Features,
+    File,
+    Key,
+    Log,
+    ModelName,
+    said_settings,
+    settings_with,
+)
 from neon.errors import RequestError, warn
+from neon.runtime.trackers import check_installed
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
@@ -136,11 +148,14 @@ class Tune(ChoiceFlags):
     """folder of the run: evaluations, tune.json, report.html, improved.safetensors"""
     save: bool = True
     """write the weights that are better than the base"""
+    log: Log = None
+    """also send the curves of search and training to a tracker"""
 
     def __call__(self) -> None:
         """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
         from neon.runtime.distributed import processes
 
+        check_installed(self.log)
         say_what_is_added("tune", self.plan.w)
         with processes(self.device) as group:
             self._run(group)
@@ -148,6 +163,7 @@ class Tune(ChoiceFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.merge import warn_of_snapshot
         from neon.runtime.run_folder import held_by_main
+        from neon.runtime.trackers import Tracker
         from neon.tune.outcome import Presentation, choose
         from neon.tune.retrain import self_training_of
         from neon.tune.run import Tuner, identity_of
@@ -159,8 +175,11 @@ class Tune(ChoiceFlags):
             for path in plan.self_trained:
                 warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, found.facts))
-        with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            scorer = Scorer(plan, model, found.selection, found.reporting, self.out, processes)
+        with (
+            held_by_main(self.out, identity, processes, fresh=self.fresh),
+            Tracker(self.log, self.out, identity, processes) as tracker,
+        ):
+            scorer = Scorer(plan, model, found.selection, found.reporting, self.out, processes, tracker)
             load = self.loader(plan.base, plan.key, processes)
             again = self_training_of(plan, model, load) if plan.resample else None
             if again is None and plan.resample and plan.searches_sampler and model.tunable and processes.is_main:
@@ -169,6 +188,7 @@ class Tune(ChoiceFlags):
                     "best sampler these weights are used as they are; with --training_images and --synthetic_images "
                     "others are trained for it"
                 )
+            again = again and replace(again, log=self.log)
             outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again, save=self.save)
         if processes.is_main:
             print(outcome.text, flush=True)

@@ -16,6 +16,7 @@ import tyro
 
 from neon.cli.command_line import Scales, Weights, at_least_one, finite, number
 from neon.errors import RequestError, note, warn
+from neon.runtime.trackers import TrackerName
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ Resizing = Literal["clean", "legacy_pytorch", "legacy_tensorflow"] | None
 """the keys of neon.metrics.resizing.RESIZERS"""
 Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
 """on or off where that must be told from not given"""
+Log = Annotated[TrackerName | None, tyro.conf.arg(metavar="tensorboard|wandb|trackio")]
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 INCEPTION = "inception"
 """what `--features` calls the network of FID; any other name is a file"""
@@ -388,6 +390,8 @@ class TrainingFlags:
     """how often the state of the run is saved"""
     seed: int = 0
     """of initial weights, data order and noise"""
+    log: Log = None
+    """also send the curves to a tracker"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
 

@@ -34,6 +34,7 @@ from neon.cli.flags import (
     TrainingFlags,
 )
 from neon.errors import RequestError, warn
+from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
     import torch
@@ -171,6 +172,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         from neon.runtime.threads import use_threads
         from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
+        check_installed(self.log)
         self.check()
         dataset = self.dataset()
         with processes(self.device) as group:
@@ -206,6 +208,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 identity=identity,
                 on_snapshot=pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
+                log=self.log,
             )
             if group.is_main:
                 last = snapshots[-1]

@@ -13,6 +13,7 @@ from neon.library.generator import Generator, PathLike, named_features, public, 
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
+from neon.runtime.trackers import TrackerName
 from neon.tune.inputs import Inputs, RealImages, check_counts, open_real_images
 from neon.tune.outcome import Presentation
 
@@ -97,7 +98,14 @@ def improve_model(
 
 
 def improve_generator(
-    generator: Generator, real: RealImages | None, plan: ImprovePlan, out: Path, group: Processes, *, fresh: bool
+    generator: Generator,
+    real: RealImages | None,
+    plan: ImprovePlan,
+    out: Path,
+    group: Processes,
+    *,
+    fresh: bool,
+    log: TrackerName | None = None,
 ) -> Improved:
     """`improve_model` of what was asked for, read and checked; errors as there."""
     if generator.path is None:
@@ -111,11 +119,11 @@ def improve_generator(
     if inputs is None:
         facts = group.on_main(lambda: origin.facts(model))
         merges, text = improve_unscored(
-            plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh
+            plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh, log=log
         )  # fmt: skip
         return Improved(folder=out, path=None, weights=merges, w=None, text=text)
     shown = Presentation(title=f"Neon: {base.path.name}, improved", real=inputs.pictures)
-    outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh)
+    outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh, log=log)
     path = outcome.weights[0] if outcome.weights else None
     w = None if path is None else outcome.recommended[1].w
     return Improved(folder=out, path=path, weights=outcome.weights, w=w, text=outcome.text)

@@ -1,10 +1,8 @@
 """What the scores of a run say: its table, its result in sentences, the content of `scores.json`, and `scores.csv`."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from neon.report.record import CONFIDENCE, Gain, Report, Row, paired_gain
-from neon.runtime.files import as_json, atomic_write
+from neon.runtime.files import write_csv
 
 REAL_NAME = "real images"
 SCORES_TABLE = "scores.csv"
@@ -292,16 +290,12 @@ def write_scores_csv(folder: str | os.PathLike[str], report: Report) -> Path:
 
     Figures in full, nothing where there is none; blocks are counted from 0, and those of one number share their seeds.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"])
-    for row in report.rows:
-        settings = None if row.settings is None else json.dumps(as_json(row.settings))
-        for number, block in enumerate(row.blocks):
-            for metric, scores in {report.metric: block, **block.beside}.items():
-                of_block = (getattr(scores, name) for name in OF_BLOCKS)
-                writer.writerow([row.key, row.name, row.w, row.calls, number, metric, *of_block, settings])
+    lines = (
+        {**asdict(scores), "block": number, "metric": metric, **vars(row), "network_calls": row.calls}
+        for row in report.rows
+        for number, block in enumerate(row.blocks)
+        for metric, scores in {report.metric: block, **block.beside}.items()
+    )
     path = Path(folder) / SCORES_TABLE
-    with atomic_write(path) as file:
-        file.write(lines.getvalue().encode())
+    write_csv(path, [*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"], lines)
     return path

@@ -155,6 +155,7 @@ def choose(
     if save:
         outcome = replace(outcome, weights=scorer.processes.on_main(lambda: write_weights(*outcome.recommended)))
     scorer.processes.on_main(lambda: _write(outcome))
+    scorer.track_result(report.rows)
     return outcome
 
 
