@@ -191,13 +191,13 @@ class Run:
     def distance(self, w: float) -> float:
         """The distance of report images at one w."""
         self.live.set(w)
-        seeds, reference = image_seeds(Purpose.REPORT, 0, SCORED), Reference(frechet=FrechetReference(self.test))
+        seeds = image_seeds(Purpose.REPORT, 0, SCORED)
+        reference = Reference(extractor=self.extractor, frechet=FrechetReference(self.test))
         return evaluate(
             self.model,
             seeds,
             self.settings,
-            self.extractor,
-            reference,
+            [reference],
             batch_size=BATCH,
             processes=PROCESSES,
             title=f"w = {w:g}",

@@ -47,6 +47,7 @@ RAISED_BY = {
     ("neon/runtime/distributed.py", "--device"): RUNS - {"demo"},
     ("neon/noise.py", "--seed"): {name for name in RUNS - ENCODERS if not name.startswith("edm/")} | {"align"},
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
+    ("neon/metrics/reference.py", "--resize"): SCORERS,
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},

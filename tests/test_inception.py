@@ -20,7 +20,7 @@ from neon.checkpoint import save_safetensors
 from neon.errors import RequestError, WorkError
 from neon.metrics import InceptionScore, Statistics, frechet_distance
 from neon.metrics.features import features_of, score_name
-from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.metrics.inception import InceptionFeatures
 from neon.metrics.small import SmallFeatures
 from tests.inception import random_inception, varied_images
 
@@ -41,7 +41,7 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     weights = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(random_inception(), weights)
-    inception = load_inception(weights)
+    inception = InceptionFeatures.load(weights)
     return Case(weights, inception, features_of(inception, GENERATED))
 
 
@@ -102,7 +102,7 @@ def test_only_inception_earns_the_name_fid_and_an_inception_score(case: Case) ->
 
 def test_weights_are_read_from_safetensors_too(case: Case, tmp_path: Path) -> None:
     save_safetensors(tmp_path / "inception.safetensors", torch.load(case.weights), {})
-    again = load_inception(tmp_path / "inception.safetensors")
+    again = InceptionFeatures.load(tmp_path / "inception.safetensors")
     assert torch.equal(again(GENERATED[:1]), case.inception(GENERATED[:1]))
 
 
@@ -112,7 +112,7 @@ def test_without_a_name_the_weights_are_those_in_the_cache_of_torch_fidelity(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(RequestError) as caught:
-        load_inception()
+        InceptionFeatures.load()
     message = str(caught.value)
     assert message.startswith(f"{cached}: no such file") and "--inception_weights FILE" in message
     assert f"`curl -L --create-dirs -o {cached} https://github.com/toshas/torch-fidelity/" in message
@@ -120,7 +120,7 @@ def test_without_a_name_the_weights_are_those_in_the_cache_of_torch_fidelity(
 
     cached.parent.mkdir(parents=True)
     cached.symlink_to(case.weights)
-    assert torch.equal(load_inception()(GENERATED[:1]), case.inception(GENERATED[:1]))
+    assert torch.equal(InceptionFeatures.load()(GENERATED[:1]), case.inception(GENERATED[:1]))
 
 
 def test_a_file_of_something_else_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(case: Case, tmp_path: P
 
     def refusal() -> str:
         with pytest.raises(RequestError) as caught:
-            load_inception(path)
+            InceptionFeatures.load(path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -151,7 +151,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path) -> None:
     torch.save(OrderedDict(harmless=torch.zeros(2), hostile=Hostile()), saved)
     for path in (pickled, saved):
         with pytest.raises(RequestError, match=path.name):
-            load_inception(path)
+            InceptionFeatures.load(path)
     assert not (tmp_path / "executed").exists()
 
 

@@ -5,7 +5,7 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,10 +82,8 @@ class ChoiceFlags(ResidentFlags):
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
         autoencoder = open_autoencoder(model, self.vae)
-        self.check_features()
         real = RealImages(
-            features=self.features,
-            inception_weights=self.inception_weights,
+            features=self.named_features(),
             select=self.select_stats,
             report=self.report_stats or self.select_stats,
             manifold=self.real_images,
@@ -110,7 +108,7 @@ class ChoiceFlags(ResidentFlags):
         for guidance in plan.guidances:
             with values_refused():
                 replace(settings, guidance=guidance)
-        if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
+        if self.features[0] == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
             raise RequestError(
                 f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "
                 f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
@@ -162,7 +160,7 @@ class Tune(ChoiceFlags):
                 warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, found.facts))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            scorer = Scorer(plan, model, found.extractor, found.selection, found.reporting, self.out, processes)
+            scorer = Scorer(plan, model, found.selection, found.reporting, self.out, processes)
             load = self.loader(plan.base, plan.key, processes)
             again = self_training_of(plan, model, load) if plan.resample else None
             if again is None and plan.resample and plan.searches_sampler and model.tunable and processes.is_main:
@@ -201,8 +199,8 @@ class Align(ResidentFlags):
     """weights fine-tuned on the base's own samples"""
     stats: Path
     """statistics of real images (.npz), made with the same features"""
-    features: Features = field()
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    features: Features
+    """feature network: inception, or a FILE made by `neon features`"""
     key: Key = None
     """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
     self_trained_key: Key = None
@@ -251,7 +249,9 @@ class Align(ResidentFlags):
         check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
         model, settings = self.open(self.base, self.key, processes)
         open_autoencoder(model, self.vae)
-        extractor = self.extractor(processes.device)
+        extractor, *others = self.extractors(processes.device)
+        if others:
+            raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")
         use_threads(processes.device, model, extractor)
         reference = load_statistics(self.stats, model, extractor)
         fewest = 2 * max(extractor.dim, GROUPS)

@@ -118,7 +118,7 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
 
     def check(self) -> None:
         """A RequestError for flags that do not go together."""
-        self.check_features()
+        self.named_features().check()
         at_least_one(nearest_k=self.nearest_k)
         for name in ("report_real", "real_images"):
             if self.real is None and getattr(self, name) is not None:
@@ -153,8 +153,7 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
         if self.real is None:
             return None
         return RealImages(
-            features=self.features,
-            inception_weights=self.inception_weights,
+            features=self.named_features(),
             select=self.real,
             report=self.report_real or self.real,
             manifold=self.real_images,

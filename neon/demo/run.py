@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
-from neon.evaluate import Reference
+from neon.evaluate import RealFeatures, Reference
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.metrics import FrechetReference, Manifold, Statistics
@@ -77,7 +77,11 @@ def _inputs(model: GenerativeModel, processes: Processes) -> Inputs:
     extractor, real = load_features(FEATURES, processes.device), real_images()
     manifold = Manifold(features_of(extractor, real.to(processes.device)), k=NEAREST_K)
     selection, reporting = (
-        Reference(frechet=FrechetReference(Statistics.load(path)), manifold=manifold)
+        Reference(
+            extractor=extractor,
+            frechet=FrechetReference(Statistics.load(path)),
+            real=RealFeatures(manifold=manifold),
+        )
         for path in (TRAIN_STATISTICS, TEST_STATISTICS)
     )
     files = {path.name: path for path in (FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, REAL_IMAGES)}
@@ -85,9 +89,8 @@ def _inputs(model: GenerativeModel, processes: Processes) -> Inputs:
     return Inputs(
         model=model,
         settings=replace(model.default_settings, solver="euler", num_steps=NUM_STEPS),
-        extractor=extractor,
         selection=selection,
-        reporting=reporting,
+        reporting=(reporting,),
         facts=facts,
         pictures=real[:50],
     )

@@ -75,7 +75,7 @@ def improve(
         say_what_is_left(plan, model, settings, inputs, out, processes)
         self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
         search = plan.tune_plan(base.path, base.key, snapshots, plan.guidances(model, settings))
-        scorer = Scorer(search, model, inputs.extractor, inputs.selection, inputs.reporting, out, processes)
+        scorer = Scorer(search, model, inputs.selection, inputs.reporting, out, processes)
         given = Tuner(search, scorer, settings)
         provenance = processes.on_main(lambda: {**identity, **_provenance(plan, given)})
         shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training)))
@@ -206,7 +206,7 @@ def _write_card(plan: ImprovePlan, base: Base, outcome: Outcome) -> None:
         training_images=plan.budget,
         image_shape=model.image_shape,
         num_classes=model.num_classes,
-        real=Path(tuner.scorer.reporting.frechet.statistics.name).name,  # folders are nobody's business
+        real=Path(tuner.scorer.reporting[0].frechet.statistics.name).name,  # folders are nobody's business
     )
     write_card(tuner.scorer.folder, outcome.report, card)
 

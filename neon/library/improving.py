@@ -1,6 +1,6 @@
 """The whole method from Python: `neon improve` as a function."""
 
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from neon.errors import RequestError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.improve.unscored import improve_unscored
-from neon.library.generator import Generator, PathLike, public, whole
+from neon.library.generator import Generator, PathLike, named_features, public, whole
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -43,7 +43,7 @@ def improve_model(
     report_real: PathLike | None = None,
     real_images: PathLike | None = None,
     nearest_k: int = 5,
-    features: PathLike = "inception",
+    features: PathLike | Sequence[PathLike] = "inception",
     inception_weights: PathLike | None = None,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -61,7 +61,8 @@ def improve_model(
         report_real: what the report is made against, likewise; by default the same.
         real_images: folder or zip of real images: also scores precision and recall.
         nearest_k: which nearest neighbour gives the radius in these.
-        features: "inception", or the file of a feature network.
+        features: "inception", or the file of a feature network; or several: the choice is made by the first, and
+            reported in all.
         inception_weights: file of the Inception network; by default in torch-fidelity's cache.
         fresh: replace a run that is in the folder.
         processes: as in `sample_set`.
@@ -83,8 +84,7 @@ def improve_model(
     images = None
     if real is not None:
         images = RealImages(
-            features=os.fspath(features),
-            inception_weights=None if inception_weights is None else Path(inception_weights),
+            features=named_features(features, inception_weights),
             select=Path(real),
             report=Path(real if report_real is None else report_real),
             manifold=None if real_images is None else Path(real_images),
@@ -129,7 +129,9 @@ def real_inputs(generator: Generator, real: RealImages | None, plan: ImprovePlan
         return None
     model = generator.model
     found = open_real_images(real, model, generator.settings, batch_size=plan.batch_size, processes=group, files={})
-    check_counts(found.extractor, select_images=plan.select_images, report_images=plan.images_of_report)
+    check_counts(found.extractor, select_images=plan.select_images)
+    for reference in found.reporting:
+        check_counts(reference.extractor, report_images=plan.images_of_report)
     return replace(found, facts={**found.facts, **group.on_main(lambda: generator.origin.facts(model))})
 
 
@@ -147,5 +149,9 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
     if real is not None:
         report = None if real.report == real.select else real.report
         given |= {"real": real.select, "report_real": report, "real_images": real.manifold}
-        given |= {name: getattr(real, name) for name in ("nearest_k", "features", "inception_weights")}
+        named = real.features
+        features = named.names[0] if len(named.names) == 1 else named.names
+        given |= {"nearest_k": real.nearest_k, "features": features, "inception_weights": named.inception_weights}
+        if named.resize is not None:
+            given["resize"] = named.resize
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

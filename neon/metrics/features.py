@@ -1,36 +1,59 @@
-"""Feature extractors: images in, features out, and the name that goes into the score."""
+"""Feature extractors: images in, features out, and the names that go into scores."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from neon.metrics.inception import InceptionFeatures
+Images: TypeAlias = Tensor | Sequence[Tensor]
+"""uint8 [B, C, H, W]; or B images [C, H, W] that may differ in size, for extractors that take `any_size`"""
 
 
-class FeatureExtractor(Protocol):
+class FeatureExtractor(ABC):
     """What a metric needs of a feature network."""
 
     name: str
-    """goes into the name of the score, see `score_name`"""
+    """goes into the names of scores"""
     dim: int
     """F, the number of features"""
+    any_size: bool = False
+    """whether images of one set may differ in size: each is then resized by itself"""
+    protocol: Mapping[str, str] = MappingProxyType({})
+    """how images become features, by name, where that is not the only way of this network; recorded with every score"""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, F]; row b depends on image b only."""
-        ...
+    @property
+    def identity(self) -> str:
+        """Tells features of different networks, or of different ways to resize, apart; statistics carry it."""
+        return self.name
+
+    @property
+    def score_name(self) -> str:
+        """What records call a Fréchet distance of these features."""
+        return f"fd_{self.name}"
+
+    @property
+    def kernel_name(self) -> str:
+        """What records call a kernel distance of these features."""
+        return f"kd_{self.name}"
+
+    @abstractmethod
+    def __call__(self, images: Images) -> Tensor:
+        """Images -> float32 [B, F]; row b depends on image b only."""
 
     def logits(self, features: Tensor) -> Tensor | None:
         """float32 [B, F] -> class logits [B, 1008] for an Inception Score; None: this network earns none.
 
         Only where there are logits are `is_mean` and `is_std` among the scores.
         """
-        ...
+        return None
 
 
 def score_name(extractor: FeatureExtractor) -> str:
     """`fid`, or `fd_<features>`: only Inception's 2048 features earn the name FID."""
-    return "fid" if isinstance(extractor, InceptionFeatures) else f"fd_{extractor.name}"
+    return extractor.score_name
 
 
 @torch.no_grad()

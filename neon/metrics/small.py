@@ -1,5 +1,6 @@
 """A small feature network for images of one's own: what it is, how it is trained, its file."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.data.images import TrainingImages, from_uint8
 from neon.errors import RequestError
+from neon.metrics.features import FeatureExtractor
 from neon.model import building, check_outline, load_weights
 from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
@@ -24,7 +26,7 @@ Lesson = Callable[[Tensor], tuple[Tensor, Tensor]]
 """int64 [B], places in a set -> their images, uint8 [B, C, H, W], and what is to be answered of them, int64 [B]"""
 
 
-class SmallFeatures(nn.Module):
+class SmallFeatures(nn.Module, FeatureExtractor):
     """A small convolutional classifier whose last hidden layer is the features, for data of one's own.
 
     config: {"name", "image_shape": [C, H, W], "dim": F, "num_classes"}, and where they are not the usual ones "stride",
@@ -75,8 +77,14 @@ class SmallFeatures(nn.Module):
             )
         return self.body(from_uint8(images))
 
-    def logits(self, features: Tensor) -> None:
-        """None: an Inception Score is defined by Inception's classes."""
+    @property
+    def identity(self) -> str:
+        """The name, and what tells networks of one name apart: a digest of config and weights."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return f"{self.name}:{digest.hexdigest()[:12]}"
 
     def classify(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> class logits float32 [B, num_classes]: what the network is trained by."""
@@ -153,16 +161,18 @@ def quarter_turns(dataset: TrainingImages) -> Lesson:
     return lesson
 
 
-def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, steps: int) -> None:
+def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, passes: float) -> None:
     """Cross-entropy with Adam on batches of 128, the learning rate falling linearly to 0; then in eval mode.
 
-    The images at `places`, int64 [N], are visited in passes that torch's global generator shuffles.
+    The images at `places`, int64 [N], are visited in `passes` that torch's global generator shuffles.
     """
+    size = min(BATCH, len(places))
+    steps = max(1, round(passes * (len(places) // size)))
     device = extractor.head.weight.device
     optimizer = torch.optim.Adam(extractor.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with Progress("feature network", steps, "step", Processes()) as progress:
-        for batch in islice(_batches(places), steps):
+        for batch in islice(_batches(places, size), steps):
             images, answers = (tensor.to(device) for tensor in lesson(batch))
             loss = F.cross_entropy(extractor.classify(images), answers)
             optimizer.zero_grad()
@@ -173,9 +183,8 @@ def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, ste
     extractor.eval().requires_grad_(False)
 
 
-def _batches(places: Tensor) -> Iterator[Tensor]:
-    """The endless batches of `fit_classifier`: whole ones only, unless there are fewer images than one takes."""
-    size = min(BATCH, len(places))
+def _batches(places: Tensor, size: int) -> Iterator[Tensor]:
+    """Batches without end, whole ones only."""
     while True:
         for chosen in torch.randperm(len(places)).split(size)[: len(places) // size]:
             yield places[chosen]

@@ -10,7 +10,6 @@ from torch import Tensor
 from neon.errors import DegenerateError, RequestError, warn
 from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
 from neon.metrics import Statistics
-from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -43,14 +42,13 @@ class Scorer:
         self,
         plan: TunePlan,
         model: GenerativeModel,
-        extractor: FeatureExtractor,
         selection: Reference,
-        reporting: Reference,
+        reporting: Sequence[Reference],
         folder: Path,
         processes: Processes,
     ) -> None:
-        self.plan, self.model, self.extractor = plan, model, extractor
-        self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
+        self.plan, self.model, self.folder, self.processes = plan, model, folder, processes
+        self.selection, self.reporting = selection, tuple(reporting)
         self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         """weights before any merge: the live network may hold any later"""
         self.log = ScoreLog(folder / LOG_FILE, processes)
@@ -88,8 +86,7 @@ class Scorer:
                 put(),
                 image_seeds(purpose, self.plan.seed, count, start=block * count),
                 settings,
-                self.extractor,
-                self.selection if purpose is Purpose.SELECTION else self.reporting,
+                [self.selection] if purpose is Purpose.SELECTION else self.reporting,
                 batch_size=self.plan.batch_size,
                 processes=self.processes,
                 label=self.model.set_labels(count, self.plan.seed),
@@ -105,7 +102,7 @@ class Scorer:
 
     def cautions(self, gain: float) -> list[str]:
         """Why a choice that gained so much may be off for other images, as sentences; also said as warnings."""
-        references = self.selection.frechet.statistics, self.reporting.frechet.statistics
+        references = self.selection.frechet.statistics, self.reporting[0].frechet.statistics
         found = [*reference_cautions(*references, gain), *balance_cautions(self.model, self.plan.report_images)]
         if self.processes.is_main:
             for caution in found:
@@ -157,7 +154,7 @@ class Scorer:
         return self.folder / STATISTICS / f"{as_file_name(name)}.npz"
 
     def _load(self, file: Path) -> Statistics:
-        dim = self.extractor.dim
+        dim = self.selection.extractor.dim
         with reading_state(file, "delete it, and its point is sampled again"):
             statistics = Statistics.load(file)
             if statistics.dim != dim:
