@@ -199,9 +199,7 @@ class MakeFeatures:
         total = self.total_images or min(max(PASSES * len(trained), LEAST_TRAINED), MOST_TRAINED)
         fit_classifier(extractor, lesson_of(dataset), trained, total / len(trained))
         right, chance = accuracy(extractor, lesson_of(dataset if test is None else test), asked)
-        print(
-            f"accuracy {right:.3f} on {len(asked):,} other images, of which {chance:.3f} have the most frequent answer"
-        )
+        print(f"accuracy {right:.3f} on {len(asked):,} held-out images (chance {chance:.3f})")
         if right <= chance + 2 * math.sqrt(chance * (1 - chance) / len(asked)):
             warn(
                 "these features have learned nothing that shows; scores by them say little: train on more images, "
