@@ -30,7 +30,7 @@ from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import features_of
-from neon.metrics.small import SmallFeatures, fit_classifier, load_features
+from neon.metrics.small import SmallFeatures, classes_of, fit_classifier, load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -44,9 +44,8 @@ def second_features(data: Path, seed: int) -> SmallFeatures:
     """A classifier like the demo's, of another seed and twice the features."""
     torch.manual_seed(seed)
     training = load_fashion(data, "train")
-    assert training.labels is not None
     extractor = SmallFeatures("second128", training.image_shape, 128, 10)
-    fit_classifier(extractor, training.images, training.labels, epochs=2)
+    fit_classifier(extractor, classes_of(training), torch.arange(len(training)), passes=2)
     return extractor
 
 

@@ -42,7 +42,7 @@ SCORERS = {
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
     ("neon/runtime/trackers.py", "--log"): {*TRAINERS, "VAR/train_tokenizer.py", "tune", "improve"},
-    ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert"},
+    ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert", "features"},
     ("neon/sampling.py", "--fresh"): {name for name in SAMPLERS if "sample" in name},
     ("neon/sampling.py", "--class"): SAMPLERS,
     ("neon/runtime/distributed.py", "--device"): RUNS - {"demo"},

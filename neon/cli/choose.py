@@ -220,7 +220,7 @@ class Align(ResidentFlags):
     stats: Path
     """statistics of real images (.npz), made with the same features"""
     features: Features
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    """feature network: inception, or a FILE made by `neon features`"""
     key: Key = None
     """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
     self_trained_key: Key = None

@@ -271,8 +271,8 @@ class FeatureFlags:
     """What images are compared by."""
 
     features: Features = (INCEPTION,)
-    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `python -m neon.demo.train
-    features`; several score the same images in each, and the first is what choices are made by"""
+    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `neon features`;
+    several score the same images in each, and the first is what choices are made by"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
     resize: Resizing = None

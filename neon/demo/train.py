@@ -11,7 +11,7 @@ Each is seeded and runs on one thread, so that one machine makes the same weight
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +36,7 @@ from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.errors import RequestError, WorkError
 from neon.metrics import Statistics
 from neon.metrics.features import features_of
-from neon.metrics.small import BATCH, Lesson, SmallFeatures, accuracy, classes_of, fit_classifier, quarter_turns
+from neon.metrics.small import Lesson, SmallFeatures, accuracy, classes_of, fit_classifier, quarter_turns
 from neon.model import architecture, load_weights, save_model
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
@@ -139,15 +139,15 @@ class TrainFeatures:
         training: ArrayDataset,
         test: ArrayDataset,
     ) -> None:
-        steps = self.epochs * (len(training) // BATCH)
-        fit_classifier(extractor, lesson_of(training), torch.arange(len(training)), steps)
+        fit_classifier(extractor, lesson_of(training), torch.arange(len(training)), self.epochs)
         right, chance = accuracy(extractor, lesson_of(test), torch.arange(len(test)))
         print(f"{extractor.name}: accuracy {right:.4f} on the {len(test)} test images (by chance {chance:.2f})")
 
     def _save(self, extractor: SmallFeatures, asset: Path, statistics: Mapping[Path, ArrayDataset]) -> None:
         extractor.save(self.output / asset.name)
         for path, split in statistics.items():
-            Statistics.from_features(features_of(extractor, split.images)).save(self.output / path.name)
+            found = Statistics.from_features(features_of(extractor, split.images))
+            replace(found, features=extractor.identity).save(self.output / path.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,16 +161,18 @@ def quarter_turns(dataset: TrainingImages) -> Lesson:
     return lesson
 
 
-def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, steps: int) -> None:
+def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, passes: float) -> None:
     """Cross-entropy with Adam on batches of 128, the learning rate falling linearly to 0; then in eval mode.
 
-    The images at `places`, int64 [N], are visited in passes that torch's global generator shuffles.
+    The images at `places`, int64 [N], are visited in `passes` that torch's global generator shuffles.
     """
+    size = min(BATCH, len(places))
+    steps = max(1, round(passes * (len(places) // size)))
     device = extractor.head.weight.device
     optimizer = torch.optim.Adam(extractor.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with Progress("feature network", steps, "step", Processes()) as progress:
-        for batch in islice(_batches(places), steps):
+        for batch in islice(_batches(places, size), steps):
             images, answers = (tensor.to(device) for tensor in lesson(batch))
             loss = F.cross_entropy(extractor.classify(images), answers)
             optimizer.zero_grad()
@@ -181,9 +183,8 @@ def fit_classifier(extractor: SmallFeatures, lesson: Lesson, places: Tensor, ste
     extractor.eval().requires_grad_(False)
 
 
-def _batches(places: Tensor) -> Iterator[Tensor]:
-    """The endless batches of `fit_classifier`: whole ones only, unless there are fewer images than one takes."""
-    size = min(BATCH, len(places))
+def _batches(places: Tensor, size: int) -> Iterator[Tensor]:
+    """Batches without end, whole ones only."""
     while True:
         for chosen in torch.randperm(len(places)).split(size)[: len(places) // size]:
             yield places[chosen]
