@@ -29,7 +29,7 @@ from neon.evaluate import RealFeatures, Reference, evaluate
 from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import features_of, score_name
+from neon.metrics.features import features_of
 from neon.metrics.small import SmallFeatures, classes_of, fit_classifier, load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
@@ -124,7 +124,7 @@ def main(
             frechet=FrechetReference(Statistics.from_features(features)),
             real=RealFeatures(manifold=Manifold(features[:2000], k=5)),
         )
-        print(f"\n{score_name(extractor):<30}{'distance':>10}{'precision':>11}{'recall':>9}")
+        print(f"\n{extractor.score_name:<30}{'distance':>10}{'precision':>11}{'recall':>9}")
         for name, (end, weight) in ends.items():
             LiveMerge(model.network, base, end).set(weight)
             scores = evaluate(
@@ -136,7 +136,7 @@ def main(
                 processes=Processes(),
                 title=name,
             )
-            record["scores"].setdefault(score_name(extractor), {})[name] = {
+            record["scores"].setdefault(extractor.score_name, {})[name] = {
                 "distance": scores.distance,
                 "precision": scores.precision,
                 "recall": scores.recall,

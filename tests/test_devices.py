@@ -441,7 +441,7 @@ def test_features_of_images_are_gathered_without_waiting_for_the_gpu() -> None:
         group = Processes(device=gpu.device)
         images = sampled_images(model, range(7), EDMSettings(num_steps=2), group)
         moments = Moments(extractor.dim, gpu.device)
-        for features in features_in_order(images, 7, extractor, batch_size=3, processes=group, title="images"):
+        for (features,) in features_in_order(images, 7, [extractor], batch_size=3, processes=group, title="images"):
             moments.update(features)
     assert gpu.waits == []
 

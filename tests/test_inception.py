@@ -17,9 +17,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from neon.checkpoint import save_safetensors
+from neon.cli import main
 from neon.errors import RequestError, WorkError
 from neon.metrics import InceptionScore, Statistics, frechet_distance
-from neon.metrics.features import features_of, score_name
+from neon.metrics.features import features_of
 from neon.metrics.inception import InceptionFeatures
 from neon.metrics.small import SmallFeatures
 from tests.inception import random_inception, varied_images
@@ -63,6 +64,46 @@ def test_features_and_logits_are_those_of_torch_fidelity(case: Case) -> None:
         assert difference(case.inception.logits(features), logits) < 1e-6
 
 
+def test_images_are_resized_as_the_network_does_it_unless_another_mode_is_asked_for(case: Case) -> None:
+    network = case.inception._network
+    usual, named, *others = (
+        InceptionFeatures(network, mode) for mode in (None, "legacy_tensorflow", "legacy_pytorch", "clean")
+    )
+    for images in (GENERATED[:4], varied_images(2, size=70), REAL[:2, :, :20]):
+        with torch.no_grad():
+            (expected,) = network(images)
+        assert torch.equal(usual(images), expected) and torch.equal(named(images), expected)
+        assert all(difference(other(images), expected) > 1e-3 for other in others)
+    fitting = varied_images(1, size=299)
+    assert all(torch.equal(other(fitting), usual(fitting)) for other in others)
+    assert usual.identity == named.identity == "inception" and not usual.protocol and not named.protocol
+    assert [other.identity for other in others] == ["inception:legacy_pytorch", "inception:clean"]
+    assert others[1].protocol == {"resize": "clean"}
+
+
+def test_images_of_several_sizes_need_a_mode_of_resizing(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [*REAL[:2], REAL[2, :, :20], varied_images(1, size=50)[0]]
+    (tmp_path / "uneven").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "uneven" / f"{index}.png")
+
+    def stats(more: str) -> int:
+        return main(f"stats {tmp_path}/uneven {tmp_path}/out.npz --features inception={case.weights} {more}".split())
+
+    assert stats("") == 2
+    told = capsys.readouterr().err
+    assert "2.png is (3, 20, 32)" in told and "--resize MODE" in told and not (tmp_path / "out.npz").exists()
+    assert stats("--resize clean") == 0
+    clean = InceptionFeatures(case.inception._network, "clean")
+    features = torch.cat([clean(image[None]) for image in images])
+    made = Statistics.load(tmp_path / "out.npz", "inception:clean")
+    assert difference(torch.from_numpy(made.mu), features.double().mean(0)) < 1e-6
+    with pytest.raises(RequestError, match="inception:clean"):
+        Statistics.load(tmp_path / "out.npz", "inception")
+
+
 def test_the_features_of_an_image_do_not_depend_on_the_others_in_its_batch(case: Case) -> None:
     alone = torch.cat([case.inception(GENERATED[:1]), case.inception(GENERATED[37:])])
     assert difference(alone, case.features[[0, 37, 38, 39]]) < 1e-5
@@ -91,9 +132,9 @@ def test_a_program_that_asks_for_less_precision_gets_the_same_scores(case: Case)
 
 
 def test_only_inception_earns_the_name_fid_and_an_inception_score(case: Case) -> None:
-    assert score_name(case.inception) == "fid"
+    assert case.inception.score_name == "fid"
     other = SmallFeatures("inception", (1, 8, 8), dim=6, num_classes=3)
-    assert score_name(other) == "fd_inception"
+    assert other.score_name == "fd_inception"
     assert other.logits(torch.zeros(2, 6)) is None
 
 

@@ -235,7 +235,6 @@ class Align(ResidentFlags):
 
         from neon.data.images import ImageDataset
         from neon.merge import LiveMerge, check_same_network, load_self_trained
-        from neon.metrics.features import score_name
         from neon.metrics.reference import load_statistics
         from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
@@ -282,7 +281,7 @@ class Align(ResidentFlags):
             ),
             reference,
         )
-        metric = score_name(extractor)
+        metric = extractor.score_name
 
         def write() -> None:
             print(prediction_text(prediction, left, metric, self.num_images))

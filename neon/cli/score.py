@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,8 @@ def score_network(
         scores = {value: scored[value] for value in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
-    facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
+    kernel = {} if flags.precision_recall is None else KERNEL_PROTOCOL
+    facts = {**kernel, "processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
     processes.on_main(lambda: _report(scores, kind, references, {**protocol, **facts}, flags.json))
 
 
@@ -197,7 +198,7 @@ def _protocol(
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
         "real_images": None if real is None else str(real),
-        **({} if real is None else {"nearest_k": flags.nearest_k, **KERNEL_PROTOCOL}),
+        "nearest_k": None if real is None else flags.nearest_k,
         **fingerprints({"real_images_fingerprint": real}),
     }
 
@@ -284,13 +285,21 @@ def _spelled(name: str) -> str:
     return head.upper() + (f"_{features}" if features else "")
 
 
-def _text(scores: Scores, dims: Mapping[str, int], chosen: Mapping[str, float] | None = None) -> str:
-    """Scores in words; a distance with three digits where there are too few images for its features (`dims`)."""
+def _text(
+    scores: Scores,
+    dims: Mapping[str, int],
+    chosen: Mapping[str, float] | None = None,
+    few_real: Collection[str] = (),
+) -> str:
+    """Scores in words; a distance with three digits where there are too few images for its features (`dims`).
+
+    `few_real`: the distances for which there are too few real ones.
+    """
     parts = []
     for number, (metric, one) in enumerate(zip(dims, (scores, *scores.beside.values()), strict=True)):
         distance = one.distance
         shown = f"{distance:.6f}"
-        if are_few(one.num_images, dims[metric]):
+        if metric in few_real or are_few(one.num_images, dims[metric]):
             shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
         parts.append(f"{_spelled(metric)}={shown}")
         if one.kernel is not None:
@@ -357,7 +366,9 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
             )
             named = {reference.metric: one for reference, one in zip(references[1:], others, strict=True)}
             scores = replace(first, beside=named)
-        _report_pair(scores, {one.metric: one.extractor.dim for one in references}, flags)
+        few = [one.metric for one, side in zip(references, statistics[1], strict=True) if are_few(side.count, side.dim)]
+        protocols = {one.metric: dict(one.extractor.protocol) for one in references if one.extractor.protocol}
+        _report_pair(scores, {one.metric: one.extractor.dim for one in references}, flags, few, protocols)
 
     processes.on_main(report)
 
@@ -373,17 +384,26 @@ def _score_statistics(flags: ImagePairFlags) -> None:
     inception = name == INCEPTION or (not name and a.dim == INCEPTION_DIM)
     metric = "fid" if inception else f"fd_{name or a.dim}"
     scores = Scores(distance=FrechetReference(b).distance(a), num_images=a.count)
-    _report_pair(scores, {metric: a.dim}, flags)
+    _report_pair(scores, {metric: a.dim}, flags, [metric] if are_few(b.count, b.dim) else [], {})
 
 
-def _report_pair(scores: Scores, dims: Mapping[str, int], flags: ImagePairFlags) -> None:
-    print(_text(scores, dims), flush=True)
+def _report_pair(
+    scores: Scores,
+    dims: Mapping[str, int],
+    flags: ImagePairFlags,
+    few_real: Collection[str],
+    protocols: Mapping[str, dict[str, str]],
+) -> None:
+    """Print the scores of `flags` and write them to `--json`, with the `protocols` of features by distance."""
+    print(_text(scores, dims, few_real=few_real), flush=True)
     if flags.json is None:
         return
     metric, *_ = dims
     nearest_k = flags.nearest_k if flags.precision_recall else None
     facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}
     kernel = KERNEL_PROTOCOL if flags.precision_recall else {}
+    resized = {"feature_protocols": protocols} if protocols else {}
     write_json(
-        flags.json, {"metric": metric, **_entry(scores, metric, {"w": None}), **facts, **kernel, "neon": __version__}
+        flags.json,
+        {"metric": metric, **_entry(scores, metric, {"w": None}), **facts, **kernel, **resized, "neon": __version__},
     )

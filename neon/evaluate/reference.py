@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neon.data.images import ImageDataset
 from neon.errors import DegenerateError, RequestError, warn
-from neon.evaluate.features import tally_images
+from neon.evaluate.features import take_any_size, tally_images
 from neon.evaluate.scores import SHARES, Scores
 from neon.evaluate.tally import Tally
 from neon.metrics import FrechetReference, Manifold, Statistics, kernel_distance
@@ -145,10 +145,10 @@ def references_at(
     else:
         dataset = ImageDataset(path)
         if tuple(dataset.image_shape) != tuple(model.image_shape):
-            raise RequestError(
-                f"{path}: images are {dataset.image_shape} (C, H, W), but the model makes {model.image_shape}; give "
-                "real images of its size"
-            )
+            misfit = f"{path}: images are {dataset.image_shape} (C, H, W), but the model makes {model.image_shape}"
+            if not take_any_size(extractors):
+                raise RequestError(f"{misfit}; give real images of its size")
+            warn(f"{misfit}; each is resized by itself")
         for extractor in extractors:
             if len(dataset) <= extractor.dim:
                 raise RequestError(

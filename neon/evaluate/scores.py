@@ -59,10 +59,12 @@ def scores_from(entry: Any) -> Scores:
 
 
 def scores_json(scores: Scores) -> dict[str, Any]:
-    """Scores as JSON; without `beside` where there is one feature space, as in records of earlier runs."""
-    entry = asdict(scores)
-    beside = {name: scores_json(one) for name, one in scores.beside.items()}
-    return {**entry, "beside": beside} if beside else {name: entry[name] for name in entry if name != "beside"}
+    """Scores as JSON; as in records of earlier runs where there is no kernel distance, and one feature space."""
+    newer = ("kernel", "kernel_std", "beside")
+    entry = {name: value for name, value in asdict(scores).items() if name not in newer or value}
+    return entry | (
+        {"beside": {name: scores_json(one) for name, one in scores.beside.items()}} if scores.beside else {}
+    )
 
 
 class ScoreLog:

@@ -78,7 +78,7 @@ _KEYWORDS = {
     "vae_ckpt (neon's commands: --vae)": "autoencoder",
     "vae_path (neon's commands: --vae)": "autoencoder",
     "vae": "autoencoder",
-    **{name: name for name in ("features", "key", "model", "precision", "seed")},
+    **{name: name for name in ("features", "inception_weights", "key", "model", "precision", "resize", "seed")},
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
 }
@@ -493,6 +493,7 @@ def score(
     label: int | None = None,
     batch_size: int = 64,
     inception_weights: PathLike | None = None,
+    resize: str | None = None,
     real_images: PathLike | None = None,
     nearest_k: int = 5,
     processes: Processes | None = None,
@@ -513,6 +514,7 @@ def score(
         label: as in `sample_set`.
         batch_size: images per forward pass of one process.
         inception_weights: file of the Inception network; by default in torch-fidelity's cache.
+        resize: how images are resized for it: "clean", "legacy_pytorch" or, by default, "legacy_tensorflow".
         real_images: folder or zip of real images: also scores precision, recall, density, coverage and the kernel
             distance (KID).
         nearest_k: which nearest neighbour gives the radius in these.
@@ -531,7 +533,7 @@ def score(
     which = _images(generator, Purpose.REPORT, num_images, seed, label, batch_size, settings)
     nearest_k = whole("nearest_k", nearest_k)
     check_enough(num_images, group)
-    extractors = named_features(features, inception_weights).load(group.device)
+    extractors = named_features(features, inception_weights, resize).load(group.device)
     model = generator.model
     with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)

@@ -45,6 +45,7 @@ def improve_model(
     nearest_k: int = 5,
     features: PathLike | Sequence[PathLike] = "inception",
     inception_weights: PathLike | None = None,
+    resize: str | None = None,
     fresh: bool = False,
     processes: Processes | None = None,
     **plan: Any,
@@ -64,6 +65,7 @@ def improve_model(
         features: "inception", or the file of a feature network; or several: the choice is made by the first, and
             reported in all.
         inception_weights: file of the Inception network; by default in torch-fidelity's cache.
+        resize: how images are resized for it: "clean", "legacy_pytorch" or, by default, "legacy_tensorflow".
         fresh: replace a run that is in the folder.
         processes: as in `sample_set`.
         plan: num_synthetic, training_images, select_images, w and the like: the other flags of `neon improve`, by name.
@@ -84,7 +86,7 @@ def improve_model(
     images = None
     if real is not None:
         images = RealImages(
-            features=named_features(features, inception_weights),
+            features=named_features(features, inception_weights, resize),
             select=Path(real),
             report=Path(real if report_real is None else report_real),
             manifold=None if real_images is None else Path(real_images),

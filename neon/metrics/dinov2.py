@@ -29,8 +29,11 @@ PROTOCOL = {
 }
 
 
-class DINOv2Features(PublishedNetwork):
-    """The ViT-L/14 without registers; `load` makes one."""
+class DINOv2Features(PublishedNetwork, nn.Module):
+    """The ViT-L/14 without registers; `load` makes one.
+
+    A module, so that its size decides how many threads a CPU computes with.
+    """
 
     name = "dinov2"
     dim = 1024
@@ -41,6 +44,7 @@ class DINOv2Features(PublishedNetwork):
 
     def __init__(self, network: nn.Module) -> None:
         """Wrap timm's network, built for images of 224 pixels and without a head."""
+        super().__init__()
         self._network = network
 
     def resized(self, images: Tensor) -> Tensor:
@@ -90,14 +94,13 @@ class DINOv2Features(PublishedNetwork):
 
         with torch.device("meta"):
             network: Any = timm.create_model(cls.variant, img_size=SIDE, num_classes=0)
-        own = network.state_dict()
         state.pop("mask_token", None)
         embeddings = state.get("pos_embed")
         if embeddings is not None and embeddings.ndim == 3 and _is_square(embeddings.shape[1] - 1):
             grid = list(network.patch_embed.grid_size)
             state["pos_embed"] = resample_abs_pos_embed(embeddings.float(), grid, num_prefix_tokens=1)
         network = network.to_empty(device="cpu")
-        assert not list(network.buffers()) and own.keys() == dict(network.named_parameters()).keys()
+        assert not list(network.buffers()), "what no file holds would have no value"
         try:
             load_weights(network, state, path)
         except RequestError as error:

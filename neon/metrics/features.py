@@ -34,11 +34,6 @@ class FeatureExtractor(ABC):
         """What records call a Fréchet distance of these features."""
         return f"fd_{self.name}"
 
-    @property
-    def kernel_name(self) -> str:
-        """What records call a kernel distance of these features."""
-        return f"kd_{self.name}"
-
     @abstractmethod
     def __call__(self, images: Images) -> Tensor:
         """Images -> float32 [B, F]; row b depends on image b only."""
@@ -49,11 +44,6 @@ class FeatureExtractor(ABC):
         Only where there are logits are `is_mean` and `is_std` among the scores.
         """
         return None
-
-
-def score_name(extractor: FeatureExtractor) -> str:
-    """`fid`, or `fd_<features>`: only Inception's 2048 features earn the name FID."""
-    return extractor.score_name
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ class InceptionFeatures(PublishedNetwork):
     name = "inception"
     dim = 2048
     score_name = "fid"
-    kernel_name = "kid"
     modes = tuple(RESIZERS)
     # 16 MB each. On one CPU thread, 8 to 32 take 0.09 s an image, 64 take 0.12.
     chunk = 32
@@ -44,7 +43,7 @@ class InceptionFeatures(PublishedNetwork):
 
     @property
     def identity(self) -> str:
-        return " ".join([self.name, *self.protocol.values()])
+        return ":".join([self.name, *self.protocol.values()])
 
     def resized(self, images: Tensor) -> Tensor:
         return self._resize(images, SIDE)

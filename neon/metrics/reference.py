@@ -15,6 +15,7 @@ from neon.metrics.dinov2 import DINOv2Features
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.inception import InceptionFeatures
 from neon.metrics.networks import PublishedNetwork
+from neon.metrics.resizing import RESIZERS
 from neon.metrics.small import load_features
 from neon.model import GenerativeModel
 from neon.runtime.files import hashes
@@ -41,7 +42,12 @@ class NamedFeatures:
             raise RequestError(f"--features: expected a feature network, such as {INCEPTION}")
         networks, names = [_parsed(name)[0] for name in self.names], " ".join(self.names)
         if self.inception_weights is not None and InceptionFeatures not in networks:
-            raise RequestError(f"--inception_weights: --features {names} is another network; leave one of them out")
+            raise RequestError(
+                f"--inception_weights {self.inception_weights}: --features {names} is another network; leave one of "
+                "them out"
+            )
+        if self.resize not in (None, *RESIZERS):
+            raise RequestError(f"--resize {self.resize}: expected {', '.join(RESIZERS)}")
         if self.resize is not None and not any(network is not None and network.modes for network in networks):
             raise RequestError(
                 f"--resize {self.resize}: {names} features know one way to resize images, if any; leave the flag out, "

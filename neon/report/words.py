@@ -196,8 +196,8 @@ def score_table(report: Report) -> list[list[str]]:
         ["calls", *("" if row.calls is None else str(row.calls) for row in report.rows)],
         [report.metric, *(score_text(row) + _few_blocks(report, row) for row in report.rows)],
         ["change", *(change_text(report, row) for row in report.rows)],
-        *([metric, *(score_text(row.in_space(metric)) for row in report.rows)] for metric in report.beside),
         [f"against {report.fair.name}", *(difference_text(report, row) for row in report.rows)],
+        *([metric, *(score_text(row.in_space(metric)) for row in report.rows)] for metric in report.beside),
     ]
     for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
         means = [row.mean(name) for row in report.rows]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neon.data.fingerprint import fingerprints
@@ -117,12 +118,13 @@ def _named(real: RealImages) -> tuple[tuple[str, Path], ...]:
 
 
 def _pictures(real: RealImages, count: int = 50) -> Tensor | None:
-    """The first real images, where images are given."""
+    """The first real images, where images are given; of several sizes those of the first one's."""
     images = real.manifold or next((path for _, path in _named(real) if not is_statistics(path)), None)
     if images is None:
         return None
     dataset = ImageDataset(images)
-    return dataset.examples(range(min(count, len(dataset))))
+    first = dataset.images(range(min(count, len(dataset))))
+    return torch.stack([image for image in first if image.shape == first[0].shape])
 
 
 def check_counts(extractor: FeatureExtractor, **counts: int) -> None:
