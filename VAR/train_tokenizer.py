@@ -13,8 +13,9 @@ from pathlib import Path
 
 from neon import __version__
 from neon.cli.command_line import at_least_one, run_program, values_refused
-from neon.cli.flags import Device
+from neon.cli.flags import Device, Log
 from neon.errors import RequestError
+from neon.runtime.trackers import check_installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class TrainTokenizer:
     """seconds between saves of the state of the run"""
     seed: int = 0
     """of initial weights and data order"""
+    log: Log = None
+    """also send the curves to a tracker"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
     device: Device = None
@@ -63,6 +66,7 @@ class TrainTokenizer:
         from neon.selftrain import largest_divisor, train_in_folder
         from VAR.tokenizer import TokenizerModel
 
+        check_installed(self.log)
         at_least_one(batch=self.batch, total_images=self.total_images)
         names = ("vocab", "code_channels", "base_channels", "channel_mult", "patch_nums")
         config = {name: getattr(self, name) for name in names}
@@ -95,6 +99,7 @@ class TrainTokenizer:
                 micro_batch=largest_divisor(self.batch, 32),
                 state_every_seconds=self.state_every,
                 title="tokenizer",
+                log=self.log,
             )
 
 

@@ -43,7 +43,7 @@ from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.evaluate import Reference, evaluate
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics
-from neon.metrics.features import load_features
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -191,13 +191,13 @@ class Run:
     def distance(self, w: float) -> float:
         """The distance of report images at one w."""
         self.live.set(w)
-        seeds, reference = image_seeds(Purpose.REPORT, 0, SCORED), Reference(frechet=FrechetReference(self.test))
+        seeds = image_seeds(Purpose.REPORT, 0, SCORED)
+        reference = Reference(extractor=self.extractor, frechet=FrechetReference(self.test))
         return evaluate(
             self.model,
             seeds,
             self.settings,
-            self.extractor,
-            reference,
+            [reference],
             batch_size=BATCH,
             processes=PROCESSES,
             title=f"w = {w:g}",

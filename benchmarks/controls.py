@@ -25,12 +25,12 @@ from neon.checkpoint import load_state
 from neon.demo.assets import BASE, FEATURES
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.demo.run import NUM_STEPS, PLAN
-from neon.demo.train import fit_classifier
-from neon.evaluate import Reference, evaluate
+from neon.evaluate import RealFeatures, Reference, evaluate
 from neon.improve.plan import ImprovePlan
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures, classes_of, fit_classifier, load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -44,9 +44,8 @@ def second_features(data: Path, seed: int) -> SmallFeatures:
     """A classifier like the demo's, of another seed and twice the features."""
     torch.manual_seed(seed)
     training = load_fashion(data, "train")
-    assert training.labels is not None
     extractor = SmallFeatures("second128", training.image_shape, 128, 10)
-    fit_classifier(extractor, training.images, training.labels, epochs=2)
+    fit_classifier(extractor, classes_of(training), torch.arange(len(training)), passes=2)
     return extractor
 
 
@@ -121,22 +120,23 @@ def main(
     for extractor in extractors:
         features = features_of(extractor, test)
         reference = Reference(
-            frechet=FrechetReference(Statistics.from_features(features)), manifold=Manifold(features[:2000], k=5)
+            extractor=extractor,
+            frechet=FrechetReference(Statistics.from_features(features)),
+            real=RealFeatures(manifold=Manifold(features[:2000], k=5)),
         )
-        print(f"\n{score_name(extractor):<30}{'distance':>10}{'precision':>11}{'recall':>9}")
+        print(f"\n{extractor.score_name:<30}{'distance':>10}{'precision':>11}{'recall':>9}")
         for name, (end, weight) in ends.items():
             LiveMerge(model.network, base, end).set(weight)
             scores = evaluate(
                 model,
                 image_seeds(Purpose.REPORT, plan.seed, plan.select_images),
                 sampler,
-                extractor,
-                reference,
+                [reference],
                 batch_size=plan.batch_size,
                 processes=Processes(),
                 title=name,
             )
-            record["scores"].setdefault(score_name(extractor), {})[name] = {
+            record["scores"].setdefault(extractor.score_name, {})[name] = {
                 "distance": scores.distance,
                 "precision": scores.precision,
                 "recall": scores.recall,

@@ -44,9 +44,9 @@ from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.data.encoded import images_or_examples, write_index, write_shard
 from neon.data.images import ImageDataset, write_images, write_labels
 from neon.errors import RequestError, WorkError, one_line
-from neon.evaluate import ScoreLog, Tally
+from neon.evaluate import ScoreLog, Tally, resume_tallies, save_tallies
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, load_features
+from neon.metrics.small import SmallFeatures, load_features
 from neon.model import load_model, save_model
 from neon.recipe import Recipe
 from neon.report import record, words
@@ -206,21 +206,20 @@ def _write_scores(folder: Path) -> None:
         {"name": "w=1", "failure": "all 64 images look the same"},
     ]  # fmt: skip
     (folder / "run" / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _tally().save(folder / "run" / "evaluation.safetensors", "these images")
+    save_tallies(folder / "run" / "evaluation.safetensors", [_tally()], 1.5, "these images")
     write_json(folder / "run" / "run.json", {"what": "scores", "settings": {"num_steps": 3}})
 
 
 def _tally() -> Tally:
     tally = Tally(SmallFeatures("small", (1, 8, 8), 4, 3), 64, keep_features=True, device=torch.device("cpu"))
     tally.update(torch.randn(8, tally.moments.mean.numel(), generator=torch.Generator().manual_seed(0)))
-    tally.seconds = 1.5
     return tally
 
 
 def _read_scores(path: Path) -> object:
     with run_folder(path, {"what": "scores", "settings": {"num_steps": 3}}):
         tally = _tally()
-        tally.resume(path / "evaluation.safetensors", "these images")
+        resume_tallies(path / "evaluation.safetensors", [tally], "these images")
         return ScoreLog(path / "evaluations.jsonl", Processes()).entries, tally
 
 

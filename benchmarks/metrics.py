@@ -24,7 +24,7 @@ from machine import machine
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the random weights of the tests
 
 from neon.metrics import InceptionScore, Moments
-from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.metrics.inception import InceptionFeatures
 from neon.runtime.files import write_json
 from tests.inception import random_inception, varied_images
 
@@ -39,7 +39,7 @@ def memory_mb(field: str) -> float:
 def random_network() -> InceptionFeatures:
     with tempfile.TemporaryDirectory() as folder:
         torch.save(random_inception(), Path(folder, "inception.pth"))
-        return load_inception(Path(folder, "inception.pth"))
+        return InceptionFeatures.load(Path(folder, "inception.pth"))
 
 
 def main(

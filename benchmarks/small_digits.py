@@ -20,7 +20,8 @@ from small_study import ASSETS, BLOCKS, ROOT, keep_model, last_snapshot, program
 from edm.settings import EDMSettings
 from neon.data.images import ArrayDataset
 from neon.metrics import Statistics, frechet_distance
-from neon.metrics.features import features_of, load_features, score_name
+from neon.metrics.features import features_of
+from neon.metrics.small import load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -106,7 +107,7 @@ class Study:
         record = {
             "command": "python benchmarks/small_digits.py study",
             "machine": machine(),
-            "metric": score_name(extractor),
+            "metric": extractor.score_name,
             "blocks": BLOCKS,
             "num_images": count,
             "distance_to": rows,

@@ -16,9 +16,9 @@ from machine import machine
 
 from neon.data.images import ArrayDataset, ImageDataset, pack_set, write_images, write_labels
 from neon.demo.fashion import load_fashion
-from neon.demo.train import fit_classifier
 from neon.metrics import FrechetReference, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures, classes_of, fit_classifier, load_features
 from neon.model import load_model, save_model
 from neon.runtime.files import write_json
 
@@ -69,10 +69,9 @@ def write_data(splits: Mapping[str, ArrayDataset], folder: Path, features: Path,
         write_zip(folder / f"{split}.zip", dataset.images, dataset.labels.tolist())
     if not features.exists():
         train = splits["train"]
-        assert train.labels is not None
         torch.manual_seed(0)
         extractor = SmallFeatures(features.stem, train.image_shape, 64, 10)
-        fit_classifier(extractor, train.images, train.labels, epochs)
+        fit_classifier(extractor, classes_of(train), torch.arange(len(train)), epochs)
         features.parent.mkdir(exist_ok=True)
         extractor.save(features)
     for split, dataset in splits.items():

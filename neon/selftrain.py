@@ -13,7 +13,7 @@ import pickle
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -34,7 +34,7 @@ from neon.model import GenerativeModel, save_model
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
-from neon.runtime.files import append_json, as_json, atomic_write
+from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     FINGERPRINT,
@@ -46,10 +46,12 @@ from neon.runtime.run_folder import (
     reading_state,
 )
 from neon.runtime.signals import Stopped, postponed, requested
+from neon.runtime.trackers import Tracker, TrackerName
 from neon.sampling import check_classes
 
 STATE_FILE = "training-state.pt"
-LOG_FILE = "training.jsonl"
+LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
+"""every step, as it is taken; and the same as a table, whenever the state is saved"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,7 @@ def train(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     ordered: bool | None = None,
     keep_raw: bool = False,
+    log: TrackerName | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
@@ -176,6 +179,7 @@ def train(
         ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
             instead of summing them in any order. By default on a CPU.
         keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
+        log: a tracker that the curves go to as well, by images seen.
 
     Raises:
         RequestError: the images do not fit the model, or batch sizes do not divide.
@@ -208,15 +212,27 @@ def train(
     processes.on_main(lambda: _check_kept(folder, run.step, snapshots))
     processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
     last_saved = time.monotonic()
-    with Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress, postponed():
+    with (
+        Tracker(log, folder, run.identity, processes) as tracker,
+        Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
+        postponed(),
+    ):
+        for row in run.logged() if tracker.on else ():
+            tracker.log({"training/loss": row.get("loss"), "training/lr": row.get("lr")}, row["images_seen"])
         while run.step < num_steps:
+            begun = time.monotonic()
             loss, lr = run.one_step()
+            rate = batch / (time.monotonic() - begun)
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
             moved = run.moved() if run.step in snapshots else None
             run.log(loss, lr, moved)
+            curves = {"training/loss": loss, "training/lr": lr, "training/images_per_second": rate}
+            tracker.log(curves, run.step * batch)
+            due = moved is not None or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            if processes.is_main and due:
+                run.write_curve()  # first: with the last snapshot all is done
             if moved is not None:
                 processes.on_main(partial(write_snapshot, moved))
-            due = moved is not None or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
             if processes.is_main and due:
                 run.save_state()
                 last_saved = time.monotonic()
@@ -583,6 +599,18 @@ class TrainingRun:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         with atomic_write(path) as file:
             file.write(b"".join(lines[: self.step]))
+        self.write_curve()
+
+    def write_curve(self) -> None:
+        """Write the log as a table."""
+        columns = ("step", "images_seen", "loss", "lr", "seconds", "moved")
+        write_csv(self.folder / CURVE_FILE, columns, self.logged())
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """What the log tells of each step, in order."""
+        for row in read_json_lines(self.folder / LOG_FILE):
+            if "step" in row:
+                yield {**row, "images_seen": row["step"] * self.recipe.batch_size}
 
     def log(self, loss: float, lr: float, moved: float | None = None) -> None:
         """Tell of the last step, and at a snapshot how far the weights have `moved`."""

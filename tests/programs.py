@@ -12,11 +12,14 @@ from unittest import mock
 import pytest
 import torch
 
-from neon import evaluate, selftrain
+from neon import selftrain
 from neon.cli.command_line import run_program
 from neon.data.images import ArrayDataset, ImageDataset, write_images, write_labels
+from neon.evaluate import features as rows
+from neon.evaluate import run as evaluation
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures
 from neon.model import save_model
 from neon.runtime.distributed import processes
 from tests.tiny import tiny_edm, tiny_images
@@ -99,10 +102,10 @@ def losses(run: str | Path) -> list[float]:
 def evaluation_goes_on(scores: Callable[[str], dict], flags: str) -> None:
     """Assert that an evaluation of five blocks that is killed after three goes on to the score of a whole one."""
     whole = scores(flags)["fd_tiny6"]
-    with mock.patch.object(evaluate, "SAVE_EVERY_SECONDS", 0.0):
-        with dies_after(3, evaluate, "sample_block"), pytest.raises(Killed):
+    with mock.patch.object(evaluation, "SAVE_EVERY_SECONDS", 0.0):
+        with dies_after(3, rows, "sample_block"), pytest.raises(Killed):
             scores(flags)
-        with dies_after(2, evaluate, "sample_block"):
+        with dies_after(2, rows, "sample_block"):
             assert scores(flags)["fd_tiny6"] == whole
 
 

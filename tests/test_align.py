@@ -16,7 +16,7 @@ from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Reference, evaluate
 from neon.merge import LiveMerge
 from neon.metrics import FrechetReference, Statistics, frechet_distance
-from neon.metrics.features import load_features
+from neon.metrics.small import load_features
 from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes, processes
@@ -169,9 +169,11 @@ def test_the_command_tells_and_writes_what_evaluations_of_the_same_images_give(
     settings = type(model.default_settings)(num_steps=2, solver="euler")
     for w in NODES:
         live.set(w)
+        reference = Reference(
+            extractor=load_features("features.safetensors"), frechet=FrechetReference(Statistics.load("real.npz"))
+        )  # fmt: skip
         scores = evaluate(
-            model, image_seeds(Purpose.SELECTION, 0, 40), settings, load_features("features.safetensors"),
-            Reference(frechet=FrechetReference(Statistics.load("real.npz"))), batch_size=7, processes=ALONE,
+            model, image_seeds(Purpose.SELECTION, 0, 40), settings, [reference], batch_size=7, processes=ALONE,
         )  # fmt: skip
         assert 0.9 * scores.distance < found["curve"][str(w)] < scores.distance, "less the bias of 40 images"
 

@@ -8,7 +8,8 @@ import torch
 
 from neon.demo.assets import FEATURES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
 from neon.metrics import Statistics, frechet_distance
-from neon.metrics.features import features_of, load_features
+from neon.metrics.features import features_of
+from neon.metrics.small import load_features
 from neon.tune import cautions
 from neon.tune.cautions import balance_cautions, explained_by_sizes, reference_cautions
 from tests.tiny import tiny_edm, tiny_var

@@ -34,8 +34,8 @@ from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
 from neon.merge import LiveMerge
 from neon.metrics import InceptionScore, Manifold, Moments
-from neon.metrics.features import SmallFeatures
 from neon.metrics.inception_score import NUM_CLASSES
+from neon.metrics.small import SmallFeatures
 from neon.model import GenerativeModel
 from neon.precision import FP16, FP32, Precision
 from neon.recipe import Recipe
@@ -441,7 +441,7 @@ def test_features_of_images_are_gathered_without_waiting_for_the_gpu() -> None:
         group = Processes(device=gpu.device)
         images = sampled_images(model, range(7), EDMSettings(num_steps=2), group)
         moments = Moments(extractor.dim, gpu.device)
-        for features in features_in_order(images, 7, extractor, batch_size=3, processes=group, title="images"):
+        for (features,) in features_in_order(images, 7, [extractor], batch_size=3, processes=group, title="images"):
             moments.update(features)
     assert gpu.waits == []
 

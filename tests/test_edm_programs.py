@@ -17,12 +17,14 @@ from PIL import Image
 from edm import calculate_fid, finetune, sample
 from edm.finetune import PRESETS, tick_steps
 from edm.settings import EDMSettings
-from neon import evaluate, sampling
+from neon import sampling
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
 from neon.cli.command_line import parse, run_program, seed_list
 from neon.data.images import write_images
 from neon.errors import RequestError
+from neon.evaluate import features as rows
+from neon.evaluate import run as evaluation
 from neon.merge import merge_files
 from neon.metrics import Statistics
 from neon.model import load_model, save_model
@@ -271,7 +273,7 @@ def test_scores_of_two_networks_are_shown_at_their_scale_and_kept_apart_from_tho
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = "--network_pkl base.pkl --seeds 0-15 --batch_size 8 --run_dir mine --self_trained tuned.pkl"
-    with dies_after(3, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(3, rows, "sample_block"), pytest.raises(Killed):
         run_fid(f"{flags} --sims 1.25 0")
     assert run_fid(f"{flags} --w 0") == 2, "a folder is of one or the other"
     assert "combination" in capsys.readouterr().err
@@ -302,12 +304,12 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     flags = "--network_pkl base.pkl --seeds 0-39 --batch_size 8 --precision_recall real"
     flags += f" --self_trained tuned.pkl --{sweep} 0 1" if sweep else ""
     whole = scores(flags, "whole.json")
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation, "SAVE_EVERY_SECONDS", 0.0)
     blocks = 5 * (2 if sweep else 1)
     done = blocks - 2
-    with dies_after(done, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(done, rows, "sample_block"), pytest.raises(Killed):
         run_fid(flags)
-    with dies_after(blocks - done, evaluate, "sample_block"):
+    with dies_after(blocks - done, rows, "sample_block"):
         continued = scores(flags, "continued.json")
     for found in (whole, continued):
         for entry in (found, *found.get("sweep", [])):
@@ -316,12 +318,12 @@ def test_a_killed_evaluation_goes_on_where_it_was(
 
 
 def test_a_half_finished_evaluation_can_be_forgotten(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation, "SAVE_EVERY_SECONDS", 0.0)
     flags = "--network_pkl base.pkl --seeds 0-39 --batch_size 8 --run_dir runs/mine"
-    with dies_after(3, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(3, rows, "sample_block"), pytest.raises(Killed):
         run_fid(flags)
     assert run_fid(flags.replace("0-39", "0-31")) == 2, "a run with other settings lies there"
-    with dies_after(4, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(4, rows, "sample_block"), pytest.raises(Killed):
         run_fid(f"{flags} --fresh")
     assert run_fid(flags) == 0
     assert [path.name for path in Path("runs/mine").glob("*.*")] != []

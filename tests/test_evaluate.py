@@ -12,9 +12,10 @@ from neon import sampling
 from neon.checkpoint import save_safetensors
 from neon.data.images import ImageDataset
 from neon.errors import RequestError, WorkError
-from neon.evaluate import Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
+from neon.evaluate import RealFeatures, Reference, ScoreLog, Scores, evaluate, features_in_order, sampled_images
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import SmallFeatures, features_of, load_features, score_name
+from neon.metrics.features import features_of
+from neon.metrics.small import SmallFeatures, load_features
 from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.sampling import sample_set, write_samples
@@ -30,9 +31,13 @@ def extractor() -> SmallFeatures:
 def score(model, seeds, batch_size: int = 8, features=None) -> Scores:
     features = features or extractor()
     real = features_of(features, tiny_images(60).images)
-    reference = Reference(frechet=FrechetReference(Statistics.from_features(real)), manifold=Manifold(real, k=3))
+    reference = Reference(
+        extractor=features,
+        frechet=FrechetReference(Statistics.from_features(real)),
+        real=RealFeatures(manifold=Manifold(real, k=3)),
+    )
     settings = dataclasses.replace(model.default_settings, num_steps=2)
-    return evaluate(model, seeds, settings, features, reference, batch_size=batch_size, processes=Processes())
+    return evaluate(model, seeds, settings, [reference], batch_size=batch_size, processes=Processes())
 
 
 def test_scores_equal_those_of_the_images_sampled_one_by_one() -> None:
@@ -40,8 +45,8 @@ def test_scores_equal_those_of_the_images_sampled_one_by_one() -> None:
     scores = score(model, seeds, batch_size=7)
     settings = dataclasses.replace(model.default_settings, num_steps=2)
     compute = sampled_images(model, seeds, settings, Processes())
-    alone = features_in_order(compute, len(seeds), features, batch_size=1, processes=Processes(), title="one by one")
-    one_by_one = torch.cat(list(alone))
+    alone = features_in_order(compute, len(seeds), [features], batch_size=1, processes=Processes(), title="one by one")
+    one_by_one = torch.cat([rows for (rows,) in alone])
     real = Statistics.from_features(features_of(features, tiny_images(60).images))
     expected = FrechetReference(real).distance(Statistics.from_features(one_by_one))
     assert scores.distance == pytest.approx(expected, rel=1e-3), "another batch size may flip a rounding, no more"
@@ -146,7 +151,7 @@ def test_a_feature_network_is_saved_with_its_name_and_refuses_other_images(tmp_p
     extractor().save(tmp_path / "features.safetensors")
     loaded = load_features(tmp_path / "features.safetensors")
     images = tiny_images(5).images
-    assert torch.equal(loaded(images), extractor()(images)) and score_name(loaded) == "fd_tiny6"
+    assert torch.equal(loaded(images), extractor()(images)) and loaded.score_name == "fd_tiny6"
     with pytest.raises(RequestError, match="name another extractor"):
         loaded(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 

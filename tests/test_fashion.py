@@ -14,7 +14,8 @@ from neon.demo.fashion import halve, load_fashion
 from neon.demo.train import ARCHITECTURE, CONFIG
 from neon.errors import RequestError
 from neon.metrics import Statistics, frechet_distance
-from neon.metrics.features import features_of, load_features
+from neon.metrics.features import features_of
+from neon.metrics.small import load_features
 
 
 def write_split(folder: Path, count: int = 3) -> np.ndarray:

@@ -41,12 +41,15 @@ SCORERS = {
 }
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
-    ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert"},
+    ("neon/runtime/trackers.py", "--log"): {*TRAINERS, "VAR/train_tokenizer.py", "tune", "improve"},
+    ("neon/runtime/files.py", "--overwrite"): {"merge", "stats", "convert", "features"},
     ("neon/sampling.py", "--fresh"): {name for name in SAMPLERS if "sample" in name},
     ("neon/sampling.py", "--class"): SAMPLERS,
     ("neon/runtime/distributed.py", "--device"): RUNS - {"demo"},
     ("neon/noise.py", "--seed"): {name for name in RUNS - ENCODERS if not name.startswith("edm/")} | {"align"},
     ("neon/metrics/inception.py", "--inception-weights"): SCORERS,
+    ("neon/metrics/reference.py", None): SCORERS,
+    ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
@@ -71,7 +74,7 @@ IN_NO_MESSAGE = {
     *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/improve/unscored.py", "neon/tune/outcome.py"),
 }
 """the last two say commands with their flags"""
-SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key")}
+SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key"), ("neon/data/images.py", "--resize")}
 """to be of some commands only"""
 
 

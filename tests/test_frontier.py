@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from neon import evaluate
 from neon.checkpoint import load_state
 from neon.cli import app as cli
 from neon.errors import RequestError
 from neon.evaluate import Scores
+from neon.evaluate import features as rows
+from neon.evaluate import run as evaluation
 from neon.model import load_model, save_model
 from neon.report.frontier import (
     Frontier,
@@ -93,13 +94,13 @@ def test_a_point_does_not_depend_on_those_before_it_and_more_can_be_added(here: 
 
 def test_a_killed_run_goes_on_to_the_same_result(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert frontier("--calls 3 5 --out whole") == 0
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
-    with dies_after(19, evaluate, "sample_block"), pytest.raises(Killed):
+    monkeypatch.setattr(evaluation, "SAVE_EVERY_SECONDS", 0.0)
+    with dies_after(19, rows, "sample_block"), pytest.raises(Killed):
         frontier("--calls 3 5 --out killed")
     assert not Path("killed/frontier.json").exists() and log("killed")
     assert frontier("--calls 3 5 --out killed") == 0
     assert result("killed")["points"] == result("whole")["points"]
-    with dies_after(0, evaluate, "sample_block"):
+    with dies_after(0, rows, "sample_block"):
         assert frontier("--calls 3 5 --out killed") == 0, "what is done is not done again"
 
 

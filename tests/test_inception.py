@@ -17,10 +17,12 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from neon.checkpoint import save_safetensors
+from neon.cli import main
 from neon.errors import RequestError, WorkError
 from neon.metrics import InceptionScore, Statistics, frechet_distance
-from neon.metrics.features import SmallFeatures, features_of, score_name
-from neon.metrics.inception import InceptionFeatures, load_inception
+from neon.metrics.features import features_of
+from neon.metrics.inception import InceptionFeatures
+from neon.metrics.small import SmallFeatures
 from tests.inception import random_inception, varied_images
 
 GENERATED, REAL = varied_images(40, seed=1), varied_images(24, seed=2)
@@ -40,7 +42,7 @@ class Case:
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     weights = tmp_path_factory.mktemp("inception") / "inception.pth"
     torch.save(random_inception(), weights)
-    inception = load_inception(weights)
+    inception = InceptionFeatures.load(weights)
     return Case(weights, inception, features_of(inception, GENERATED))
 
 
@@ -60,6 +62,46 @@ def test_features_and_logits_are_those_of_torch_fidelity(case: Case) -> None:
         assert ours.dtype == torch.float32 and ours.shape == (len(images), case.inception.dim)
         assert difference(ours, features) < 1e-5
         assert difference(case.inception.logits(features), logits) < 1e-6
+
+
+def test_images_are_resized_as_the_network_does_it_unless_another_mode_is_asked_for(case: Case) -> None:
+    network = case.inception._network
+    usual, named, *others = (
+        InceptionFeatures(network, mode) for mode in (None, "legacy_tensorflow", "legacy_pytorch", "clean")
+    )
+    for images in (GENERATED[:4], varied_images(2, size=70), REAL[:2, :, :20]):
+        with torch.no_grad():
+            (expected,) = network(images)
+        assert torch.equal(usual(images), expected) and torch.equal(named(images), expected)
+        assert all(difference(other(images), expected) > 1e-3 for other in others)
+    fitting = varied_images(1, size=299)
+    assert all(torch.equal(other(fitting), usual(fitting)) for other in others)
+    assert usual.identity == named.identity == "inception" and not usual.protocol and not named.protocol
+    assert [other.identity for other in others] == ["inception:legacy_pytorch", "inception:clean"]
+    assert others[1].protocol == {"resize": "clean"}
+
+
+def test_images_of_several_sizes_need_a_mode_of_resizing(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [*REAL[:2], REAL[2, :, :20], varied_images(1, size=50)[0]]
+    (tmp_path / "uneven").mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "uneven" / f"{index}.png")
+
+    def stats(more: str) -> int:
+        return main(f"stats {tmp_path}/uneven {tmp_path}/out.npz --features inception={case.weights} {more}".split())
+
+    assert stats("") == 2
+    told = capsys.readouterr().err
+    assert "2.png is (3, 20, 32)" in told and "--resize MODE" in told and not (tmp_path / "out.npz").exists()
+    assert stats("--resize clean") == 0
+    clean = InceptionFeatures(case.inception._network, "clean")
+    features = torch.cat([clean(image[None]) for image in images])
+    made = Statistics.load(tmp_path / "out.npz", "inception:clean")
+    assert difference(torch.from_numpy(made.mu), features.double().mean(0)) < 1e-6
+    with pytest.raises(RequestError, match="inception:clean"):
+        Statistics.load(tmp_path / "out.npz", "inception")
 
 
 def test_the_features_of_an_image_do_not_depend_on_the_others_in_its_batch(case: Case) -> None:
@@ -90,9 +132,9 @@ def test_a_program_that_asks_for_less_precision_gets_the_same_scores(case: Case)
 
 
 def test_only_inception_earns_the_name_fid_and_an_inception_score(case: Case) -> None:
-    assert score_name(case.inception) == "fid"
+    assert case.inception.score_name == "fid"
     other = SmallFeatures("inception", (1, 8, 8), dim=6, num_classes=3)
-    assert score_name(other) == "fd_inception"
+    assert other.score_name == "fd_inception"
     assert other.logits(torch.zeros(2, 6)) is None
 
 
@@ -101,7 +143,7 @@ def test_only_inception_earns_the_name_fid_and_an_inception_score(case: Case) ->
 
 def test_weights_are_read_from_safetensors_too(case: Case, tmp_path: Path) -> None:
     save_safetensors(tmp_path / "inception.safetensors", torch.load(case.weights), {})
-    again = load_inception(tmp_path / "inception.safetensors")
+    again = InceptionFeatures.load(tmp_path / "inception.safetensors")
     assert torch.equal(again(GENERATED[:1]), case.inception(GENERATED[:1]))
 
 
@@ -111,7 +153,7 @@ def test_without_a_name_the_weights_are_those_in_the_cache_of_torch_fidelity(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cached = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(RequestError) as caught:
-        load_inception()
+        InceptionFeatures.load()
     message = str(caught.value)
     assert message.startswith(f"{cached}: no such file") and "--inception_weights FILE" in message
     assert f"`curl -L --create-dirs -o {cached} https://github.com/toshas/torch-fidelity/" in message
@@ -119,7 +161,7 @@ def test_without_a_name_the_weights_are_those_in_the_cache_of_torch_fidelity(
 
     cached.parent.mkdir(parents=True)
     cached.symlink_to(case.weights)
-    assert torch.equal(load_inception()(GENERATED[:1]), case.inception(GENERATED[:1]))
+    assert torch.equal(InceptionFeatures.load()(GENERATED[:1]), case.inception(GENERATED[:1]))
 
 
 def test_a_file_of_something_else_is_refused_in_one_line(case: Case, tmp_path: Path) -> None:
@@ -127,7 +169,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(case: Case, tmp_path: P
 
     def refusal() -> str:
         with pytest.raises(RequestError) as caught:
-            load_inception(path)
+            InceptionFeatures.load(path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -150,7 +192,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path) -> None:
     torch.save(OrderedDict(harmless=torch.zeros(2), hostile=Hostile()), saved)
     for path in (pickled, saved):
         with pytest.raises(RequestError, match=path.name):
-            load_inception(path)
+            InceptionFeatures.load(path)
     assert not (tmp_path / "executed").exists()
 
 

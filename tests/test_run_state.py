@@ -13,11 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edm import calculate_fid, finetune
-from neon import evaluate, selftrain
+from neon import selftrain
 from neon.cli.app import main
 from neon.cli.command_line import run_program
 from neon.errors import RequestError
 from neon.evaluate import ScoreLog, Scores
+from neon.evaluate import features as rows
+from neon.evaluate import run as evaluation
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
@@ -36,7 +38,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory in which every evaluation is saved after each block."""
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation, "SAVE_EVERY_SECONDS", 0.0)
     return work_in(tmp_path, files, monkeypatch)
 
 
@@ -92,7 +94,7 @@ def test_training_does_not_go_on_with_other_images_of_the_same_name(
 def test_evaluations_do_not_go_on_with_other_real_images_of_the_same_name(
     here: Path, capsys: pytest.CaptureFixture[str], program: Callable[[], int]
 ) -> None:
-    with dies_after(2, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(2, rows, "sample_block"), pytest.raises(Killed):
         program()
     replace_images("real")
     assert program() == 2 and "the contents of real_images have changed" in last_line(capsys)
@@ -118,18 +120,18 @@ def test_contents_that_were_not_recorded_are_not_compared(tmp_path: Path) -> Non
 def test_runs_go_on_with_another_version_of_neon(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dies_after(3, selftrain.TrainingRun, "one_step"), pytest.raises(Killed):
         self_train()
-    with dies_after(2, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(2, rows, "sample_block"), pytest.raises(Killed):
         score("")
     for module in ("neon.cli.programs", "neon.cli.score"):
         monkeypatch.setattr(f"{module}.__version__", "99.0")
     assert self_train() == 0 and [entry["step"] for entry in log("run")] == [1, 2, 3, 4, 5, 6]
-    with dies_after(3, evaluate, "sample_block"):
+    with dies_after(3, rows, "sample_block"):
         assert score("") == 0
     assert not list(Path("runs").iterdir()), "the folder of the other version was gone on in"
 
 
 def test_state_of_a_later_version_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with dies_after(2, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(2, rows, "sample_block"), pytest.raises(Killed):
         score("--run_dir run")
     record = Path("run/run.json")
     found = json.loads(record.read_text())
@@ -147,7 +149,7 @@ def test_training_state_and_evaluations_of_a_later_version_are_refused(
     torch.save({**torch.load(file, weights_only=True), "state_version": STATE_VERSION + 1}, file)
     with pytest.raises(RequestError, match="another version of neon"):
         train(tmp_path / "training", recipe=AVERAGED)
-    with dies_after(2, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(2, rows, "sample_block"), pytest.raises(Killed):
         score("--run_dir run")
     rewrite("run/evaluation.safetensors", {}, {"state_version": str(STATE_VERSION + 1)})
     assert score("--run_dir run") == 2 and "another version of neon" in last_line(capsys)
@@ -251,7 +253,7 @@ def test_training_goes_on_whatever_became_of_its_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut short", "text", "seconds", "dimensions", "count", "features"])
 def test_a_damaged_half_of_an_evaluation_is_told(here: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     flags = "--precision_recall real --nearest_k 3 --run_dir run"
-    with dies_after(2, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(2, rows, "sample_block"), pytest.raises(Killed):
         score(flags)
     file = Path("run/evaluation.safetensors")
     if damage == "cut short":
@@ -280,9 +282,9 @@ def test_a_killed_sweep_goes_on_with_its_w_in_another_order(here: Path) -> None:
     assert score(f"{flags} --w 0 1") == 0
     whole = json.loads(Path("run/scores.json").read_text())
     shutil.rmtree("run")
-    with dies_after(7, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(7, rows, "sample_block"), pytest.raises(Killed):
         score(f"{flags} --w 0 1")
-    with dies_after(3, evaluate, "sample_block"):
+    with dies_after(3, rows, "sample_block"):
         assert score(f"{flags} --w 1 0") == 0
     found = json.loads(Path("run/scores.json").read_text())
     assert list(found) == ["1.0", "0.0"]

@@ -10,11 +10,12 @@ from unittest import mock
 
 import pytest
 
-from neon import evaluate, sampling
+from neon import sampling
 from neon.cli.app import main
 from neon.cli.checkpoints import Inspect
 from neon.cli.command_line import exit_code
 from neon.errors import DegenerateError
+from neon.evaluate import features as rows
 from neon.runtime.distributed import processes
 from neon.runtime.signals import postponed
 from neon.selftrain import TrainingRun, train
@@ -147,11 +148,11 @@ def test_an_evaluation_keeps_finished_blocks(
     command = "evaluate --network base.safetensors --features features.safetensors --ref real.npz --num_images 20"
     command += " --batch_size 4 --num_steps 2 --device cpu --run_dir"
     assert main([*command.split(), "whole"]) == 0
-    with signalled_after(3, evaluate, "sample_block"):
+    with signalled_after(3, rows, "sample_block"):
         assert main([*command.split(), "run", *flags.split()]) == 143
     said = capsys.readouterr().err.splitlines()[-1]
     assert advice in said and said.endswith("on from image 12 of 20 (evaluating)")
-    with dies_after(2, evaluate, "sample_block"):
+    with dies_after(2, rows, "sample_block"):
         assert main([*command.split(), "run"]) == 0
     score = '"distance": '
     lines = [[x for x in Path(d, "scores.json").read_text().splitlines() if score in x] for d in ("whole", "run")]

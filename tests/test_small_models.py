@@ -8,7 +8,7 @@ import torch
 
 from imm.model import IMM
 from neon.errors import RequestError
-from neon.metrics.features import load_features
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.noise import ImageNoise
 from VAR.model import VARModel

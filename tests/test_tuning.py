@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from neon import evaluate
 from neon.checkpoint import load_state, save_safetensors
 from neon.cli import app as cli
 from neon.cli.choose import Tune
 from neon.cli.flags import settings_with
 from neon.errors import RequestError
+from neon.evaluate import features as rows
+from neon.evaluate import run as evaluation
 from neon.metrics import Statistics, frechet_distance
 from neon.model import load_model, save_model
 from neon.noise import Purpose, image_seeds
@@ -105,15 +106,15 @@ def test_a_run_that_was_killed_inside_a_point_goes_on_to_the_same_result(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tune("--out whole") == 0
-    monkeypatch.setattr(evaluate, "SAVE_EVERY_SECONDS", 0.0)
-    with pytest.raises(Killed), dies_after(4, evaluate, "sample_block"):
+    monkeypatch.setattr(evaluation, "SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(Killed), dies_after(4, rows, "sample_block"):
         tune("--out killed")
     assert len(log("killed")) == 1 and Path("killed/evaluation.safetensors").exists()
     assert tune("--out killed") == 0
     whole, killed = result("whole"), result("killed")
     for name in ("w", "base", "neon", "gain", "best_on_selection"):
         assert whole[name] == killed[name], name
-    with dies_after(0, evaluate, "sample_block"):
+    with dies_after(0, rows, "sample_block"):
         assert tune("--out killed") == 0, "what is done is not done again"
 
 
@@ -203,7 +204,7 @@ def test_the_self_trained_weights_may_lie_below_a_key_of_their_file(here: Path) 
         ("--set num_steps=three", "--set num_steps=three: expected a value such as"),
         ("--metric recall", "--metric recall: is not scored here; add --real_images"),
         ("--vae x", "works on pixels"),
-        ("--inception-weights x.pth", "--inception_weights: --features features.safetensors is another network"),
+        ("--inception-weights x.pth", "--inception_weights x.pth: --features features.safetensors is another network"),
         ("--guidance-grid 1 2", "--guidance_grid: goes with --grid"),
         ("--grid nan", "--grid nan: expected one or several finite numbers"),
         ("--grid", "--grid : expected one or several finite numbers"),

@@ -22,6 +22,7 @@ COMMANDS = {
     "frontier": "frontier:MeasureFrontier",
     "align": "choose:Align",
     "report": "choose:WriteReport",
+    "features": "features:MakeFeatures",
     "stats": "programs:Stats",
     "fid": "programs:Fid",
     "inspect": "checkpoints:Inspect",

@@ -5,15 +5,27 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from neon.cli.command_line import at_least_one, values_refused
-from neon.cli.flags import INCEPTION, Device, FeatureFlags, Features, File, Key, ModelName, said_settings, settings_with
+from neon.cli.flags import (
+    INCEPTION,
+    Device,
+    FeatureFlags,
+    Features,
+    File,
+    Key,
+    Log,
+    ModelName,
+    said_settings,
+    settings_with,
+)
 from neon.errors import RequestError, warn
+from neon.runtime.trackers import check_installed
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
@@ -82,10 +94,8 @@ class ChoiceFlags(ResidentFlags):
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
         autoencoder = open_autoencoder(model, self.vae)
-        self.check_features()
         real = RealImages(
-            features=self.features,
-            inception_weights=self.inception_weights,
+            features=self.named_features(),
             select=self.select_stats,
             report=self.report_stats or self.select_stats,
             manifold=self.real_images,
@@ -110,7 +120,7 @@ class ChoiceFlags(ResidentFlags):
         for guidance in plan.guidances:
             with values_refused():
                 replace(settings, guidance=guidance)
-        if self.features == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
+        if self.features[0] == INCEPTION and min(plan.num_images, plan.report_images) <= INCEPTION_DIM:
             raise RequestError(
                 f"--num_images {plan.num_images}, --report_images {plan.report_images}: FID of as few images as "
                 f"features ({INCEPTION_DIM}) says little of the network; ask for more, or score with a small feature "
@@ -138,11 +148,14 @@ class Tune(ChoiceFlags):
     """folder of the run: evaluations, tune.json, report.html, improved.safetensors"""
     save: bool = True
     """write the weights that are better than the base"""
+    log: Log = None
+    """also send the curves of search and training to a tracker"""
 
     def __call__(self) -> None:
         """Run the search; everything that can be wrong with the files is found before the first image is sampled."""
         from neon.runtime.distributed import processes
 
+        check_installed(self.log)
         say_what_is_added("tune", self.plan.w)
         with processes(self.device) as group:
             self._run(group)
@@ -150,6 +163,7 @@ class Tune(ChoiceFlags):
     def _run(self, processes: "Processes") -> None:
         from neon.merge import warn_of_snapshot
         from neon.runtime.run_folder import held_by_main
+        from neon.runtime.trackers import Tracker
         from neon.tune.outcome import Presentation, choose
         from neon.tune.retrain import self_training_of
         from neon.tune.run import Tuner, identity_of
@@ -161,8 +175,11 @@ class Tune(ChoiceFlags):
             for path in plan.self_trained:
                 warn_of_snapshot(path, model, settings, plan.key, plan.self_trained_key)
         identity = processes.on_main(lambda: identity_of(plan, model, settings, found.facts))
-        with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            scorer = Scorer(plan, model, found.extractor, found.selection, found.reporting, self.out, processes)
+        with (
+            held_by_main(self.out, identity, processes, fresh=self.fresh),
+            Tracker(self.log, self.out, identity, processes) as tracker,
+        ):
+            scorer = Scorer(plan, model, found.selection, found.reporting, self.out, processes, tracker)
             load = self.loader(plan.base, plan.key, processes)
             again = self_training_of(plan, model, load) if plan.resample else None
             if again is None and plan.resample and plan.searches_sampler and model.tunable and processes.is_main:
@@ -171,6 +188,7 @@ class Tune(ChoiceFlags):
                     "best sampler these weights are used as they are; with --training_images and --synthetic_images "
                     "others are trained for it"
                 )
+            again = again and replace(again, log=self.log)
             outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again, save=self.save)
         if processes.is_main:
             print(outcome.text, flush=True)
@@ -201,8 +219,8 @@ class Align(ResidentFlags):
     """weights fine-tuned on the base's own samples"""
     stats: Path
     """statistics of real images (.npz), made with the same features"""
-    features: Features = field()
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    features: Features
+    """feature network: inception, or a FILE made by `neon features`"""
     key: Key = None
     """nesting of the state dict in the base's file, such as model_ema; chosen if not given"""
     self_trained_key: Key = None
@@ -237,7 +255,6 @@ class Align(ResidentFlags):
 
         from neon.data.images import ImageDataset
         from neon.merge import LiveMerge, check_same_network, load_self_trained
-        from neon.metrics.features import score_name
         from neon.metrics.reference import load_statistics
         from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
@@ -251,7 +268,9 @@ class Align(ResidentFlags):
         check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
         model, settings = self.open(self.base, self.key, processes)
         open_autoencoder(model, self.vae)
-        extractor = self.extractor(processes.device)
+        extractor, *others = self.extractors(processes.device)
+        if others:
+            raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")
         use_threads(processes.device, model, extractor)
         reference = load_statistics(self.stats, model, extractor)
         if self.num_images < (fewest := 2 * GROUPS):
@@ -283,7 +302,7 @@ class Align(ResidentFlags):
             )
 
         prediction = predict_from_few(sample, reference, processes)
-        metric = score_name(extractor)
+        metric = extractor.score_name
 
         def write() -> None:
             print(prediction_text(prediction, left, metric, self.num_images))

@@ -16,11 +16,13 @@ import tyro
 
 from neon.cli.command_line import Scales, Weights, at_least_one, finite, number
 from neon.errors import RequestError, note, warn
+from neon.runtime.trackers import TrackerName
 
 if TYPE_CHECKING:
     import torch
 
     from neon.metrics.features import FeatureExtractor
+    from neon.metrics.reference import NamedFeatures
     from neon.model import GenerativeModel
     from neon.noise import Purpose
     from neon.runtime.distributed import Processes
@@ -34,9 +36,12 @@ Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
-Features = Annotated[str, tyro.conf.arg(metavar="inception|FILE")]
+Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="inception|dinov2|NAME=FILE|FILE ..")]
+Resizing = Literal["clean", "legacy_pytorch", "legacy_tensorflow"] | None
+"""the keys of neon.metrics.resizing.RESIZERS"""
 Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
 """on or off where that must be told from not given"""
+Log = Annotated[TrackerName | None, tyro.conf.arg(metavar="tensorboard|wandb|trackio")]
 ModelName = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 INCEPTION = "inception"
 """what `--features` calls the network of FID; any other name is a file"""
@@ -265,28 +270,23 @@ class OutputFlags:
 class FeatureFlags:
     """What images are compared by."""
 
-    features: Features = INCEPTION
-    """feature network: inception, or a FILE made by `python -m neon.demo.train features`"""
+    features: Features = (INCEPTION,)
+    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `neon features`;
+    several score the same images in each, and the first is what choices are made by"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
+    resize: Resizing = None
+    """how images, which may then differ in size, are resized for Inception; by default as in legacy_tensorflow"""
 
-    def extractor(self, device: "torch.device") -> "FeatureExtractor":
-        """The feature network; a RequestError if flags name two."""
-        from neon.metrics.reference import load_extractor
+    def named_features(self) -> "NamedFeatures":
+        """What these flags name."""
+        from neon.metrics.reference import NamedFeatures
 
-        self.check_features()
-        return load_extractor(self.features, self.inception_weights, device)
+        return NamedFeatures(names=self.features, inception_weights=self.inception_weights, resize=self.resize)
 
-    def check_features(self) -> None:
-        """A RequestError if flags name two feature networks."""
-        if self.features != INCEPTION and self.inception_weights is not None:
-            raise RequestError(
-                f"--inception_weights: --features {self.features} is another network; leave one of them out"
-            )
-
-    def feature_weights(self) -> Path | None:
-        """Its file; None: Inception's, where it usually lies."""
-        return self.inception_weights if self.features == INCEPTION else Path(self.features)
+    def extractors(self, device: "torch.device") -> "list[FeatureExtractor]":
+        """The feature networks; a RequestError if flags contradict each other."""
+        return self.named_features().load(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +294,7 @@ class ScoredImages(FeatureFlags, SelfTrainedFlags):
     """Which images of a network are scored, and how."""
 
     ref: Annotated[str, tyro.conf.arg(metavar="FILE|URL", aliases=["--fid_stats"])]
-    """statistics of real images: .npz with mu and sigma"""
+    """statistics of real images: .npz with mu and sigma, by the same features"""
     self_trained: File = None
     """self-trained weights: scores (1 + w) base - w self_trained for each --w, or both networks for each --sims"""
     w: Weights = field(default_factory=list)
@@ -302,7 +302,7 @@ class ScoredImages(FeatureFlags, SelfTrainedFlags):
     sims: Scales = field(default_factory=list)
     """instead of --w: both networks at inference, (1 + g) out_base - g out_self_trained, at twice the calls"""
     precision_recall: Annotated[Path | None, tyro.conf.arg(metavar="IMAGES")] = None
-    """real images: also scores precision, recall, density and coverage"""
+    """real images: also scores precision, recall, density, coverage and the kernel distance (KID)"""
     nearest_k: int = 5
     """which neighbour gives the radius in precision and recall"""
     json: File = None
@@ -358,7 +358,7 @@ class ImagePairFlags(FeatureFlags):
     b: tyro.conf.Positional[Path]
     """real images (folder or zip), or statistics (.npz)"""
     precision_recall: bool = False
-    """also precision, recall, density and coverage; both sides must be images"""
+    """also precision, recall, density, coverage and the kernel distance (KID); both sides must be images"""
     nearest_k: int = 5
     """which nearest neighbour gives the radius in precision and recall"""
     batch_size: int = 64
@@ -390,6 +390,8 @@ class TrainingFlags:
     """how often the state of the run is saved"""
     seed: int = 0
     """of initial weights, data order and noise"""
+    log: Log = None
+    """also send the curves to a tracker"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
 

@@ -71,6 +71,10 @@ class MeasureFrontier(ChoiceFlags):
         """Measure; everything that can be wrong with the files is found before the first image is sampled."""
         from neon.runtime.distributed import processes
 
+        if len(self.features) > 1:
+            raise RequestError(
+                f"--features {' '.join(self.features)}: a frontier is drawn in one feature space; give one"
+            )
         if not self.calls:
             raise RequestError("--calls: expected one or several numbers of network calls, such as 5 10 19 35")
         for number in self.calls:
@@ -105,7 +109,7 @@ class MeasureFrontier(ChoiceFlags):
         identity = processes.on_main(lambda: identity_of(plan, found.model, found.settings, facts))
         report = processes.on_main(lambda: self._report(found))
         with held_by_main(self.out, identity, processes, fresh=self.fresh):
-            scorer = Scorer(plan, found.model, found.extractor, found.selection, found.reporting, self.out, processes)
+            scorer = Scorer(plan, found.model, found.selection, found.reporting, self.out, processes)
             frontier = measure(scorer, found.settings, samplers, identity, self_training)
             processes.on_main(lambda: self._write(frontier, report))
         if processes.is_main:
@@ -126,14 +130,13 @@ class MeasureFrontier(ChoiceFlags):
 
     def _report(self, found: "Inputs") -> "Report | None":
         """The report whose page the results go on; a RequestError if there is none, or of something else."""
-        from neon.metrics.features import score_name
         from neon.report.frontier import FRONTIER_FILE
         from neon.report.record import load
         from neon.runtime.files import check_writable, sha256_file
 
         if self.into is None:
             return None
-        report, metric = load(self.into), score_name(found.extractor)
+        report, metric = load(self.into), found.selection.metric
         made_of = (report.provenance.get("base_sha256"), report.provenance.get("base"))  # of a tune, of a demo
         if sha256_file(self.base) not in made_of:
             raise RequestError(f"--into {self.into}: a run of another base than {self.base}; name one of this base")

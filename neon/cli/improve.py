@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from neon.cli.command_line import Command, at_least_one, exit_code
-from neon.cli.flags import Device, FeatureFlags, File, SamplerFlags
+from neon.cli.flags import Device, FeatureFlags, File, Log, SamplerFlags
 from neon.cli.programs import AnyModelFlags
 from neon.cli.recipe import words_of_recipe
 from neon.errors import RequestError
 from neon.improve.plan import ImprovePlan
+from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +96,8 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
     """a run.json, or YAML of flags by name: what it says stands for flags that are not given"""
     processes: Number = None
     """CPU processes, one thread each; by default one per processor, at most 8"""
+    log: Log = None
+    """also send the curves of training and search to a tracker"""
     fresh: bool = False
     """start anew, replacing a run that is in the folder"""
 
@@ -118,7 +121,8 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
 
     def check(self) -> None:
         """A RequestError for flags that do not go together."""
-        self.check_features()
+        check_installed(self.log)
+        self.named_features().check()
         at_least_one(nearest_k=self.nearest_k)
         for name in ("report_real", "real_images"):
             if self.real is None and getattr(self, name) is not None:
@@ -142,7 +146,9 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
             features = None if inputs is None else inputs.extractor.dim
             text = stages_text(stages(self.plan, model, settings, features))
         else:
-            text = improve_generator(generator, self._real(), self.plan, self.out, group, fresh=self.fresh).text
+            text = improve_generator(
+                generator, self._real(), self.plan, self.out, group, fresh=self.fresh, log=self.log
+            ).text
         if group.is_main:
             print(text, flush=True)
 
@@ -153,8 +159,7 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
         if self.real is None:
             return None
         return RealImages(
-            features=self.features,
-            inception_weights=self.inception_weights,
+            features=self.named_features(),
             select=self.real,
             report=self.report_real or self.real,
             manifold=self.real_images,

@@ -34,6 +34,7 @@ from neon.cli.flags import (
     TrainingFlags,
 )
 from neon.errors import RequestError, warn
+from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
     import torch
@@ -171,6 +172,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
         from neon.runtime.threads import use_threads
         from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
+        check_installed(self.log)
         self.check()
         dataset = self.dataset()
         with processes(self.device) as group:
@@ -206,6 +208,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 identity=identity,
                 on_snapshot=pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
+                log=self.log,
             )
             if group.is_main:
                 last = snapshots[-1]
@@ -446,13 +449,16 @@ class Stats(FeatureFlags):
     """images per forward pass"""
     device: Device = None
     """by default a GPU where there is one"""
+    beside: File = None
+    """statistics of the same images by other features, published ones for example: the output holds them, too"""
     overwrite: bool = False
     """replace an existing output"""
 
     def __call__(self) -> None:
         from neon.data.images import ImageDataset
         from neon.evaluate import tally_images
-        from neon.metrics import Statistics
+        from neon.metrics import Statistics, save_statistics
+        from neon.metrics.reference import statistics_beside
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
         from neon.runtime.threads import use_threads
@@ -463,14 +469,21 @@ class Stats(FeatureFlags):
             raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
             dataset = ImageDataset(self.images)
-            extractor = self.extractor(group.device)
-            use_threads(group.device, extractor)
+            extractors = self.extractors(group.device)
+            use_threads(group.device, *extractors)
+            others = [] if self.beside is None else statistics_beside(self.beside, extractors)
             group.on_main(lambda: check_writable(output, overwrite=overwrite))
-            tally = tally_images(dataset, extractor, batch_size=self.batch_size, processes=group)
+            tallies = tally_images(dataset, extractors, batch_size=self.batch_size, processes=group)
 
             def write() -> None:
-                Statistics.from_moments(tally.moments, name=str(self.images)).save(output, overwrite=overwrite)
-                print(f"{self.images} -> {output} ({tally.done} images, {extractor.dim} features of {extractor.name})")
+                made = [
+                    Statistics.from_moments(tally.moments, name=str(self.images), features=tally.extractor.identity)
+                    for tally in tallies
+                ]
+                save_statistics(output, [*made, *others], overwrite=overwrite)
+                features = " and ".join(f"{extractor.dim} features of {extractor.name}" for extractor in extractors)
+                kept = f"; beside them {' and '.join(str(one.features) for one in others)}" if others else ""
+                print(f"{self.images} -> {output} ({len(dataset)} images, {features}{kept})")
 
             group.on_main(write)
 

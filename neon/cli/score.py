@@ -10,8 +10,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,28 @@ from neon.data.images import ImageDataset
 from neon.errors import RequestError
 from neon.evaluate import (
     LOG_FILE,
+    SHARES,
     STATE_FILE,
+    RealFeatures,
     Reference,
     ScoreLog,
     Scores,
     Tally,
     are_few,
     evaluate,
-    load_manifold,
+    is_statistics,
+    real_features,
+    scores_in,
+    scores_json,
     tally_images,
     unfinished,
     warn_of_few,
 )
 from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import FeatureExtractor, score_name
-from neon.metrics.reference import INCEPTION_DIM, features_file, load_statistics
+from neon.metrics.features import FeatureExtractor
+from neon.metrics.kernel import KERNEL_PROTOCOL
+from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_in, load_statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
@@ -80,16 +86,25 @@ def score_network(
     check_label(model, sampling.label)
     _check_output(flags.json, processes)
     ref = shared_file(flags.ref, processes)
-    extractor = flags.extractor(processes.device)
-    use_threads(processes.device, model, extractor)
-    statistics = load_statistics(ref, model, extractor)
-    warn_of_few(len(sampling.seeds), extractor.dim)
+    extractors = flags.extractors(processes.device)
+    use_threads(processes.device, model, *extractors)
+    statistics = [load_statistics(ref, model, extractor) for extractor in extractors]
+    for extractor in extractors:
+        warn_of_few(len(sampling.seeds), extractor.dim)
     model_at = _models(path, model, sampling.settings, flags)
-    protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractor))
-    manifold = load_manifold(
-        flags.precision_recall, extractor, nearest_k=flags.nearest_k, batch_size=flags.batch_size, processes=processes
+    protocol = processes.on_main(lambda: _protocol(path, model, sampling, flags, ref, extractors))
+    real = real_features(
+        flags.precision_recall,
+        extractors,
+        nearest_k=flags.nearest_k,
+        kernel=True,
+        batch_size=flags.batch_size,
+        processes=processes,
     )
-    reference = Reference(frechet=FrechetReference(statistics), manifold=manifold)
+    references = [
+        Reference(extractor=extractor, frechet=FrechetReference(found), real=features)
+        for extractor, found, features in zip(extractors, statistics, real, strict=True)
+    ]
     folder = flags.run_dir or processes.on_main(lambda: _usual_folder(f"{model.architecture}-fid", protocol))
 
     def score(value: float | None) -> Scores:
@@ -97,8 +112,7 @@ def score_network(
             model if value is None else model_at(value),
             sampling.seeds,
             sampling.settings,
-            extractor,
-            reference,
+            references,
             batch_size=flags.batch_size,
             processes=processes,
             label=sampling.label,
@@ -118,11 +132,9 @@ def score_network(
         scores = {value: scored[value] for value in wanted}
         # The run is over: the same command measures again. Its scores stay, unless the folder was made up by us.
         processes.on_main(lambda: _close(folder, scores, keep=flags.run_dir is not None))
-    facts = {"processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
-    entries = [_entry(kind, value, of_value, score_name(extractor)) for value, of_value in scores.items()]
-    processes.on_main(
-        lambda: _report(entries, kind, score_name(extractor), extractor.dim, {**protocol, **facts}, flags.json)
-    )
+    kernel = {} if flags.precision_recall is None else KERNEL_PROTOCOL
+    facts = {**kernel, "processes": processes.world_size, "device": processes.device.type, "threads": processes.threads}
+    processes.on_main(lambda: _report(scores, kind, references, {**protocol, **facts}, flags.json))
 
 
 def _check_output(output: Path | None, processes: Processes) -> None:
@@ -158,7 +170,7 @@ def _protocol(
     sampling: Sampling,
     flags: ScoredImages,
     ref: Path,
-    extractor: FeatureExtractor,
+    extractors: Sequence[FeatureExtractor],
 ) -> dict[str, Any]:
     """All that determines the scores, as JSON."""
     real = flags.precision_recall
@@ -182,18 +194,12 @@ def _protocol(
         "compile": flags.compile,
         **model.protocol,
         **sampling.facts,
-        "features": extractor.name,
-        **hashes({"feature_weights_sha256": flags.feature_weights()}),
+        **flags.named_features().facts(extractors),
         "ref": flags.ref,
         "ref_sha256": sha256_file(ref),
         "real_images": None if real is None else str(real),
         "nearest_k": None if real is None else flags.nearest_k,
-        **fingerprints(
-            {
-                "features_fingerprint": features_file(flags.features, flags.inception_weights),
-                "real_images_fingerprint": real,
-            }
-        ),
+        **fingerprints({"real_images_fingerprint": real}),
     }
 
 
@@ -209,61 +215,103 @@ def _usual_folder(name: str, protocol: dict[str, Any]) -> Path:
 
 def _close(folder: Path, scores: dict[float | None, Scores], *, keep: bool) -> None:
     if keep:
-        write_json(folder / SCORES_FILE, {str(w): asdict(entry) for w, entry in scores.items()})
+        write_json(folder / SCORES_FILE, {str(w): scores_json(entry) for w, entry in scores.items()})
         (folder / LOG_FILE).unlink(missing_ok=True)
     else:
         shutil.rmtree(folder)
 
 
 def _report(
-    entries: Sequence[dict[str, Any]],
+    scores: Mapping[float | None, Scores],
     kind: str,
-    metric: str,
-    dim: int,
+    references: Sequence[Reference],
     protocol: dict[str, Any],
     output: str | os.PathLike[str] | None,
 ) -> None:
     """Print one line per value of w or sims and last the one of the lowest distance; write the same as JSON."""
-    best = min(entries, key=lambda entry: entry[metric])
+    metric, (best_value, best) = references[0].metric, min(scores.items(), key=lambda entry: entry[1].distance)
     about = "conditional" if protocol["conditional"] else "unconditional"
     steps = protocol["settings"].get("num_steps")
     about += "" if steps is None else f", {steps} steps"
     guidance = protocol["settings"].get("guidance")
     about += f", guidance {guidance:g}" if guidance else ""
-    if len(entries) > 1:
-        for entry in entries:
-            print(f"{kind}={entry[kind]:<6g}{_text({**entry, kind: None}, metric, dim)}")
-        about += f"; the lowest of {len(entries)} on these seeds, report it on others"
-    print(f"{_text(best, metric, dim)}  ({about})", flush=True)
+    dims = {one.metric: one.extractor.dim for one in references}
+    if len(scores) > 1:
+        for value, entry in scores.items():
+            print(f"{kind}={value:<6g}{_text(entry, dims)}")
+        about += f"; the lowest of {len(scores)} on these seeds, report it on others"
+    chosen = {} if best_value is None else {kind: best_value}
+    print(f"{_text(best, dims, chosen)}  ({about})", flush=True)
     if output is not None:
+        entries = [_entry(of_value, metric, {kind: value}) for value, of_value in scores.items()]
         sweep = {"sweep": entries} if len(entries) > 1 else {}
-        write_json(output, {"metric": metric, **best, **protocol, **sweep})
+        write_json(output, {"metric": metric, **_entry(best, metric, {kind: best_value}), **protocol, **sweep})
 
 
-def _entry(kind: str, value: float | None, scores: Scores, metric: str) -> dict[str, Any]:
-    entry = asdict(scores)
-    entry[metric] = entry.pop("distance")
+def _entry(scores: Scores, metric: str, about: Mapping[str, float | None]) -> dict[str, Any]:
+    """Scores as JSON: distances in every feature space by their names, what else there is in the others in `beside`."""
     rate = scores.num_images / scores.seconds if scores.num_images and scores.seconds else None
-    return {kind: value, **entry, "images_per_second": rate}
+    others = {name: _of_space(one, name) for name, one in scores.beside.items()}
+    return {
+        **about,
+        **_of_space(scores, metric),
+        "num_images": scores.num_images,
+        "seconds": scores.seconds,
+        "images_per_second": rate,
+        **{name: one.distance for name, one in scores.beside.items()},
+        **({"beside": others} if others else {}),
+    }
 
 
-def _text(entry: dict[str, Any], metric: str, dim: int) -> str:
-    """Scores in words; the distance with three digits where there are too few images for its `dim` features."""
-    distance = entry[metric]
-    shown = f"{distance:.6f}"
-    if are_few(entry["num_images"], dim):
-        shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
-    parts = [f"{metric.upper() if metric == 'fid' else f'FD_{metric[3:]}'}={shown}"]
-    if entry["is_mean"] is not None:
-        parts.append(f"IS={entry['is_mean']:.4f}+-{entry['is_std']:.4f}")
-    parts += [
-        f"{name}={entry[name]:.4f}"
-        for name in ("precision", "recall", "density", "coverage")
-        if entry[name] is not None
-    ]
-    parts += [f"{kind}={entry[kind]:g}" for kind in ("w", "sims") if entry.get(kind) is not None]
-    if entry["num_images"] is not None:
-        parts.append(f"{entry['num_images']} images")
+def _of_space(scores: Scores, metric: str) -> dict[str, Any]:
+    """The scores in one feature space, distances by their names."""
+    kernel = kernel_name(metric)
+    of_kernel = {} if scores.kernel is None else {kernel: scores.kernel, f"{kernel}_std": scores.kernel_std}
+    return {
+        metric: scores.distance,
+        **{name: getattr(scores, name) for name in ("is_mean", "is_std", *SHARES)},
+        **of_kernel,
+    }
+
+
+def kernel_name(metric: str) -> str:
+    """`kid` where the distance is called `fid`, `kd_<features>` where it is `fd_<features>`."""
+    return "kid" if metric == "fid" else f"kd_{metric.removeprefix('fd_')}"
+
+
+def _spelled(name: str) -> str:
+    """The name of a distance as it is printed: `FID`, `FD_dinov2`."""
+    head, _, features = name.partition("_")
+    return head.upper() + (f"_{features}" if features else "")
+
+
+def _text(
+    scores: Scores,
+    dims: Mapping[str, int],
+    chosen: Mapping[str, float] | None = None,
+    few_real: Collection[str] = (),
+) -> str:
+    """Scores in words; a distance with three digits where there are too few images for its features (`dims`).
+
+    `few_real`: the distances for which there are too few real ones.
+    """
+    parts = []
+    for number, (metric, one) in enumerate(zip(dims, (scores, *scores.beside.values()), strict=True)):
+        distance = one.distance
+        shown = f"{distance:.6f}"
+        if metric in few_real or are_few(one.num_images, dims[metric]):
+            shown = f"{distance:.0f}" if distance >= 100 else f"{distance:.3g}"
+        parts.append(f"{_spelled(metric)}={shown}")
+        if one.kernel is not None:
+            parts.append(f"{_spelled(kernel_name(metric))}={one.kernel:.5f}+-{one.kernel_std:.5f}")
+        if number:
+            continue
+        if one.is_mean is not None:
+            parts.append(f"IS={one.is_mean:.4f}+-{one.is_std:.4f}")
+        parts += [f"{name}={getattr(one, name):.4f}" for name in SHARES if getattr(one, name) is not None]
+    parts += [f"{kind}={value:g}" for kind, value in (chosen or {}).items()]
+    if scores.num_images is not None:
+        parts.append(f"{scores.num_images} images")
     return "  ".join(parts)
 
 
@@ -271,46 +319,91 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
     """Score the images or statistics of `neon fid`; to stdout and, as JSON, to `--json`."""
     _check_output(flags.json, processes)
     paths = (flags.a, flags.b)
-    sides = [Statistics.load(path) if path.suffix == ".npz" else ImageDataset(path) for path in paths]
-    if flags.precision_recall and any(isinstance(side, Statistics) for side in sides):
+    images = [None if is_statistics(path) else ImageDataset(path) for path in paths]
+    if flags.precision_recall and None in images:
         raise RequestError("--precision_recall: needs images on both sides; statistics hold no single image")
-    extractor = None
-    if any(isinstance(side, ImageDataset) for side in sides):
-        extractor = flags.extractor(processes.device)
-        use_threads(processes.device, extractor)
-    statistics: list[Statistics] = []
-    tallies: list[Tally] = []
-    for path, side in zip(paths, sides, strict=True):
-        if isinstance(side, Statistics):
-            statistics.append(side)
+    if not any(images):
+        processes.on_main(lambda: _score_statistics(flags))
+        return
+    extractors = flags.extractors(processes.device)
+    use_threads(processes.device, *extractors)
+    tallies: list[list[Tally]] = []
+    statistics: list[list[Statistics]] = []
+    for path, dataset in zip(paths, images, strict=True):
+        if dataset is None:
+            statistics.append([features_in(path, extractor) for extractor in extractors])
             continue
-        assert extractor is not None
-        tally = tally_images(
-            side, extractor, batch_size=flags.batch_size, processes=processes, keep_features=flags.precision_recall
+        tallies.append(
+            tally_images(
+                dataset,
+                extractors,
+                batch_size=flags.batch_size,
+                processes=processes,
+                keep_features=flags.precision_recall,
+            )
         )
-        tallies.append(tally)
-        statistics.append(Statistics.from_moments(tally.moments, name=str(path)))
+        statistics.append([Statistics.from_moments(tally.moments, name=str(path)) for tally in tallies[-1]])
 
     def report() -> None:
-        for path, side in zip(paths, statistics, strict=True):
-            warn_of_few(side.count, side.dim, f"{path}: ")
-        nearest_k = flags.nearest_k if flags.precision_recall else None
-        manifold = None if nearest_k is None else Manifold(tallies[1].features, k=nearest_k)
-        reference = Reference(frechet=FrechetReference(statistics[1]), manifold=manifold)
-        if isinstance(sides[0], Statistics):
-            scores = Scores(distance=reference.frechet.distance(statistics[0]), num_images=statistics[0].count)
+        for path, of_path in zip(paths, statistics, strict=True):
+            for side in of_path:
+                warn_of_few(side.count, side.dim, f"{path}: ")
+        references = [
+            Reference(extractor=extractor, frechet=FrechetReference(real))
+            for extractor, real in zip(extractors, statistics[1], strict=True)
+        ]
+        if flags.precision_recall:
+            references = [
+                replace(one, real=RealFeatures(manifold=Manifold(t.features, k=flags.nearest_k), kernel=t.features))
+                for one, t in zip(references, tallies[1], strict=True)
+            ]
+        if images[0] is not None:
+            scores = scores_in(references, tallies[0], str(flags.a))
         else:
-            scores = tallies[0].scores(reference, str(flags.a))
-        metric = _metric_of(statistics[0]) if extractor is None else score_name(extractor)
-        entry = _entry("w", None, scores, metric)
-        print(_text(entry, metric, statistics[0].dim), flush=True)
-        if flags.json is not None:
-            facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}
-            write_json(flags.json, {"metric": metric, **entry, **facts, "neon": __version__})
+            first, *others = (
+                Scores(distance=reference.frechet.distance(one), num_images=one.count)
+                for reference, one in zip(references, statistics[0], strict=True)
+            )
+            named = {reference.metric: one for reference, one in zip(references[1:], others, strict=True)}
+            scores = replace(first, beside=named)
+        few = [one.metric for one, side in zip(references, statistics[1], strict=True) if are_few(side.count, side.dim)]
+        protocols = {one.metric: dict(one.extractor.protocol) for one in references if one.extractor.protocol}
+        _report_pair(scores, {one.metric: one.extractor.dim for one in references}, flags, few, protocols)
 
     processes.on_main(report)
 
 
-def _metric_of(statistics: Statistics) -> str:
-    """The name of a score of bare statistics: only their size says which features they are of."""
-    return "fid" if statistics.dim == INCEPTION_DIM else f"fd_{statistics.dim}"
+def _score_statistics(flags: ImagePairFlags) -> None:
+    """The distance of two files of statistics: only they say which features they are of."""
+    a, b = Statistics.load(flags.a), Statistics.load(flags.b)
+    if a.features is not None and b.features is not None and a.features != b.features:
+        b = Statistics.load(flags.b, a.features)
+    for path, side in ((flags.a, a), (flags.b, b)):
+        warn_of_few(side.count, side.dim, f"{path}: ")
+    name = (a.features or b.features or "").partition(":")[0]
+    inception = name == INCEPTION or (not name and a.dim == INCEPTION_DIM)
+    metric = "fid" if inception else f"fd_{name or a.dim}"
+    scores = Scores(distance=FrechetReference(b).distance(a), num_images=a.count)
+    _report_pair(scores, {metric: a.dim}, flags, [metric] if are_few(b.count, b.dim) else [], {})
+
+
+def _report_pair(
+    scores: Scores,
+    dims: Mapping[str, int],
+    flags: ImagePairFlags,
+    few_real: Collection[str],
+    protocols: Mapping[str, dict[str, str]],
+) -> None:
+    """Print the scores of `flags` and write them to `--json`, with the `protocols` of features by distance."""
+    print(_text(scores, dims, few_real=few_real), flush=True)
+    if flags.json is None:
+        return
+    metric, *_ = dims
+    nearest_k = flags.nearest_k if flags.precision_recall else None
+    facts = {"a": str(flags.a), "b": str(flags.b), "features": metric, "nearest_k": nearest_k}
+    kernel = KERNEL_PROTOCOL if flags.precision_recall else {}
+    resized = {"feature_protocols": protocols} if protocols else {}
+    write_json(
+        flags.json,
+        {"metric": metric, **_entry(scores, metric, {"w": None}), **facts, **kernel, **resized, "neon": __version__},
+    )

@@ -29,8 +29,31 @@ def read_arrays(
     Raises:
         RequestError: the file is missing or damaged, lacks one of `names`, or holds something else than numbers there.
     """
+    archive, held = _opened(path, names, contents)
+    expected = _expected(names)
     path = Path(path)
-    expected = f"expected an .npz with arrays {' and '.join(names)}"
+    if missing := set(names) - set(held):
+        raise RequestError(f"{path}: no array {' or '.join(sorted(missing))}, found {sorted(held)[:8]}; {expected}")
+    arrays = {}
+    for name in (*names, *(set(optional) & set(held))):
+        entry = f"{name}.npy"
+        with archive.open(entry, LARGEST_ARRAY + LARGEST_HEADER) as stream:
+            arrays[name] = read_array(stream, archive.entries[entry].file_size)
+    return arrays
+
+
+def array_names(path: str | os.PathLike[str], *, contents: str) -> list[str]:
+    """The names of all arrays of an `.npz`, in its order; errors as of `read_arrays`."""
+    return _opened(path, (), contents)[1]
+
+
+def _expected(names: Sequence[str]) -> str:
+    return "expected an .npz" + (f" with arrays {' and '.join(names)}" if names else "")
+
+
+def _opened(path: str | os.PathLike[str], names: Sequence[str], contents: str) -> tuple[Archive, list[str]]:
+    """The archive at `path`, and the names of its arrays; `names` are those that are expected."""
+    path, expected = Path(path), _expected(names)
     if not path.exists():
         raise RequestError(f"{path}: no such file; {expected}")
     try:
@@ -41,15 +64,7 @@ def read_arrays(
     if bare:
         raise RequestError(f"{path}: holds one bare array; {expected}")
     archive = Archive(path, f".npz {contents}")
-    held = {name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")}
-    if missing := set(names) - held:
-        raise RequestError(f"{path}: no array {' or '.join(sorted(missing))}, found {sorted(held)[:8]}; {expected}")
-    arrays = {}
-    for name in (*names, *(set(optional) & held)):
-        entry = f"{name}.npy"
-        with archive.open(entry, LARGEST_ARRAY + LARGEST_HEADER) as stream:
-            arrays[name] = read_array(stream, archive.entries[entry].file_size)
-    return arrays
+    return archive, [name.removesuffix(".npy") for name in archive.entries if name.endswith(".npy")]
 
 
 def read_array(stream: IO[bytes], size: int) -> np.ndarray:
@@ -83,8 +98,8 @@ def _parse(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Any]:
         descr, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     except (ValueError, SyntaxError, LookupError, TypeError, MemoryError, RecursionError):
         raise ValueError("its header is damaged") from None
-    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?[biuf][0-9]{1,2}", descr):
-        raise ValueError(f"it holds {descr!r:.40}, expected numbers")
+    if not isinstance(descr, str) or not re.fullmatch(r"[<>|=]?([biuf][0-9]{1,2}|U[0-9]{1,3})", descr):
+        raise ValueError(f"it holds {descr!r:.40}, expected numbers or a name")
     if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(side) is int and side >= 0 for side in shape):
         raise ValueError(f"its shape is {shape!r:.40}")
     try:

@@ -177,6 +177,8 @@ class FileDataset(Labelled):
     """suffixes of files that a user may think are read: said when there are any"""
     folders_are_classes: ClassVar[bool] = True
     """whether files without `dataset.json` belong to the class of their folder"""
+    otherwise: ClassVar[str] = ""
+    """what can be done with files that differ in shape"""
     shape: tuple[int, int, int]
     """(C, H, W) of what a file holds"""
 
@@ -235,14 +237,16 @@ class FileDataset(Labelled):
         channels, height, width = self._read(self.names[0]).shape
         return channels, height, width
 
-    def _fitting(self, name: str) -> np.ndarray:
+    def _coloured(self, name: str) -> np.ndarray:
         array = self._read(name)
-        if (len(array), self.shape[0]) == (1, 3):
-            array = as_coloured(array)
+        return as_coloured(array) if (len(array), self.shape[0]) == (1, 3) else array
+
+    def _fitting(self, name: str) -> np.ndarray:
+        array = self._coloured(name)
         if array.shape != self.shape:
             raise RequestError(
                 f"{self.path}: {name} is {array.shape} (C, H, W), {self.names[0]} is {self.shape}; "
-                f"expected {self.contents} of one size"
+                f"expected {self.contents} of one size{self.otherwise}"
             )
         return array
 
@@ -305,11 +309,16 @@ class ImageDataset(FileDataset):
     contents, one_of_them = "images", "an image"
     suffixes = IMAGE_SUFFIXES
     left_out = OTHER_SUFFIXES
+    otherwise = "; scores by Inception's features take others, resized as --resize MODE says"
     decode = staticmethod(decode_image)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         self.image_shape = self.shape
+
+    def images(self, indices: Sequence[int]) -> list[Tensor]:
+        """The images at `indices`, uint8 [C, H, W] each of its own size, C as of the set."""
+        return [torch.from_numpy(self._coloured(self.names[index]).copy(order="K")) for index in indices]
 
     def _shape_of_set(self) -> tuple[int, int, int]:
         """That of the first coloured image, if there is one: only a set of grey images is looked through."""

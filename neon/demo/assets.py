@@ -21,6 +21,12 @@ REAL_IMAGES = _HERE / "real-images.npz"
 """the first 2,000 test images, for precision and recall and for the eye"""
 
 
+SECOND_FEATURES = _HERE / "second-features.safetensors"
+"""another feature network, which has learned quarter turns and no classes: is a gain more than the first one's?"""
+SECOND_TEST_STATISTICS = _HERE / "second-test-statistics.npz"
+"""its features of the 10,000 test images"""
+
+
 def real_images() -> Tensor:
     """uint8 [2000, 1, 14, 14]."""
     return torch.from_numpy(read_arrays(REAL_IMAGES, ["images"], contents="images")["images"])

@@ -4,12 +4,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS, real_images
-from neon.evaluate import Reference
+from neon.demo.assets import (
+    BASE,
+    FEATURES,
+    REAL_IMAGES,
+    SECOND_FEATURES,
+    SECOND_TEST_STATISTICS,
+    TEST_STATISTICS,
+    TRAIN_STATISTICS,
+    real_images,
+)
+from neon.evaluate import RealFeatures, Reference
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.metrics import FrechetReference, Manifold, Statistics
-from neon.metrics.features import features_of, load_features, score_name
+from neon.metrics.features import features_of
+from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
@@ -73,20 +83,22 @@ def run_demo(
 
 def _inputs(model: GenerativeModel, processes: Processes) -> Inputs:
     """The embedded real images, compared by the embedded features."""
-    extractor, real = load_features(FEATURES, processes.device), real_images()
-    manifold = Manifold(features_of(extractor, real.to(processes.device)), k=NEAREST_K)
+    first, second = (load_features(file, processes.device) for file in (FEATURES, SECOND_FEATURES))
+    real = real_images()
+    compared = RealFeatures(manifold=Manifold(features_of(first, real.to(processes.device)), k=NEAREST_K))
     selection, reporting = (
-        Reference(frechet=FrechetReference(Statistics.load(path)), manifold=manifold)
+        Reference(extractor=first, frechet=FrechetReference(Statistics.load(path)), real=compared)
         for path in (TRAIN_STATISTICS, TEST_STATISTICS)
     )
-    files = {path.name: path for path in (FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, REAL_IMAGES)}
+    opinion = Reference(extractor=second, frechet=FrechetReference(Statistics.load(SECOND_TEST_STATISTICS)))
+    assets = FEATURES, TRAIN_STATISTICS, TEST_STATISTICS, SECOND_FEATURES, SECOND_TEST_STATISTICS, REAL_IMAGES
+    files = {path.name: path for path in assets}
     facts: dict[str, Any] = {"assets": processes.on_main(lambda: hashes(files)), "nearest_k": NEAREST_K}
     return Inputs(
         model=model,
         settings=replace(model.default_settings, solver="euler", num_steps=NUM_STEPS),
-        extractor=extractor,
         selection=selection,
-        reporting=reporting,
+        reporting=(reporting, opinion),
         facts=facts,
         pictures=real[:50],
     )
@@ -94,7 +106,8 @@ def _inputs(model: GenerativeModel, processes: Processes) -> Inputs:
 
 def _presentation(inputs: Inputs) -> Presentation:
     """Title and notes of the page: what the base is, and what its scores are made against."""
-    side, extractor = inputs.model.image_shape[-1], inputs.extractor
+    side = inputs.model.image_shape[-1]
+    first, second = (reference.extractor for reference in inputs.reporting)
     return Presentation(
         title="Neon on Fashion-MNIST",
         picture_w=(-1.0,),  # so that the curve shows both sides
@@ -106,7 +119,8 @@ def _presentation(inputs: Inputs) -> Presentation:
             "Selection is scored against statistics of the training images, the report against those of the 10,000 "
             f"test images; precision and recall by manifolds of {NEAREST_K} nearest neighbours, against 2,000 test "
             "images.",
-            f"{score_name(extractor)}: Fréchet distance on {extractor.dim} features of a small classifier; not "
-            "comparable with FID on Inception features.",
+            f"{first.score_name}: Fréchet distance on {first.dim} features of a small classifier, by which w is "
+            f"chosen; {second.score_name}: on {second.dim} features of a network that has learned to tell quarter "
+            "turns of the images, and no classes. Neither is comparable with FID on Inception features.",
         ),
     )

@@ -1,39 +1,46 @@
-"""Make what the demo embeds: the base model and the feature network, from Fashion-MNIST's training images.
+"""Make what the demo embeds: the base model and the feature networks, from Fashion-MNIST's training images.
 
-    python -m neon.demo.train features              # 1 minute
+    python -m neon.demo.train features              # 1 minute: both feature networks
     python -m neon.demo.train base --seed 0         # 20 minutes on one core
     python -m neon.demo.train images --output fashion.zip   # the training images, for edm/finetune.py
 
 All read the Debian package dataset-fashion-mnist, or --data FOLDER with the four original files.
-Each is seeded and runs on one thread, so that one machine makes the same weights again.
+Each is seeded and runs on one thread, so that one machine makes the same weights again. They go below runs/, or where
+--output says; the embedded ones stay as they are.
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import nn
 
 from neon.checkpoint import load_state
 from neon.data.fingerprint import fingerprint
-from neon.data.images import pack_set, write_images, write_labels
-from neon.demo.assets import BASE, FEATURES, REAL_IMAGES, TEST_STATISTICS, TRAIN_STATISTICS
+from neon.data.images import ArrayDataset, pack_set, write_images, write_labels
+from neon.demo.assets import (
+    BASE,
+    FEATURES,
+    REAL_IMAGES,
+    SECOND_FEATURES,
+    SECOND_TEST_STATISTICS,
+    TEST_STATISTICS,
+    TRAIN_STATISTICS,
+)
 from neon.demo.fashion import DEBIAN_FOLDER, load_fashion
 from neon.errors import RequestError, WorkError
 from neon.metrics import Statistics
-from neon.metrics.features import SmallFeatures, features_of
+from neon.metrics.features import features_of
+from neon.metrics.small import Lesson, SmallFeatures, accuracy, classes_of, fit_classifier, quarter_turns
 from neon.model import architecture, load_weights, save_model
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import atomic_write, check_writable
-from neon.runtime.progress import Progress
 from neon.runtime.signals import Stopped, answered
 from neon.selftrain import train
 
@@ -56,6 +63,9 @@ RECIPE = Recipe(batch_size=128, lr=1e-3, lr_rampup_kimg=10, ema_halflife_kimg=50
 MICRO_BATCH = 32
 NUM_FEATURES = 64
 NUM_REAL_IMAGES = 2000
+SECOND = {"stride": 2, "width": 32}
+"""of the second feature network: a fifth of the first one's weights"""
+MADE = Path("runs/demo-assets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +80,8 @@ class TrainBase:
     """optimiser steps of 128 images"""
     run: Path = Path("runs/demo-base")
     """folder of snapshots, state and log; the seed is appended"""
-    output: Path = BASE
-    """where the averaged weights go"""
+    output: Path = MADE / BASE.name
+    """file of the averaged weights"""
 
     def __call__(self) -> None:
         torch.manual_seed(self.seed)
@@ -98,7 +108,7 @@ class TrainBase:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFeatures:
-    """Train the feature network; write it, the statistics of both splits and 2,000 test images."""
+    """Train the feature networks; write them, the statistics of their features and 2,000 test images."""
 
     data: Path = DEBIAN_FOLDER
     """folder with the four Fashion-MNIST files"""
@@ -106,21 +116,38 @@ class TrainFeatures:
     """of initial weights and data order"""
     epochs: int = 4
     """passes over the 60,000 training images"""
+    output: Path = MADE
+    """folder of the files, named as the embedded ones"""
 
     def __call__(self) -> None:
-        torch.manual_seed(self.seed)
         training, test = load_fashion(self.data, "train"), load_fashion(self.data, "test")
-        assert training.labels is not None and test.labels is not None
-        extractor = SmallFeatures("fashion64", training.image_shape, NUM_FEATURES, 10)
-        fit_classifier(extractor, training.images, training.labels, self.epochs)
-        with torch.no_grad():
-            guesses = torch.cat([extractor.classify(batch).argmax(1) for batch in test.images.split(500)])
-        print(f"accuracy on the {len(test)} test images: {(guesses == test.labels).double().mean():.4f}")
-        extractor.save(FEATURES)
-        for split, path in ((training, TRAIN_STATISTICS), (test, TEST_STATISTICS)):
-            Statistics.from_features(features_of(extractor, split.images)).save(path)
-        with atomic_write(REAL_IMAGES) as file:
+        torch.manual_seed(self.seed)
+        classifier = SmallFeatures("fashion64", training.image_shape, NUM_FEATURES, 10)
+        self._fit(classifier, classes_of, training, test)
+        self._save(classifier, FEATURES, {TRAIN_STATISTICS: training, TEST_STATISTICS: test})
+        torch.manual_seed(self.seed)
+        turned = SmallFeatures("rotation64", training.image_shape, NUM_FEATURES, 4, **SECOND)
+        self._fit(turned, quarter_turns, training, test)
+        self._save(turned, SECOND_FEATURES, {SECOND_TEST_STATISTICS: test})
+        with atomic_write(self.output / REAL_IMAGES.name) as file:
             np.savez_compressed(file, images=test.images[:NUM_REAL_IMAGES].numpy())
+
+    def _fit(
+        self,
+        extractor: SmallFeatures,
+        lesson_of: Callable[[ArrayDataset], Lesson],
+        training: ArrayDataset,
+        test: ArrayDataset,
+    ) -> None:
+        fit_classifier(extractor, lesson_of(training), torch.arange(len(training)), self.epochs)
+        right, chance = accuracy(extractor, lesson_of(test), torch.arange(len(test)))
+        print(f"{extractor.name}: accuracy {right:.4f} on the {len(test)} test images (by chance {chance:.2f})")
+
+    def _save(self, extractor: SmallFeatures, asset: Path, statistics: Mapping[Path, ArrayDataset]) -> None:
+        extractor.save(self.output / asset.name)
+        for path, split in statistics.items():
+            found = Statistics.from_features(features_of(extractor, split.images))
+            replace(found, features=extractor.identity).save(self.output / path.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,23 +168,6 @@ class ExportImages:
             write_labels(folder, training.labels.tolist(), len(training))
             pack_set(folder, self.output)
         print(f"{self.output}: {len(training)} images")
-
-
-def fit_classifier(extractor: SmallFeatures, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
-    """Cross-entropy with Adam on batches of 128, the learning rate falling linearly to 0."""
-    optimizer = torch.optim.Adam(extractor.parameters(), lr=2e-3)
-    steps = epochs * (len(images) // 128)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    with Progress("feature network", steps, "step", Processes()) as progress:
-        for _ in range(epochs):
-            for batch in torch.randperm(len(images)).split(128)[: len(images) // 128]:
-                loss = F.cross_entropy(extractor.classify(images[batch]), labels[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                progress.advance(1, loss=f"{loss.item():.3f}")
-    return extractor.eval().requires_grad_(False)
 
 
 def _main() -> int:

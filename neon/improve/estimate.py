@@ -117,7 +117,8 @@ def seconds_of(found: list[Stage], inputs: Inputs | None, model: GenerativeModel
     images = images.cpu()  # on a GPU the work is done when they are here
     sampled = time.monotonic()
     if inputs is not None:
-        inputs.extractor(images.to(processes.device)).cpu()
+        for reference in inputs.reporting:
+            reference.extractor(images.to(processes.device)).cpu()
     scored = time.monotonic()
     each_call = (sampled - begun) / batch / (model.calls(settings) or 1)
     each_score = (scored - sampled) / batch

@@ -24,6 +24,7 @@ from neon.report.words import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
 from neon.runtime.run_folder import held_by_main
+from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain import Snapshot, usual_micro_batch
 from neon.tune.inputs import Inputs
 from neon.tune.outcome import SCORES_FILE, Outcome, Presentation, choose
@@ -57,25 +58,27 @@ def improve(
     recipe: dict[str, Any],
     presentation: Presentation,
     fresh: bool = False,
+    log: TrackerName | None = None,
 ) -> Outcome:
     """Improve `base` for the sampler of `inputs`, or do what is left of it, in the folder `out`.
 
     Args:
         recipe: what the run is asked for, as JSON by the names of flags: kept in `run.json`, where a run can be
             repeated from.
+        log: a tracker that all curves go to as well.
 
     Raises:
         RequestError: the folder holds something else, or another process works in it.
         WorkError: the disk is full, the weights did not move, or the base cannot be scored.
     """
     begun, model, settings = time.monotonic(), inputs.model, inputs.settings
-    self_training = training_of(plan, base, model)
+    self_training = training_of(plan, base, model, log)
     identity = processes.on_main(lambda: identity_of(base, model, settings, recipe, inputs.facts))
-    with held_by_main(out, identity, processes, fresh=fresh):
+    with held_by_main(out, identity, processes, fresh=fresh), Tracker(log, out, identity, processes) as tracker:
         say_what_is_left(plan, model, settings, inputs, out, processes)
         self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
         search = plan.tune_plan(base.path, base.key, snapshots, plan.guidances(model, settings))
-        scorer = Scorer(search, model, inputs.extractor, inputs.selection, inputs.reporting, out, processes)
+        scorer = Scorer(search, model, inputs.selection, inputs.reporting, out, processes, tracker)
         given = Tuner(search, scorer, settings)
         provenance = processes.on_main(lambda: {**identity, **_provenance(plan, given)})
         shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training)))
@@ -86,7 +89,7 @@ def improve(
     return outcome
 
 
-def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel) -> SelfTraining:
+def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: TrackerName | None = None) -> SelfTraining:
     """How the plan draws a synthetic set of `base` and trains on it."""
     recipe = plan.recipe(model)
     steps = -(-plan.budget // recipe.batch_size)
@@ -100,6 +103,7 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel) -> SelfTr
         micro_batch=plan.batch_gpu or usual,
         batch_size=plan.batch_size,
         seed=plan.seed,
+        log=log,
     )
 
 
@@ -206,7 +210,7 @@ def _write_card(plan: ImprovePlan, base: Base, outcome: Outcome) -> None:
         training_images=plan.budget,
         image_shape=model.image_shape,
         num_classes=model.num_classes,
-        real=Path(tuner.scorer.reporting.frechet.statistics.name).name,  # folders are nobody's business
+        real=Path(tuner.scorer.reporting[0].frechet.statistics.name).name,  # folders are nobody's business
     )
     write_card(tuner.scorer.folder, outcome.report, card)
 

@@ -15,6 +15,7 @@ from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
 from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import held_by_main
+from neon.runtime.trackers import TrackerName
 from neon.sampling import sample_block
 
 WS = (0.5, 1.0, 1.5)
@@ -38,12 +39,13 @@ def improve_unscored(
     recipe: dict[str, Any],
     facts: dict[str, Any],
     fresh: bool = False,
+    log: TrackerName | None = None,
 ) -> tuple[tuple[Path, ...], str]:
     """Self-train `base` for the sampler of `settings`, write merges at `WS` and a page of their samples into `out`.
 
     Returns the files of the merges, and what was made and what to do next, for a terminal. Errors as of `improve`.
     """
-    self_training = training_of(plan, base, model)
+    self_training = training_of(plan, base, model, log)
     identity = processes.on_main(lambda: identity_of(base, model, settings, recipe, facts))
     with held_by_main(out, identity, processes, fresh=fresh):
         say_what_is_left(plan, model, settings, None, out, processes)

@@ -25,13 +25,12 @@ from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetens
 from neon.data.images import ImageDataset
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
-from neon.evaluate import Scores, evaluate, load_manifold, sampled_images, warn_of_few
+from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
 from neon.merge.files import FORMULA
 from neon.merge.pair import open_self_trained
-from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import INCEPTION, load_extractor
+from neon.metrics.reference import NamedFeatures
 from neon.model import (
     GenerativeModel,
     code_file,
@@ -60,7 +59,6 @@ from neon.selftrain import (
     usual_micro_batch,
 )
 from neon.settings import SETTINGS, settings_json, usual_settings, with_settings
-from neon.tune.inputs import reference_at
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,7 +78,7 @@ _KEYWORDS = {
     "vae_ckpt (neon's commands: --vae)": "autoencoder",
     "vae_path (neon's commands: --vae)": "autoencoder",
     "vae": "autoencoder",
-    **{name: name for name in ("features", "key", "model", "precision", "seed")},
+    **{name: name for name in ("features", "inception_weights", "key", "model", "precision", "resize", "seed")},
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
 }
@@ -489,12 +487,13 @@ def score(
     generator: Generator,
     real: PathLike,
     *,
-    features: PathLike = "inception",
+    features: PathLike | Sequence[PathLike] = "inception",
     num_images: int = 10_000,
     seed: int = 0,
     label: int | None = None,
     batch_size: int = 64,
     inception_weights: PathLike | None = None,
+    resize: str | None = None,
     real_images: PathLike | None = None,
     nearest_k: int = 5,
     processes: Processes | None = None,
@@ -508,13 +507,16 @@ def score(
         generator: what is sampled.
         real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
             folder or zip of images of the model's size, whose statistics are computed anew in every call.
-        features: "inception", or the file of a feature network.
+        features: "inception", or the file of a feature network; or several, which score the same images: the scores in
+            the others are `beside` those in the first.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
         seed: 0 to 1023; of the images.
         label: as in `sample_set`.
         batch_size: images per forward pass of one process.
         inception_weights: file of the Inception network; by default in torch-fidelity's cache.
-        real_images: folder or zip of real images: also scores precision, recall, density and coverage.
+        resize: how images are resized for it: "clean", "legacy_pytorch" or, by default, "legacy_tensorflow".
+        real_images: folder or zip of real images: also scores precision, recall, density, coverage and the kernel
+            distance (KID).
         nearest_k: which nearest neighbour gives the radius in these.
         processes: as in `sample_set`.
         settings: of the sampler by name, in place of those of the generator.
@@ -531,25 +533,26 @@ def score(
     which = _images(generator, Purpose.REPORT, num_images, seed, label, batch_size, settings)
     nearest_k = whole("nearest_k", nearest_k)
     check_enough(num_images, group)
-    extractor = _extractor(features, inception_weights, group.device)
+    extractors = named_features(features, inception_weights, resize).load(group.device)
     model = generator.model
-    with threads_for(group.device, model, extractor), answered():
+    with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)
-        manifold = load_manifold(
+        compared = real_features(
             None if real_images is None else Path(real_images),
-            extractor,
+            extractors,
             nearest_k=nearest_k,
+            kernel=True,
             batch_size=batch_size,
             processes=group,
         )
-        reference = reference_at(path, manifold, model, extractor, batch_size, group)
-        warn_of_few(num_images, extractor.dim)
+        references = references_at(path, compared, model, extractors, batch_size=batch_size, processes=group)
+        for extractor in extractors:
+            warn_of_few(num_images, extractor.dim)
         return evaluate(
             model,
             which.seeds,
             which.settings,
-            extractor,
-            reference,
+            references,
             batch_size=batch_size,
             processes=group,
             label=which.label,
@@ -667,10 +670,10 @@ def _provenance(base: Generator, self_trained: Path, w: float, key: str | None) 
     }
 
 
-def _extractor(features: PathLike, inception_weights: PathLike | None, device: torch.device) -> FeatureExtractor:
-    """The feature network that a caller names; a RequestError if that is two."""
-    if features != INCEPTION and inception_weights is not None:
-        raise RequestError(f"inception_weights: features={str(features)!r} is another network; leave one of them out")
-    return load_extractor(
-        os.fspath(features), None if inception_weights is None else Path(inception_weights), device
-    )  # fmt: skip
+def named_features(
+    features: PathLike | Sequence[PathLike], inception_weights: PathLike | None, resize: str | None = None
+) -> NamedFeatures:
+    """The feature networks that a caller names, one or several."""
+    several = (features,) if isinstance(features, (str, os.PathLike)) else features
+    weights = None if inception_weights is None else Path(inception_weights)
+    return NamedFeatures(names=tuple(os.fspath(name) for name in several), inception_weights=weights, resize=resize)

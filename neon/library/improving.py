@@ -1,6 +1,6 @@
 """The whole method from Python: `neon improve` as a function."""
 
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from neon.errors import RequestError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
 from neon.improve.unscored import improve_unscored
-from neon.library.generator import Generator, PathLike, public, whole
+from neon.library.generator import Generator, PathLike, named_features, public, whole
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
+from neon.runtime.trackers import TrackerName
 from neon.tune.inputs import Inputs, RealImages, check_counts, open_real_images
 from neon.tune.outcome import Presentation
 
@@ -43,8 +44,9 @@ def improve_model(
     report_real: PathLike | None = None,
     real_images: PathLike | None = None,
     nearest_k: int = 5,
-    features: PathLike = "inception",
+    features: PathLike | Sequence[PathLike] = "inception",
     inception_weights: PathLike | None = None,
+    resize: str | None = None,
     fresh: bool = False,
     processes: Processes | None = None,
     **plan: Any,
@@ -61,8 +63,10 @@ def improve_model(
         report_real: what the report is made against, likewise; by default the same.
         real_images: folder or zip of real images: also scores precision and recall.
         nearest_k: which nearest neighbour gives the radius in these.
-        features: "inception", or the file of a feature network.
+        features: "inception", or the file of a feature network; or several: the choice is made by the first, and
+            reported in all.
         inception_weights: file of the Inception network; by default in torch-fidelity's cache.
+        resize: how images are resized for it: "clean", "legacy_pytorch" or, by default, "legacy_tensorflow".
         fresh: replace a run that is in the folder.
         processes: as in `sample_set`.
         plan: num_synthetic, training_images, select_images, w and the like: the other flags of `neon improve`, by name.
@@ -83,8 +87,7 @@ def improve_model(
     images = None
     if real is not None:
         images = RealImages(
-            features=os.fspath(features),
-            inception_weights=None if inception_weights is None else Path(inception_weights),
+            features=named_features(features, inception_weights, resize),
             select=Path(real),
             report=Path(real if report_real is None else report_real),
             manifold=None if real_images is None else Path(real_images),
@@ -95,7 +98,14 @@ def improve_model(
 
 
 def improve_generator(
-    generator: Generator, real: RealImages | None, plan: ImprovePlan, out: Path, group: Processes, *, fresh: bool
+    generator: Generator,
+    real: RealImages | None,
+    plan: ImprovePlan,
+    out: Path,
+    group: Processes,
+    *,
+    fresh: bool,
+    log: TrackerName | None = None,
 ) -> Improved:
     """`improve_model` of what was asked for, read and checked; errors as there."""
     if generator.path is None:
@@ -109,11 +119,11 @@ def improve_generator(
     if inputs is None:
         facts = group.on_main(lambda: origin.facts(model))
         merges, text = improve_unscored(
-            plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh
+            plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh, log=log
         )  # fmt: skip
         return Improved(folder=out, path=None, weights=merges, w=None, text=text)
     shown = Presentation(title=f"Neon: {base.path.name}, improved", real=inputs.pictures)
-    outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh)
+    outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh, log=log)
     path = outcome.weights[0] if outcome.weights else None
     w = None if path is None else outcome.recommended[1].w
     return Improved(folder=out, path=path, weights=outcome.weights, w=w, text=outcome.text)
@@ -129,7 +139,9 @@ def real_inputs(generator: Generator, real: RealImages | None, plan: ImprovePlan
         return None
     model = generator.model
     found = open_real_images(real, model, generator.settings, batch_size=plan.batch_size, processes=group, files={})
-    check_counts(found.extractor, select_images=plan.select_images, report_images=plan.images_of_report)
+    check_counts(found.extractor, select_images=plan.select_images)
+    for reference in found.reporting:
+        check_counts(reference.extractor, report_images=plan.images_of_report)
     return replace(found, facts={**found.facts, **group.on_main(lambda: generator.origin.facts(model))})
 
 
@@ -147,5 +159,9 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
     if real is not None:
         report = None if real.report == real.select else real.report
         given |= {"real": real.select, "report_real": report, "real_images": real.manifold}
-        given |= {name: getattr(real, name) for name in ("nearest_k", "features", "inception_weights")}
+        named = real.features
+        features = named.names[0] if len(named.names) == 1 else named.names
+        given |= {"nearest_k": real.nearest_k, "features": features, "inception_weights": named.inception_weights}
+        if named.resize is not None:
+            given["resize"] = named.resize
     return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

@@ -1,111 +1,49 @@
-"""Feature extractors: images in, features out, and the name that goes into the score."""
+"""Feature extractors: images in, features out, and the names that go into scores."""
 
-import json
-import os
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from neon.checkpoint import open_checkpoint, save_safetensors
-from neon.data.images import from_uint8
-from neon.errors import RequestError
-from neon.metrics.inception import InceptionFeatures
-from neon.model import building, check_outline, load_weights
+Images: TypeAlias = Tensor | Sequence[Tensor]
+"""uint8 [B, C, H, W]; or B images [C, H, W] that may differ in size, for extractors that take `any_size`"""
 
 
-class FeatureExtractor(Protocol):
+class FeatureExtractor(ABC):
     """What a metric needs of a feature network."""
 
     name: str
-    """goes into the name of the score, see `score_name`"""
+    """goes into the names of scores"""
     dim: int
     """F, the number of features"""
+    any_size: bool = False
+    """whether images of one set may differ in size: each is then resized by itself"""
+    protocol: Mapping[str, str] = MappingProxyType({})
+    """how images become features, by name, where that is not the only way of this network; recorded with every score"""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, F]; row b depends on image b only."""
-        ...
+    @property
+    def identity(self) -> str:
+        """Tells features of different networks, or of different ways to resize, apart; statistics carry it."""
+        return self.name
+
+    @property
+    def score_name(self) -> str:
+        """What records call a Fréchet distance of these features."""
+        return f"fd_{self.name}"
+
+    @abstractmethod
+    def __call__(self, images: Images) -> Tensor:
+        """Images -> float32 [B, F]; row b depends on image b only."""
 
     def logits(self, features: Tensor) -> Tensor | None:
         """float32 [B, F] -> class logits [B, 1008] for an Inception Score; None: this network earns none.
 
         Only where there are logits are `is_mean` and `is_std` among the scores.
         """
-        ...
-
-
-class SmallFeatures(nn.Module):
-    """A small convolutional classifier whose last hidden layer is the features: for small, low-resolution data.
-
-    config: {"name", "image_shape": [C, H, W], "dim": F, "num_classes"}.
-    """
-
-    def __init__(self, name: str, image_shape: tuple[int, int, int], dim: int, num_classes: int) -> None:
-        super().__init__()
-        if not isinstance(name, str) or not isinstance(dim, int):
-            raise TypeError(f"{name!r} with {dim!r} features")
-        self.name, self.dim = name, dim
-        self.image_shape = tuple(image_shape)
-        self.config = {"name": name, "image_shape": list(image_shape), "dim": dim, "num_classes": num_classes}
-        channels, height, width = image_shape
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * ((height + 1) // 2) * ((width + 1) // 2), dim), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(dim, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, F], all at least 0.
-
-        Raises:
-            RequestError: the images have another shape than those the network was trained on.
-        """
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise RequestError(
-                f"features {self.name!r} read images of shape {self.image_shape} (C, H, W), "
-                f"not {tuple(images.shape[1:])}; name another extractor"
-            )
-        return self.body(from_uint8(images))
-
-    def logits(self, features: Tensor) -> None:
-        """None: an Inception Score is defined by Inception's classes."""
-
-    def classify(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> class logits float32 [B, num_classes]: what the network is trained by."""
-        return self.head(self(images))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and config as one safetensors file."""
-        save_safetensors(path, self.state_dict(), {"features": json.dumps(self.config)})
-
-
-def load_features(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> SmallFeatures:
-    """The extractor that `SmallFeatures.save` wrote, in eval mode.
-
-    Raises:
-        RequestError: the file holds no feature network, or weights of another.
-    """
-    with open_checkpoint(path) as checkpoint:
-        if "features" not in checkpoint.metadata:
-            raise RequestError(
-                f"{path}: not a feature network; expected safetensors with the metadata `features` "
-                "as written by `python -m neon.demo.train features`"
-            )
-        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-        with building(f"{path}: its metadata `features` describe no feature network", "write the file again"):
-            config = json.loads(checkpoint.metadata["features"])
-            check_outline(lambda: SmallFeatures(**config), shapes, path)
-            extractor = SmallFeatures(**config)
-        load_weights(extractor, {name: checkpoint.tensor(name) for name in checkpoint.names()}, path)
-    return extractor.to(device).eval().requires_grad_(False)
-
-
-def score_name(extractor: FeatureExtractor) -> str:
-    """`fid`, or `fd_<features>`: only Inception's 2048 features earn the name FID."""
-    return "fid" if isinstance(extractor, InceptionFeatures) else f"fd_{extractor.name}"
+        return None
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class DirectionMoments(NamedTuple):
     """[K, F]"""
     variance: NDArray[np.float64]
     """of each direction [K, F]"""
-    alignment: NDArray[np.float64]
+    overlap: NDArray[np.float64]
     """tr sqrt(S S') over what it were if S' had the eigenvectors of S [K]; at most 1, but for noise"""
     num_images: int
     """N, of each set"""
@@ -120,12 +120,12 @@ class DirectionTarget:
 
     With s the eigenvalues of the real covariance S and s' the variances of images along its eigenvectors,
 
-        tr sqrt(S S') = alignment * sum sqrt(s s').
+        tr sqrt(S S') = overlap * sum sqrt(s s').
 
     Means and variances of N images are those of many, but for noise. tr sqrt(S S') is not: N images span N directions,
     of the F. So it is compared with that of a control, the same rows with a random sign for each value: the same
-    variances and the same sizes of images, but no correlations, so that of many images its alignment is 1. What few
-    images take off both is alike, and their ratio is the alignment.
+    variances and the same sizes of images, but no correlations, so that of many images its overlap is 1. What few
+    images take off both is alike, and their ratio is the overlap.
 
     Args:
         statistics: of the real features.
@@ -145,15 +145,15 @@ class DirectionTarget:
         centred = (rows - mean[:, None]) / np.sqrt(len(images) - 1)
         found = np.array([nuclear_norm(setting * self._roots) for setting in centred])
         control = np.array([nuclear_norm(setting * signs * self._roots) for setting in centred])
-        alignment = np.divide(found, control, out=np.ones_like(found), where=control > 0)
-        return DirectionMoments(mean, np.square(centred).sum(axis=1), alignment, len(images))
+        overlap = np.divide(found, control, out=np.ones_like(found), where=control > 0)
+        return DirectionMoments(mean, np.square(centred).sum(axis=1), overlap, len(images))
 
     def distances(self, moments: DirectionMoments, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fréchet distances [m], as of many images, where the K moments are combined with `weights` [m, K]."""
         variances = weights @ moments.variance
         # The mean of N images is off by their variance / N.
         shifts = np.square(weights @ moments.mean - self._mean).sum(axis=1) - variances.sum(axis=1) / moments.num_images
-        roots = (weights @ moments.alignment) * (np.sqrt(variances.clip(min=0)) @ self._roots)
+        roots = (weights @ moments.overlap) * (np.sqrt(variances.clip(min=0)) @ self._roots)
         return np.asarray(shifts + variances.sum(axis=1) + np.square(self._roots).sum() - 2 * roots)
 
 

@@ -1,15 +1,12 @@
 """Inception's 2,048 features and class logits, of which FID and the Inception Score are made.
 
 The network is torch-fidelity's `inception-v3-compat`: the weights of TensorFlow's inception-2015-12-05 and what that
-graph does, resizing to 299 x 299 in the manner of TensorFlow 1 included.
+graph does, resizing to 299 x 299 in the manner of TensorFlow 1 included unless another mode is asked for.
 """
 
-import contextlib
 import io
-import os
 import shlex
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,96 +15,88 @@ from torch import Tensor
 
 from neon.checkpoint import load_state
 from neon.errors import RequestError
+from neon.metrics.networks import PublishedNetwork, full_float32
+from neon.metrics.resizing import RESIZERS
 
-# Images that go through the network at once: 16 MB each. On one CPU thread, 8 to 32 take 0.09 s an image, 64 take 0.12.
-CHUNK = 32
+SIDE = 299
+USUAL = "legacy_tensorflow"
 
 
-class InceptionFeatures:
-    """The network of the FID; `load_inception` makes one."""
+class InceptionFeatures(PublishedNetwork):
+    """The network of the FID; `load` makes one."""
 
     name = "inception"
     dim = 2048
+    score_name = "fid"
+    modes = tuple(RESIZERS)
+    # 16 MB each. On one CPU thread, 8 to 32 take 0.09 s an image, 64 take 0.12.
+    chunk = 32
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, resize: str | None = None) -> None:
         """Wrap torch-fidelity's network, asked for the features `2048`."""
         # Two fifths faster on a CPU (0.084 s against 0.118 s an image, one thread), equal to 3e-6.
         self._network = network.to(memory_format=torch.channels_last)
+        self._resize = RESIZERS[resize or USUAL]
+        self.any_size = resize is not None
+        if resize not in (None, USUAL):
+            self.protocol = {"resize": resize}
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] with C 1 or 3 -> float32 [B, 2048], all at least 0; row b depends on image b only.
+    @property
+    def identity(self) -> str:
+        return ":".join([self.name, *self.protocol.values()])
 
-        Grey is repeated to three channels; any H and W.
+    def resized(self, images: Tensor) -> Tensor:
+        return self._resize(images, SIDE)
 
-        Raises:
-            RequestError: another dtype or number of channels.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            found = f"{images.dtype} {list(images.shape)}"
-            raise RequestError(f"Inception features need uint8 images [B, 1 or 3, H, W], found {found}")
-        with _full_float32():
-            return torch.cat([self._network(chunk.expand(-1, 3, -1, -1))[0] for chunk in images.split(CHUNK)])
+    def features(self, images: Tensor) -> Tensor:
+        # The network's own forward resizes, always; its blocks are its children, in the order in which they are used.
+        *blocks, _ = self._network.children()
+        hidden = (images - 128) / 128
+        for block in blocks:
+            hidden = block(hidden)
+        return hidden.flatten(1)
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
         """float32 [B, 2048] -> class logits without bias, float32 [B, 1008] (torch-fidelity's `logits_unbiased`)."""
-        with _full_float32():
+        with full_float32():
             return features @ self._network.fc.weight.T
 
+    @classmethod
+    def weights_file(cls, named: Path | None = None) -> Path:
+        """`named`, or where torch-fidelity caches its own."""
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-def weights_file(weights: str | os.PathLike[str] | None = None) -> Path:
-    """Where the weights of the network lie: in the file `weights`, or where torch-fidelity caches its own."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+        return Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name) if named is None else named
 
-    return Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name) if weights is None else Path(weights)
+    @classmethod
+    def load(
+        cls, weights: Path | None = None, device: torch.device = torch.device("cpu"), resize: str | None = None
+    ) -> "InceptionFeatures":
+        # Imports torchvision: 1.7 s that only those who use this network pay.
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-
-def load_inception(
-    weights: str | os.PathLike[str] | None = None, device: torch.device | str = "cpu"
-) -> InceptionFeatures:
-    """The network with the weights of a file, or with torch-fidelity's own where that package caches them.
-
-    Nothing is downloaded, and nothing that a file contains is executed.
-
-    Raises:
-        RequestError: there is no such file (the message says how to fetch it), or it holds something else.
-    """
-    # Imports torchvision: 1.7 s that only those who use this network pay.
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    path = weights_file(weights)
-    fetch = f"`curl -L --create-dirs -o {shlex.quote(str(path))} {URL_INCEPTION_V3}`"
-    if not path.exists():
-        raise RequestError(
-            f"{path}: no such file; Inception features need these weights (95 MB): fetch them once with {fetch}, "
-            "or name your copy with --inception_weights FILE"
-        )
-    # torch-fidelity unpickles the file it is given, whatever is in it; so it is given tensors read safely.
-    state = io.BytesIO()
-    torch.save(load_state(path), state)
-    state.seek(0)
-    try:
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=state)
-    except RuntimeError as error:  # from load_state_dict: a heading, then a line for each kind of misfit
-        misfits = "; ".join(textwrap.shorten(line, 120, placeholder=" ...") for line in str(error).splitlines()[1:3])
-        raise RequestError(
-            f"{path}: these weights are not those of torch-fidelity's Inception network ({misfits}); "
-            f"fetch them with {fetch}"
-        ) from error
-    return InceptionFeatures(network.to(device))
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """float32 without shortcuts (TF32, bfloat16) inside; what the program chose is in force again outside."""
-    backends: Any = torch.backends
-    operations = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
-    chosen = [operation.fp32_precision for operation in operations]
-    try:
-        for operation in operations:
-            operation.fp32_precision = "ieee"
-        yield
-    finally:
-        for operation, precision in zip(operations, chosen, strict=True):
-            operation.fp32_precision = precision
+        path = cls.weights_file(weights)
+        fetch = f"`curl -L --create-dirs -o {shlex.quote(str(path))} {URL_INCEPTION_V3}`"
+        if not path.exists():
+            raise RequestError(
+                f"{path}: no such file; Inception features need these weights (95 MB): fetch them once with {fetch}, "
+                "or name your copy with --inception_weights FILE"
+            )
+        # torch-fidelity unpickles the file it is given, whatever is in it; so it is given tensors read safely.
+        state = io.BytesIO()
+        torch.save(load_state(path), state)
+        state.seek(0)
+        try:
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=state
+            )  # fmt: skip
+        except RuntimeError as error:  # from load_state_dict: a heading, then a line for each kind of misfit
+            misfits = "; ".join(
+                textwrap.shorten(line, 120, placeholder=" ...") for line in str(error).splitlines()[1:3]
+            )  # fmt: skip
+            raise RequestError(
+                f"{path}: these weights are not those of torch-fidelity's Inception network ({misfits}); "
+                f"fetch them with {fetch}"
+            ) from error
+        return cls(network.to(device), resize)

@@ -4,7 +4,7 @@ Letters: B block rows, N samples, F features.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neon.data.arrays import read_arrays
+from neon.data.arrays import array_names, read_arrays
 from neon.errors import DegenerateError, RequestError
 from neon.runtime.files import atomic_write
 
 # Largest |sigma - sigma^T| accepted, relative to the largest |sigma|. Covariances computed in float32 differ
 # from their transpose by about 1e-7; a matrix that is not a covariance differs by about 1.
 SYMMETRY_TOLERANCE = 1e-6
+
+
+NETWORK = "feature_network"
+"""the array of a file of statistics that names the network whose features they are of"""
 
 
 class Moments:
@@ -141,6 +145,8 @@ class Statistics:
     """Number of samples, where known."""
     name: str = "statistics"
     """What messages call these statistics: the path they came from, where there is one."""
+    features: str | None = None
+    """The `identity` of the network whose features these are; None: not known."""
 
     def __post_init__(self) -> None:
         for key in ("mu", "sigma"):
@@ -169,8 +175,8 @@ class Statistics:
         return self.mu.size
 
     @classmethod
-    def from_moments(cls, moments: Moments, name: str = "statistics") -> "Statistics":
-        """Statistics of the samples seen by `moments`.
+    def from_moments(cls, moments: Moments, name: str = "statistics", features: str | None = None) -> "Statistics":
+        """Statistics of the samples seen by `moments`, of the network whose identity is `features`.
 
         Raises:
             RequestError: fewer than two samples were seen.
@@ -179,7 +185,7 @@ class Statistics:
         mu, sigma = moments.mean.cpu().numpy(), moments.covariance.cpu().numpy()
         if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
             raise DegenerateError(f"{name}: some of the features of {moments.count} images are not finite")
-        return cls(mu=mu, sigma=sigma, count=moments.count, name=name)
+        return cls(mu=mu, sigma=sigma, count=moments.count, name=name, features=features)
 
     @classmethod
     def from_features(cls, features: Tensor, name: str = "statistics") -> "Statistics":
@@ -191,23 +197,76 @@ class Statistics:
         return cls.from_moments(moments, name)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Statistics":
-        """Read `mu` and `sigma` (and `count`, where present) from an `.npz`; other arrays in it are left unread.
+    def load(cls, path: str | os.PathLike[str], features: str | None = None) -> "Statistics":
+        """Read `mu` and `sigma` (and `count`, where present) from an `.npz`.
+
+        A file may hold statistics of the same images in several feature spaces, each with its name (`save_statistics`).
+
+        Args:
+            features: identity of the network whose statistics are wanted; None: the first that the file holds.
 
         Raises:
-            RequestError: the file is missing, is no `.npz`, lacks an array, or holds something else than statistics.
+            RequestError: the file is missing, is no `.npz`, lacks an array, holds something else than statistics, or
+                names other networks.
         """
-        arrays = read_arrays(path, ("mu", "sigma"), optional=("count",), contents="statistics")
+        optional = ("count", NETWORK)
+        arrays = read_arrays(path, ("mu", "sigma"), optional=optional, contents="statistics")
+        own = _named(arrays.pop(NETWORK, None))
+        others = _other_features(path)
+        if features is not None and features != own and (own is not None or features in others):
+            if features not in others:
+                raise RequestError(
+                    f"{path}: holds statistics of the features {' and '.join(filter(None, [own, *others]))}, not of "
+                    f"{features}; use statistics made with the same features (`neon stats`)"
+                )
+            names = {name: f"{features}.{name}" for name in ("mu", "sigma", "count")}
+            of_it = read_arrays(
+                path, (names["mu"], names["sigma"]), optional=(names["count"],), contents="statistics"
+            )  # fmt: skip
+            arrays = {name: of_it[long] for name, long in names.items() if long in of_it}
+            own = features
         count = arrays.pop("count", None)
-        return cls(**arrays, count=None if count is None else _sample_count(path, count), name=str(path))
+        return cls(
+            **arrays, count=None if count is None else _sample_count(path, count), name=str(path), features=own
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
-        """Write `mu` and `sigma` (and `count`, where known) to `path` as an `.npz`, atomically."""
-        arrays: dict[str, Any] = {"mu": self.mu, "sigma": self.sigma}
-        if self.count is not None:
-            arrays["count"] = np.int64(self.count)
-        with atomic_write(path, overwrite=overwrite) as file:
-            np.savez(file, **arrays)
+        """Write these alone, as `save_statistics`."""
+        save_statistics(path, [self], overwrite=overwrite)
+
+
+def save_statistics(path: str | os.PathLike[str], several: Sequence[Statistics], *, overwrite: bool = True) -> None:
+    """Write statistics of the same images, in one feature space or in several, to `path` as an `.npz`, atomically.
+
+    The first are `mu` and `sigma` (and `count`, where known), as everybody reads them, with the array
+    `feature_network` that names theirs; the others have its name before theirs, as in `dinov2.mu`.
+    """
+    arrays: dict[str, Any] = {}
+    for number, statistics in enumerate(several):
+        prefix = f"{statistics.features}." if number else ""
+        arrays |= {f"{prefix}mu": statistics.mu, f"{prefix}sigma": statistics.sigma}
+        if statistics.count is not None:
+            arrays[f"{prefix}count"] = np.int64(statistics.count)
+    if several[0].features is not None:
+        arrays[NETWORK] = np.array(several[0].features)
+    with atomic_write(path, overwrite=overwrite) as file:
+        np.savez(file, **arrays)
+
+
+def load_all_statistics(path: str | os.PathLike[str]) -> list[Statistics]:
+    """What a file of `save_statistics` holds, the first first; errors as of `Statistics.load`."""
+    first = Statistics.load(path)
+    return [first, *(Statistics.load(path, features) for features in _other_features(path))]
+
+
+def _named(network: NDArray[Any] | None) -> str | None:
+    """The network that a file of statistics names; None: it does not."""
+    return str(network) if network is not None and network.dtype.kind == "U" and network.ndim == 0 else None
+
+
+def _other_features(path: str | os.PathLike[str]) -> list[str]:
+    """The networks whose features the other statistics of a file are of, in its order."""
+    return [name.removesuffix(".mu") for name in array_names(path, contents="statistics") if name.endswith(".mu")]
 
 
 def _sample_count(path: str | os.PathLike[str], count: NDArray[Any]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neon.data.pictures import load_picture
 from neon.errors import RequestError
-from neon.evaluate import Scores, scores_from
+from neon.evaluate import Scores, scores_from, scores_json
 from neon.report.grids import as_png, image_grid, images_of
 from neon.runtime.files import atomic_write, from_json, write_json
 from neon.runtime.run_folder import reading_state
@@ -51,6 +51,10 @@ class Row:
     def spread(self) -> float:
         """Standard deviation over blocks."""
         return statistics.stdev(block.distance for block in self.blocks) if len(self.blocks) > 1 else 0.0
+
+    def in_space(self, metric: str) -> "Row":
+        """The row with its scores in another feature space, in place of the first."""
+        return replace(self, blocks=tuple(block.beside[metric] for block in self.blocks))
 
     def mean(self, name: str) -> float | None:
         """Mean over blocks of the score called `name`; None: not scored."""
@@ -96,6 +100,8 @@ class Report:
     title: str
     metric: str
     """name of the distance: `fid`, or `fd_<features>`"""
+    beside: tuple[str, ...] = ()
+    """names of the distances in other feature spaces, in which rows are scored, too"""
     rows: tuple[Row, ...]
     """all lines of the table, the others here among them"""
     base: Row
@@ -186,7 +192,8 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
     record = {
         "title": report.title,
         "metric": report.metric,
-        "rows": [asdict(row) for row in report.rows],
+        **({"beside": report.beside} if report.beside else {}),
+        "rows": [{**asdict(row), "blocks": [scores_json(block) for block in row.blocks]} for row in report.rows],
         "base": base,
         "neon": neon,
         "base_best_sampler": base_best_sampler,
@@ -194,7 +201,10 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
         "w": report.w,
         "guidance": report.guidance,
         "snapshot": report.snapshot,
-        "evaluated": [asdict(one) for one in report.evaluated],
+        "evaluated": [
+            {**asdict(one), "scores": None if one.scores is None else scores_json(one.scores)}
+            for one in report.evaluated
+        ],
         "fit": report.fit,
         "samplers": [asdict(one) for one in report.samplers],
         "grids": [{"w": w, "shape": tuple(images.shape)} for w, images in report.grids.items()],
@@ -241,11 +251,15 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
         from_json(Evaluated, {**one, "scores": one["scores"] and scores_from(one["scores"])})
         for one in record["evaluated"]
     )
+    beside = tuple(map(str, record.get("beside", ())))
+    if any(set(beside) - block.beside.keys() for row in rows for block in row.blocks):
+        raise ValueError(f"rows without scores in {' and '.join(beside)}")
     known = {name: record[name] for name in ("title", "metric", "w", "guidance", "snapshot", "provenance")}
     report = from_json(
         Report,
         {
             **known,
+            "beside": beside,
             "rows": rows,
             "base": base,
             "neon": neon,

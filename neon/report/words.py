@@ -1,17 +1,16 @@
 """What the scores of a run say: its table, its result in sentences, the content of `scores.json`, and `scores.csv`."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from neon.report.record import CONFIDENCE, Gain, Report, Row, paired_gain
-from neon.runtime.files import as_json, atomic_write
+from neon.runtime.files import write_csv
 
 REAL_NAME = "real images"
 SCORES_TABLE = "scores.csv"
@@ -171,8 +170,21 @@ def bias_undone(base: Row, neon: Row) -> str | None:
 def conclusions(report: Report) -> list[str]:
     """The result, what of it is the sampler's, and where it is known the bias undone: a sentence each."""
     bias = bias_undone(report.fair, report.best) if _gains(report) else None
-    sentences = (headline(report), credit(report), bias)
+    sentences = (headline(report), *map(partial(in_other_space, report), report.beside), credit(report), bias)
     return [sentence for sentence in sentences if sentence is not None]
+
+
+def in_other_space(report: Report, metric: str) -> str | None:
+    """What another feature space, which had no part in the choice, says of the best; None where that is the base."""
+    if report.best is report.fair:
+        return None
+    fair, best = report.fair.in_space(metric), report.best.in_space(metric)
+    gain = paired_gain(fair, best)
+    agrees = "agrees" if gain.mean > 0 and (gain.certain or gain.interval is None) else "does not agree"
+    return (
+        f"{metric}, which had no part in the choice, {agrees}: {distance_text(best.distance)} against "
+        f"{distance_text(fair.distance)} for {_called(report, report.fair)}, {gain_text(gain)}."
+    )
 
 
 def score_table(report: Report) -> list[list[str]]:
@@ -183,6 +195,7 @@ def score_table(report: Report) -> list[list[str]]:
         [report.metric, *(score_text(row) + _few_blocks(report, row) for row in report.rows)],
         ["change", *(change_text(report, row) for row in report.rows)],
         [f"against {report.fair.name}", *(difference_text(report, row) for row in report.rows)],
+        *([metric, *(score_text(row.in_space(metric)) for row in report.rows)] for metric in report.beside),
     ]
     for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
         means = [row.mean(name) for row in report.rows]
@@ -235,6 +248,7 @@ def scores_of(report: Report) -> dict[str, Any]:
     """The content of `scores.json` that every run has: means over report blocks, by the keys of rows."""
     return {
         "metric": report.metric,
+        **({"beside": {metric: _distances_in(report, metric) for metric in report.beside}} if report.beside else {}),
         **{row.key: row.distance for row in report.rows},
         "neon": report.neon.distance,
         "spread": max(row.spread for row in report.rows),
@@ -247,6 +261,11 @@ def scores_of(report: Report) -> dict[str, Any]:
         "rows": {row.key: _row_json(report, row) for row in report.rows},
         "provenance": report.provenance,
     }
+
+
+def _distances_in(report: Report, metric: str) -> dict[str, float]:
+    """Means over report blocks in another feature space, by the keys of rows."""
+    return {row.key: row.in_space(metric).distance for row in report.rows}
 
 
 def _row_json(report: Report, row: Row) -> dict[str, Any]:
@@ -267,19 +286,16 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
 
 
 def write_scores_csv(folder: str | os.PathLike[str], report: Report) -> Path:
-    """Write `scores.csv`, a line for each row and block of report seeds; returns its path.
+    """Write `scores.csv`, a line for each row, block of report seeds and feature space; returns its path.
 
     Figures in full, nothing where there is none; blocks are counted from 0, and those of one number share their seeds.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow([*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"])
-    for row in report.rows:
-        settings = None if row.settings is None else json.dumps(as_json(row.settings))
-        for number, block in enumerate(row.blocks):
-            scores = (getattr(block, name) for name in OF_BLOCKS)
-            writer.writerow([row.key, row.name, row.w, row.calls, number, report.metric, *scores, settings])
+    lines = (
+        {**asdict(scores), "block": number, "metric": metric, **vars(row), "network_calls": row.calls}
+        for row in report.rows
+        for number, block in enumerate(row.blocks)
+        for metric, scores in {report.metric: block, **block.beside}.items()
+    )
     path = Path(folder) / SCORES_TABLE
-    with atomic_write(path) as file:
-        file.write(lines.getvalue().encode())
+    write_csv(path, [*OF_ROWS, "block", "metric", *OF_BLOCKS, "settings"], lines)
     return path

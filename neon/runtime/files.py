@@ -1,14 +1,16 @@
 """Writing files so that a reader, or a killed run, sees the old file or the new one and nothing between."""
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -191,6 +193,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         file.write((json.dumps(as_json(value), indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table as CSV, atomically: the names of `columns`, and a line for each row.
+
+    Figures in full, nothing where a row has none, and tables as JSON.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(name) for name in columns)
+        writer.writerow([json.dumps(as_json(cell)) if isinstance(cell, dict) else cell for cell in cells])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
+
+
 def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
     """Append `entry` as one line; half a line that a killed run left at the end stays a line of its own."""
     line = json.dumps(entry).encode() + b"\n"
@@ -203,6 +220,15 @@ def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:
             file.write(line)
     except OSError as error:
         raise write_failure(error, path) from error
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The tables that `append_json` has left in a file, in order, if there is one; half a line is passed over."""
+    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
 
 
 def hashes(files: Mapping[str, Path | None]) -> dict[str, str | None]:

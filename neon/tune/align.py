@@ -56,12 +56,12 @@ def features_at(
         parts = features_in_order(
             sampled_images(model, seeds, settings, processes, model.set_labels(num_images, seed)),
             num_images,
-            extractor,
+            [extractor],
             batch_size=batch_size,
             processes=processes,
             title=f"sampling at w = {w:g}",
         )
-        features.append(torch.cat([*parts]).cpu())  # one wait for a GPU
+        features.append(torch.cat([of_block for (of_block,) in parts]).cpu())  # one wait for a GPU
     return torch.stack(features)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from neon.evaluate import FEW_IMAGES
 from neon.metrics import Statistics
 from neon.metrics.frechet import frechet_distance
 from neon.model import GenerativeModel
@@ -11,11 +12,6 @@ from neon.model import GenerativeModel
 # above the lowest: 0.13 3%, 0.29 0.4%, 0.36 1%, 0.46 1%, 0.53 29%, 0.87 89%.
 FAR_REFERENCES = 0.25
 """share of the gain from which on a distance between references counts"""
-# The demo's w chosen against n test images, 64 features, eight times each: up to 37% above the lowest distance at
-# n = 70, 10% at 150, 4% at 200, 2% from 400 on. Chosen against the 1,300 digits that its base was trained on, a w was
-# 28 to 50% above, so those count as few; the 50,000 of CIFAR-10 for Inception's 2,048 do not.
-FEW_IMAGES = 22
-"""images for each feature below which a reference is one of few"""
 FEW_OF_A_CLASS = 10
 """below it the number of images of a class, where they are drawn, scatters by more than a third of itself"""
 

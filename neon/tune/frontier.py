@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from neon.errors import RequestError
-from neon.metrics.features import score_name
 from neon.model import GenerativeModel
 from neon.report.frontier import Frontier, FrontierPoint
 from neon.tunable import at_calls
@@ -61,7 +60,7 @@ def measure(
     )  # fmt: skip
     scorer.cautions(max(point.gain.mean for point in points))
     return Frontier(
-        metric=score_name(scorer.extractor),
+        metric=scorer.selection.metric,
         points=points,
         resampled=self_training is not None,
         provenance={**provenance, "command": " ".join(sys.argv)},

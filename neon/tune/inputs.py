@@ -4,30 +4,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neon.data.fingerprint import fingerprints
 from neon.data.images import ImageDataset
 from neon.errors import RequestError
-from neon.evaluate import Reference, load_manifold, tally_images
-from neon.metrics import FrechetReference, Manifold, Statistics
+from neon.evaluate import Reference, is_statistics, real_features, references_at
 from neon.metrics.features import FeatureExtractor
-from neon.metrics.reference import INCEPTION, features_file, load_extractor, load_statistics
+from neon.metrics.reference import NamedFeatures
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
 from neon.runtime.threads import use_threads
-from neon.tune.cautions import FEW_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)
 class RealImages:
     """Where the real images lie that a choice is made and reported against, and how they are compared."""
 
-    features: str
-    """`inception`, or a file of a feature network"""
-    inception_weights: Path | None = None
-    """of Inception; by default those in torch-fidelity's cache"""
+    features: NamedFeatures
+    """the first is what the choice is made by; all are reported"""
     select: Path
     """statistics (.npz) or images that the choice is made against"""
     report: Path
@@ -44,13 +41,18 @@ class Inputs:
     model: GenerativeModel
     settings: Any
     """of the sampler that w is chosen for"""
-    extractor: FeatureExtractor
     selection: Reference
-    reporting: Reference
+    reporting: tuple[Reference, ...]
+    """in each feature space; the first is that of the selection"""
     facts: dict[str, Any]
     """what beside plan, model and settings the scores depend on, as JSON"""
     pictures: Tensor | None = None
     """some real images, uint8 [M, C, H, W]; None: statistics only were given"""
+
+    @property
+    def extractor(self) -> FeatureExtractor:
+        """The feature network that the choice is made by."""
+        return self.selection.extractor
 
 
 def open_real_images(
@@ -67,99 +69,62 @@ def open_real_images(
     Raises:
         RequestError: a file is not readable or does not fit the others.
     """
-    extractor = load_extractor(real.features, real.inception_weights, processes.device)
-    use_threads(processes.device, model, extractor)
-    manifold = load_manifold(
-        real.manifold, extractor, nearest_k=real.nearest_k, batch_size=batch_size, processes=processes
-    )  # fmt: skip
-    references = {}
-    for path in (real.select, real.report):
-        if path not in references:
-            references[path] = reference_at(path, manifold, model, extractor, batch_size, processes)
-    own_network = real.features != INCEPTION
-    inputs = {
-        "features_fingerprint": features_file(real.features, real.inception_weights),
+    extractors = real.features.load(processes.device)
+    use_threads(processes.device, model, *extractors)
+    compared = real_features(
+        real.manifold,
+        extractors,
+        nearest_k=real.nearest_k,
+        kernel=False,  # a choice scores too many sets for its hundred subsets
+        batch_size=batch_size,
+        processes=processes,
+    )
+    # The choice is made in one feature space, and reported in all.
+    number = {real.select: 1, real.report: len(extractors)}
+    references = {
+        path: references_at(
+            path, compared[:count], model, extractors[:count], batch_size=batch_size, processes=processes
+        )
+        for path, count in number.items()
+    }  # fmt: skip
+    images = {
         "real_images_fingerprint": real.manifold,
-        **{f"{name}_images_fingerprint": path for name, path in _images(real)},
+        **{f"{name}_images_fingerprint": path for name, path in _named(real) if not is_statistics(path)},
     }
-    named = {
-        **{f"{name}_stats_sha256": path for name, path in _statistics(real)},
-        "feature_weights_sha256": Path(real.features) if own_network else real.inception_weights,
-        **files,
-    }
+    named = {**{f"{name}_stats_sha256": path for name, path in _named(real) if is_statistics(path)}, **files}
     facts: dict[str, Any] = {
-        **processes.on_main(lambda: hashes(named) | fingerprints(inputs)),
-        "features": extractor.name,
+        **processes.on_main(
+            lambda: {
+                **hashes(named),
+                **fingerprints(images),
+                **real.features.facts(extractors),
+            }
+        ),
         "real_images": None if real.manifold is None else str(real.manifold),
         "nearest_k": None if real.manifold is None else real.nearest_k,
     }
     return Inputs(
         model=model,
         settings=settings,
-        extractor=extractor,
-        selection=references[real.select],
-        reporting=references[real.report],
+        selection=references[real.select][0],
+        reporting=tuple(references[real.report]),
         facts=facts,
         pictures=_pictures(real),
     )
-
-
-def is_statistics(path: Path) -> bool:
-    """Whether a path names statistics, by its suffix; else it names images."""
-    return path.suffix == ".npz"
-
-
-def _statistics(real: RealImages) -> list[tuple[str, Path]]:
-    return [(name, path) for name, path in _named(real) if is_statistics(path)]
-
-
-def _images(real: RealImages) -> list[tuple[str, Path]]:
-    return [(name, path) for name, path in _named(real) if not is_statistics(path)]
 
 
 def _named(real: RealImages) -> tuple[tuple[str, Path], ...]:
     return ("select", real.select), ("report", real.report)
 
 
-def reference_at(
-    path: Path,
-    manifold: Manifold | None,
-    model: GenerativeModel,
-    extractor: FeatureExtractor,
-    batch_size: int,
-    processes: Processes,
-) -> Reference:
-    """The real images, or the statistics of some, at `path`, in every process.
-
-    Raises:
-        RequestError: they do not fit the model or the features, or are too few for these.
-    """
-    if is_statistics(path):
-        return Reference(frechet=FrechetReference(load_statistics(path, model, extractor)), manifold=manifold)
-    dataset = ImageDataset(path)
-    if tuple(dataset.image_shape) != tuple(model.image_shape):
-        raise RequestError(
-            f"{path}: images are {dataset.image_shape} (C, H, W), but the model makes {model.image_shape}; give real "
-            "images of its size"
-        )
-    if len(dataset) <= extractor.dim:
-        raise RequestError(
-            f"{path}: {len(dataset):,} images are too few for {extractor.dim:,} features; expected more than as many, "
-            f"better {FEW_IMAGES * extractor.dim:,}, or a smaller feature network (--features)"
-        )
-    tally = tally_images(dataset, extractor, batch_size=batch_size, processes=processes)
-    return Reference(
-        frechet=FrechetReference(Statistics.from_moments(tally.moments, name=str(path))), manifold=manifold
-    )  # fmt: skip
-
-
 def _pictures(real: RealImages, count: int = 50) -> Tensor | None:
-    """The first real images, where images are given."""
-    images = real.manifold or next((path for _, path in _images(real)), None)
+    """The first real images, where images are given; of several sizes those of the first one's."""
+    images = real.manifold or next((path for _, path in _named(real) if not is_statistics(path)), None)
     if images is None:
         return None
     dataset = ImageDataset(images)
-    return dataset.examples(range(min(count, len(dataset))))
+    first = dataset.images(range(min(count, len(dataset))))
+    return torch.stack([image for image in first if image.shape == first[0].shape])
 
 
 def check_counts(extractor: FeatureExtractor, **counts: int) -> None:

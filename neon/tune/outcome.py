@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor
 
 from neon.errors import DegenerateError
-from neon.metrics.features import score_name
 from neon.model import own_class
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, save
@@ -156,6 +155,7 @@ def choose(
     if save:
         outcome = replace(outcome, weights=scorer.processes.on_main(lambda: write_weights(*outcome.recommended)))
     scorer.processes.on_main(lambda: _write(outcome))
+    scorer.track_result(report.rows)
     return outcome
 
 
@@ -270,7 +270,8 @@ class _Rows:
             evaluated += [tuned.evaluated(evaluation.point) for evaluation in tuned.search.evaluations]
         return Report(
             title=shown.title or f"Neon: choice of w for {plan.base.name}",
-            metric=score_name(scorer.extractor),
+            metric=scorer.selection.metric,
+            beside=tuple(reference.metric for reference in scorer.reporting[1:]),
             rows=tuple(self.rows),
             base=self.base,
             neon=self.neon,

@@ -15,6 +15,7 @@ from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
+from neon.runtime.trackers import TrackerName
 from neon.sampling import write_samples
 from neon.selftrain import train, usual_micro_batch
 from neon.tune.plan import TunePlan
@@ -40,6 +41,8 @@ class SelfTraining:
     """of the folder that is trained in"""
     may_stay: bool = False
     """whether weights that hardly moved are no failure"""
+    log: TrackerName | None = None
+    """a tracker that the curves of the training go to as well"""
     seconds: dict[str, float] = field(default_factory=dict)
     """that sampling and training have taken in this process"""
 
@@ -79,6 +82,7 @@ class SelfTraining:
                 processes=processes,
                 micro_batch=self.micro_batch,
                 title="self-training",
+                log=self.log,
             )
         last = snapshots[-1]
         if not self.may_stay and (unmoved := processes.on_main(last.unmoved)):

@@ -29,7 +29,7 @@ from neon.report.record import Evaluated, Row
 from neon.runtime.files import sha256_file
 from neon.tune.plan import TunePlan
 from neon.tune.sampler import SamplerSearch, search_sampler
-from neon.tune.scorer import Scorer, number_text, settings_text
+from neon.tune.scorer import Candidate, Scorer, number_text, settings_text
 from neon.tune.search import Point, Search, grid, search
 from neon.tune.snapshots import budgets, snapshot_names
 
@@ -127,24 +127,30 @@ class Tuner:
         budget = self.budgets[point.snapshot]
         return self.names[point.snapshot] if budget is None else f"{budget:g} kimg"
 
+    def candidate(self, point: Point) -> Candidate:
+        """`point`, to be scored."""
+        return Candidate(
+            name=self.text(point),
+            put=lambda: self.merged(point),
+            settings=self.settings_at(point),
+            w=point.w,
+            snapshot=self.label(point),
+            sampler=self.sampler,
+        )
+
     def scores(self, point: Point, purpose: Purpose, block: int = 0) -> Scores:
         """Scores of `point` on one block of images, from the log if they are there; a DegenerateError likewise."""
         return self.scorer.scores(
-            self.text(point),
-            lambda: self.merged(point),
-            self.settings_at(point),
-            purpose,
-            block,
-            keep=purpose is Purpose.SELECTION and self.by_moments,
+            self.candidate(point), purpose, block, keep=purpose is Purpose.SELECTION and self.by_moments
         )
 
     def statistics(self, point: Point) -> Statistics:
         """Statistics of `point` on selection images."""
-        return self.scorer.statistics(self.text(point), lambda: self.merged(point), self.settings_at(point))
+        return self.scorer.statistics(self.candidate(point))
 
     def value(self, point: Point) -> float:
         """What the search minimises."""
-        return self.scorer.value(self.text(point), lambda: self.merged(point), self.settings_at(point))
+        return self.scorer.value(self.candidate(point))
 
     @cached_property
     def search(self) -> Search:
@@ -181,15 +187,17 @@ class Tuner:
             settings: of another sampler.
             with_both: sampled with base and self-trained network together, at scale w.
         """
-        used = self.settings_at(point) if settings is None else settings
-        text = self.text(point)
+        candidate = self.candidate(point)
         if settings is not None:
-            text = ", ".join([f"w {number_text(point.w)}", settings_text(self.settings, settings)])
+            sampler = settings_text(self.settings, settings)
+            name = ", ".join([f"w {number_text(point.w)}", sampler])
+            candidate = replace(candidate, name=name, settings=settings, sampler=sampler)
         if with_both:
-            text = text.replace("w ", "SIMS ", 1)
+            candidate = replace(candidate, name=candidate.name.replace("w ", "SIMS ", 1))
         # Once for all blocks, and only if one is not in the log.
         put = cache(partial(self.combined if with_both else self.merged, point))
-        scored = tuple(self.scorer.scores(text, put, used, Purpose.REPORT, block) for block in range(blocks))
+        candidate, used = replace(candidate, put=put), candidate.settings
+        scored = tuple(self.scorer.scores(candidate, Purpose.REPORT, block) for block in range(blocks))
         calls = self.scorer.model.calls(used)
         return Row(
             key=key,
@@ -239,8 +247,10 @@ def best_sampler(given: Tuner) -> SamplerSearch:
     score = scorer.statistics if by_moments else scorer.value
 
     def evaluate(settings: Any) -> float | Statistics:
-        name = ", ".join(filter(None, ["w 0", settings_text(given.settings, settings)]))
-        return score(name, lambda: given.merged(BASE), settings, num_images=plan.sampler_images)
+        sampler = settings_text(given.settings, settings)
+        name = ", ".join(filter(None, ["w 0", sampler]))
+        candidate = replace(given.candidate(BASE), name=name, settings=settings, sampler=sampler)
+        return score(candidate, num_images=plan.sampler_images)
 
     return search_sampler(
         evaluate,

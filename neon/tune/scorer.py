@@ -1,7 +1,7 @@
 """Scores of one live model under many weights and settings, each computed once, into the folder of a run."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ from torch import Tensor
 from neon.errors import DegenerateError, RequestError, warn
 from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
 from neon.metrics import Statistics
-from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
+from neon.report.record import Row
+from neon.report.words import OF_BLOCKS
 from neon.runtime.distributed import Processes
+from neon.runtime.files import write_csv
 from neon.runtime.run_folder import reading_state
+from neon.runtime.trackers import Tracker
 from neon.sampling import sample_block
 from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.plan import Metric, TunePlan
@@ -30,30 +33,60 @@ METRICS: dict[Metric, tuple[str, int]] = {
 """what a search minimises: a field of `Scores`, and the sign that it is minimised with"""
 STATISTICS = "statistics"
 """folder with the statistics of each point of a search"""
+EVALUATIONS_TABLE = "evaluations.csv"
+OF_CANDIDATES, OF_SCORES = ("w", "guidance"), OF_BLOCKS[1:]
+"""columns that a tracker gets, too"""
+COLUMNS = ("name", "purpose", "block", *OF_CANDIDATES, "snapshot", "sampler", *OF_BLOCKS, "seconds", "failure")
+"""of `evaluations.csv`: a line for each evaluation of a run, in order"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Weights and settings that are scored."""
+
+    name: str
+    """in words that tell them from all others of the run"""
+    put: Callable[[], GenerativeModel]
+    """puts the weights in place and says which model samples"""
+    settings: Any
+    w: float
+    """merge weight, or scale of two networks that sample together"""
+    snapshot: str | None = None
+    """what the self-trained weights are called; None: there is one only, or none is used"""
+    sampler: str = ""
+    """in what the settings differ from those that were asked for, in words; empty: in nothing"""
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a table tells of these."""
+        guidance = getattr(self.settings, "guidance", None)
+        return {"w": self.w, "guidance": guidance, "snapshot": self.snapshot, "sampler": self.sampler or None}
 
 
 class Scorer:
     """Samples, scores and records; what is recorded, a failure too, is not computed again.
 
-    An evaluation is named by what is scored, in words that tell its weights and settings from all others of the run.
-    `put` puts these weights in place and says which model samples. `model` comes with the weights of the base.
+    `model` comes with the weights of the base. Evaluations go to `tracker`, if there is one, by their number.
     """
 
     def __init__(
         self,
         plan: TunePlan,
         model: GenerativeModel,
-        extractor: FeatureExtractor,
         selection: Reference,
-        reporting: Reference,
+        reporting: Sequence[Reference],
         folder: Path,
         processes: Processes,
+        tracker: Tracker | None = None,
     ) -> None:
-        self.plan, self.model, self.extractor = plan, model, extractor
-        self.selection, self.reporting, self.folder, self.processes = selection, reporting, folder, processes
+        self.plan, self.model, self.folder, self.processes = plan, model, folder, processes
+        self.selection, self.reporting = selection, tuple(reporting)
         self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         """weights before any merge: the live network may hold any later"""
         self.log = ScoreLog(folder / LOG_FILE, processes)
+        self._tracker = tracker
+        self._table: dict[str, dict[str, Any]] = {}
+        """lines of `evaluations.csv`, by the name of the evaluation"""
 
     @property
     def seconds(self) -> float:
@@ -62,9 +95,7 @@ class Scorer:
 
     def scores(
         self,
-        name: str,
-        put: Callable[[], GenerativeModel],
-        settings: Any,
+        candidate: Candidate,
         purpose: Purpose,
         block: int = 0,
         *,
@@ -80,16 +111,15 @@ class Scorer:
             again: compute once more what is recorded.
         """
         count = num_images or self._planned(purpose)
-        name = self._of_count(name, purpose, count)
+        name = self._of_count(candidate.name, purpose, count)
         entry = f"{purpose.name.lower()} {block}: {name}"
 
         def compute() -> Scores:
             return evaluate(
-                put(),
+                candidate.put(),
                 image_seeds(purpose, self.plan.seed, count, start=block * count),
-                settings,
-                self.extractor,
-                self.selection if purpose is Purpose.SELECTION else self.reporting,
+                candidate.settings,
+                [self.selection] if purpose is Purpose.SELECTION else self.reporting,
                 batch_size=self.plan.batch_size,
                 processes=self.processes,
                 label=self.model.set_labels(count, self.plan.seed),
@@ -101,36 +131,52 @@ class Scorer:
 
         if again and isinstance(self.log.entries.get(entry), Scores):
             del self.log.entries[entry]
-        return self.log.get_or(entry, compute)
+        try:
+            return self.log.get_or(entry, compute)
+        finally:
+            if entry in self.log.entries and entry not in self._table:
+                self._tell({"name": entry, "purpose": purpose.name.lower(), "block": block, **candidate.columns})
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        """Tell the table and the tracker of an evaluation that is in the log."""
+        scores = self.log.entries[what["name"]]
+        line = what | ({"failure": scores} if isinstance(scores, str) else asdict(scores))
+        self._table[what["name"]] = line
+        self.processes.on_main(lambda: write_csv(self.folder / EVALUATIONS_TABLE, COLUMNS, self._table.values()))
+        if self._tracker is not None:
+            values = {f"{what['purpose']}/{name}": line.get(name) for name in (*OF_CANDIDATES, *OF_SCORES)}
+            self._tracker.log(values, len(self._table))
+
+    def track_result(self, rows: Iterable[Row]) -> None:
+        """Tell the tracker of the report that a run ends with, after all of its evaluations."""
+        if self._tracker is not None:
+            values = {f"scores/{row.key}/{name}": row.mean(name) for row in rows for name in OF_SCORES}
+            self._tracker.log(values, len(self._table) + 1)
 
     def cautions(self, gain: float) -> list[str]:
         """Why a choice that gained so much may be off for other images, as sentences; also said as warnings."""
-        references = self.selection.frechet.statistics, self.reporting.frechet.statistics
+        references = self.selection.frechet.statistics, self.reporting[0].frechet.statistics
         found = [*reference_cautions(*references, gain), *balance_cautions(self.model, self.plan.report_images)]
         if self.processes.is_main:
             for caution in found:
                 warn(caution)
         return [f"{caution[0].upper()}{caution[1:]}." for caution in found]
 
-    def statistics(
-        self, name: str, put: Callable[[], GenerativeModel], settings: Any, *, num_images: int | None = None
-    ) -> Statistics:
+    def statistics(self, candidate: Candidate, *, num_images: int | None = None) -> Statistics:
         """Statistics of the features of selection images, from the folder if they are there.
 
         Raises:
             EvaluationFailed: there are none.
         """
-        file = self._file(self._of_count(name, Purpose.SELECTION, num_images))
+        file = self._file(self._of_count(candidate.name, Purpose.SELECTION, num_images))
         again = not self.processes.on_main(file.exists)
         try:
-            self.scores(name, put, settings, Purpose.SELECTION, num_images=num_images, keep=True, again=again)
+            self.scores(candidate, Purpose.SELECTION, num_images=num_images, keep=True, again=again)
         except DegenerateError as error:
             raise EvaluationFailed(str(error)) from error
         return self.processes.on_main(lambda: self._load(file))
 
-    def value(
-        self, name: str, put: Callable[[], GenerativeModel], settings: Any, *, num_images: int | None = None
-    ) -> float:
+    def value(self, candidate: Candidate, *, num_images: int | None = None) -> float:
         """What a search minimises, of selection images.
 
         Raises:
@@ -138,7 +184,7 @@ class Scorer:
             RequestError: the plan's metric is none of them.
         """
         try:
-            scores = self.scores(name, put, settings, Purpose.SELECTION, num_images=num_images)
+            scores = self.scores(candidate, Purpose.SELECTION, num_images=num_images)
         except DegenerateError as error:
             raise EvaluationFailed(str(error)) from error
         field_name, sign = METRICS[self.plan.metric]
@@ -157,7 +203,7 @@ class Scorer:
         return self.folder / STATISTICS / f"{as_file_name(name)}.npz"
 
     def _load(self, file: Path) -> Statistics:
-        dim = self.extractor.dim
+        dim = self.selection.extractor.dim
         with reading_state(file, "delete it, and its point is sampled again"):
             statistics = Statistics.load(file)
             if statistics.dim != dim:

@@ -1,0 +1,141 @@
+"""What scores are made of, gathered image by image in one feature space, and the file that keeps it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neon.checkpoint import open_checkpoint, save_safetensors
+from neon.metrics import InceptionScore, Moments
+from neon.metrics.features import FeatureExtractor
+from neon.runtime.run_folder import STATE_VERSION, VERSION_KEY, check_version, reading_state
+
+STATE_FILE = "evaluation.safetensors"
+"""in the folder of a run: the evaluation in progress"""
+INCEPTION_SCORE_SPLITS = 10
+_BEGINS_ANEW = "delete it, and the evaluation that it is of begins anew"
+
+
+class Tally:
+    """What scores are made of, gathered image by image: moments, Inception Score sums and, if asked for, features.
+
+    Memory does not grow with the number of images unless `keep_features` is set (precision, recall and the kernel
+    distance need all of them).
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        num_images: int,
+        *,
+        keep_features: bool,
+        device: torch.device,
+    ) -> None:
+        self.extractor, self._num_images, self._device = extractor, num_images, device
+        self.moments = Moments(extractor.dim, device=device)
+        self.inception_score: InceptionScore | None = None
+        self._kept: list[Tensor] | None = [] if keep_features else None
+        scored = extractor.logits(torch.zeros(1, extractor.dim, device=device)) is not None
+        if scored and num_images >= INCEPTION_SCORE_SPLITS:
+            self.inception_score = InceptionScore(num_images, INCEPTION_SCORE_SPLITS, device=device)
+
+    @property
+    def done(self) -> int:
+        """Images seen."""
+        return self.moments.count
+
+    def update(self, features: Tensor) -> None:
+        """Add the features [B, F] of the next B images."""
+        self.moments.update(features)
+        if self._kept is not None:
+            self._kept.append(features)
+        if self.inception_score is not None:
+            logits = self.extractor.logits(features)
+            assert logits is not None
+            self.inception_score.update(logits)
+
+    @property
+    def features(self) -> Tensor:
+        """The features kept, float32 [N, F]."""
+        assert self._kept is not None, "features were not kept"
+        return torch.cat(self._kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """All it takes to go on, on the CPU."""
+        state = {f"moments.{key}": value for key, value in self.moments.state().items()}
+        if self.inception_score is not None:
+            state |= {f"inception_score.{key}": value for key, value in self.inception_score.state().items()}
+        if self._kept:
+            self._kept = [self.features]
+            state["features"] = self._kept[0]
+        return {name: value.cpu() for name, value in state.items()}
+
+    def take_up(self, state: dict[str, Tensor]) -> None:
+        """Become the tally of which `state` is; an exception of any kind if it is not of one like this."""
+        moments = Moments.from_state(_below("moments", state), self._device)
+        if len(moments.mean) != self.extractor.dim or not 0 < moments.count <= self._num_images:
+            raise ValueError(f"{moments.count} images of {len(moments.mean)} features")
+        if self.inception_score is not None:
+            sums = _below("inception_score", state)
+            if (int(sums["num_images"]), int(sums["seen"])) != (self._num_images, moments.count):
+                raise ValueError(f"an Inception Score that has not seen {moments.count} images of {self._num_images}")
+            self.inception_score = InceptionScore.from_state(sums, self._device)
+        if self._kept is not None:
+            kept = state["features"].to(self._device)
+            if kept.shape != (moments.count, self.extractor.dim):
+                raise ValueError(f"features of shape {list(kept.shape)} of {moments.count} images")
+            self._kept = [kept]
+        self.moments = moments
+
+
+def save_tallies(path: Path, tallies: Sequence[Tally], seconds: float, identity: str) -> None:
+    """Write all it takes to go on with an evaluation, atomically; `identity` says what the images are."""
+    first, *others = tallies
+    state = first.state()
+    for number, tally in enumerate(others, 1):
+        state |= {f"{number}.{name}": value for name, value in tally.state().items()}
+    facts = {"identity": identity, "seconds": repr(seconds), VERSION_KEY: str(STATE_VERSION)}
+    save_safetensors(path, state, facts)
+
+
+def resume_tallies(path: Path, tallies: Sequence[Tally], identity: str) -> float:
+    """Go on from the file `path`, if there is one of these images, to the same bits as never having stopped.
+
+    Returns the seconds that it took to get there.
+
+    Raises:
+        RequestError: the file is damaged, or of a later version of neon.
+    """
+    if unfinished(path) != identity:
+        return 0.0
+    with reading_state(path, _BEGINS_ANEW):
+        with open_checkpoint(path) as saved:
+            state = {name: saved.tensor(name) for name in saved.names()}
+            seconds = float(saved.metadata["seconds"])
+        first, *others = tallies
+        first.take_up(state)
+        for number, tally in enumerate(others, 1):
+            tally.take_up(_below(str(number), state))
+            if tally.done != first.done:
+                raise ValueError(f"{first.done} images in one feature space, {tally.done} in another")
+    return seconds
+
+
+def unfinished(path: Path) -> str | None:
+    """The identity of the images whose evaluation was killed and left the file `path`; None: there is none.
+
+    Raises:
+        RequestError: the file is damaged, or of a later version of neon.
+    """
+    if not path.exists():
+        return None
+    with reading_state(path, _BEGINS_ANEW), open_checkpoint(path) as saved:
+        identity, version = saved.metadata["identity"], saved.metadata.get(VERSION_KEY)
+        number = None if version is None else int(version)
+    check_version(path, number)
+    return identity
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in state.items() if name.startswith(f"{prefix}.")}
