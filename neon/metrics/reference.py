@@ -72,7 +72,7 @@ class NamedFeatures:
         return found
 
     def facts(self, extractors: Sequence[FeatureExtractor]) -> dict[str, Any]:
-        """What tells the `extractors` that were loaded from others, as JSON: others than the first in `other_features`."""
+        """What tells the `extractors` from others, as JSON: those after the first in `other_features`."""
         facts = [
             {
                 "features": extractor.name,
