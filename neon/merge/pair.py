@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
-from neon.checkpoint.naming import Renamed, fitted, names_differ
+from neon.checkpoint.naming import fitted
 from neon.errors import RequestError, warn
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import Change, differ
+from neon.merge.ties import under_names_of
 from neon.model import Network, buffers_of, described, load_weights
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
@@ -53,13 +54,11 @@ def open_pair(
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
     with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key) as original:
-        names = fitted(b.specs, original.specs) or {name: name for name in original.specs}
-        s = Renamed(original, names)
-        notes = [] if all(name == held for name, held in names.items()) else [f"{s.path}: {names_differ(names)}"]
+        s, notes = under_names_of(b, original)
         _check_same_network(b, s)
         buffers = buffers_of(b)
         if buffers is None and (said := buffers_of(original)) is not None:
-            buffers = frozenset(name for name, held in names.items() if held in said)
+            buffers = frozenset(name for name, held in s.names_held.items() if held in said)
         try:
             roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers)
         except RequestError as error:
