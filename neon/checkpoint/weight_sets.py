@@ -21,6 +21,7 @@ WEIGHT_SUFFIXES = {
 }
 """how names of files of weights end, readable here or not"""
 
+_ADAPTERS = ("adapter_model", "pytorch_lora_weights")
 _STEM = r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)"
 _FORMAT = r"(?P<format>safetensors|bin)"
 # The variant stands before the number of the shard, or after it in files of older releases.
@@ -105,7 +106,8 @@ def _set_of(
         if len(counts) > 1 or len(shards) != int(next(iter(counts))):
             raise RequestError(
                 f"{folder}: holds {', '.join(path.name for path in shards)} and no index that says which belong "
-                f"together; download all shards and their index, {key[0]}.{key[2]}.index.json"
+                f"together; download all shards and their index, {key[0]}.{key[2]}.index.json, or name the file inside "
+                "it that is meant"
             )
         return WeightSet(folder, *key, None, tuple(shards))
     return WeightSet(folder, *key, indices[0], _indexed(indices[0], shards))
@@ -132,9 +134,9 @@ def _indexed(index: Path, shards: dict[Path, str]) -> tuple[Path, ...]:
 
 
 def lone_set(folder: Path) -> WeightSet | None:
-    """A folder's only file of weights, whatever its name, as a set; None: there is none, or several."""
+    """A folder's only file of weights, whatever its name, as a set; None: there is none, several, or an adapter."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
-    if len(files) != 1:
+    if len(files) != 1 or files[0].stem in _ADAPTERS:
         return None
     return WeightSet(folder, files[0].stem, "", files[0].suffix[1:], None, (files[0],))
 
@@ -150,7 +152,10 @@ def usual_set(folder: Path, sets: Sequence[WeightSet], variant: str | None = Non
     """
     variants = list(dict.fromkeys(one.variant for one in sets))
     if variant is None and "" not in variants and len(variants) > 1:
-        raise RequestError(f"{folder}: holds the variants {', '.join(variants)} and no default; choose with --variant")
+        there = ", ".join(variants)
+        raise RequestError(
+            f"{folder}: holds the variants {there} and no default; name the file, or choose with --variant"
+        )
     wanted = variant if variant is not None else "" if "" in variants else variants[0]
     found = [one for one in sets if one.variant == wanted]
     if not found:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -17,6 +17,8 @@ from neon.errors import RequestError, shown
 
 if TYPE_CHECKING:
     from neon.checkpoint import Checkpoint
+    from neon.merge import FolderReport, MergeReport
+    from neon.merge.streaming import Progress
 
 CHUNK_ELEMENTS = 1 << 20
 
@@ -28,21 +30,30 @@ class Merge:
     w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs. The same as
     `python neon_merge.py`.
 
+    Folders of transformers and diffusers models are merged into folders, see docs/merging.md.
+
     Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
     """
 
     base: Path
-    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl"""
+    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl; or the folder of a model or pipeline"""
     self_trained: Path
     """weights fine-tuned on the base's own samples"""
     w: Weights
     """merge weights"""
     output: str
-    """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one); several w need {w} in it"""
+    """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one), or folder if the base is one; several w
+    need {w} in it"""
     key: Key = None
     """nesting of the state dict, such as model_ema; chosen and printed if not given"""
     self_trained_key: Key = None
     """the same for the self-trained file"""
+    component: Annotated[list[str], tyro.conf.arg(metavar="NAME [NAME ...]")] = dataclasses.field(default_factory=list)
+    """of folders: the components of a pipeline to merge, such as transformer; by default the one that differs"""
+    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """of folders: the variant to merge, such as fp16; by default the weights without one"""
+    shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """of folders: the most bytes of a file, such as 5GB; by default cut as the base's are"""
     overwrite: bool = False
     """replace an existing output"""
     json: File = None
@@ -51,41 +62,104 @@ class Merge:
     def __call__(self) -> None:
         from tqdm import tqdm
 
-        from neon.checkpoint.common import listing
-        from neon.merge import merge_files
+        from neon.merge import is_folder_merge
         from neon.runtime.files import check_writable, write_json
 
         if self.json is not None:
             check_writable(self.json, overwrite=True)
+        merge = self._merge_folders if is_folder_merge(self.base, self.output) else self._merge_files
         with tqdm(unit="B", unit_scale=True, desc="merging", delay=2, leave=False, file=sys.stderr) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            reports = merge_files(
-                self.base,
-                self.self_trained,
-                [number("-w", text) for text in self.w],
-                self.output,
-                key=self.key,
-                self_trained_key=self.self_trained_key,
-                overwrite=self.overwrite,
-                progress=progress,
-            )
-        first = reports[0]
-        print(first.formula)
-        print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
-        print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        buffers = f" (of these {len(first.buffers)} as buffers: {listing(first.buffers, 1)})" if first.buffers else ""
-        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
-        for report in reports:
-            kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
-            print(f"w = {report.w:<8g}  {report.output}  ({kept})")
+            reports = merge(_Bar(bar))
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
-            print(f"neon merge: warning: {warning}", file=sys.stderr)
+            print(f"neon merge: warning: {shown(warning)}", file=sys.stderr)
         if self.json is not None:
             write_json(self.json, [dataclasses.asdict(report) for report in reports])
+
+    def _merge_files(self, progress: "Progress") -> "Sequence[MergeReport]":
+        from neon.merge import merge_files
+
+        for flag, value in (
+            ("--component", self.component),
+            ("--variant", self.variant),
+            ("--shard-size", self.shard_size),
+        ):
+            if value:
+                raise RequestError(
+                    f"{flag}: is of folders merged into a folder; name a folder as --base and, without a suffix, as "
+                    "--output"
+                )
+        reports = merge_files(
+            self.base,
+            self.self_trained,
+            self._ws(),
+            self.output,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+            progress=progress,
+        )
+        print(reports[0].formula)
+        _show_inputs(reports[0])
+        for report in reports:
+            print(f"w = {report.w:<8g}  {report.output}  ({_kept(report)})")
+        return reports
+
+    def _merge_folders(self, progress: "Progress") -> "Sequence[FolderReport]":
+        from neon.merge import merge_folders
+
+        reports = merge_folders(
+            self.base,
+            self.self_trained,
+            self._ws(),
+            self.output,
+            components=self.component,
+            variant=self.variant,
+            shard_size=self.shard_size,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+            progress=progress,
+        )
+        first = reports[0]
+        print(first.formula)
+        for name, merged in first.components.items():
+            if name:
+                print(f"component     {name}")
+            _show_inputs(merged)
+        print(shown(f"copied        {', '.join(first.copied) or 'nothing'}"))
+        for left_out in first.left_out:
+            print(shown(f"left out      {left_out}"))
+        for report in reports:
+            print(f"w = {report.w:<8g}  {report.output}  ({'; '.join(map(_kept, report.components.values()))})")
+        return reports
+
+    def _ws(self) -> list[float]:
+        return [number("-w", text) for text in self.w]
+
+
+class _Bar:
+    """What shows the progress of a merge, of which each component begins anew."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, done: int, total: int) -> None:
+        if total != self._bar.total or done < self._bar.n:
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+
+
+def _show_inputs(report: "MergeReport") -> None:
+    from neon.checkpoint.common import listing
+
+    print(f"base          {report.base}{_key_text(report.base_key, report.base_candidates)}")
+    print(f"self-trained  {report.self_trained}{_key_text(report.self_trained_key, report.self_trained_candidates)}")
+    buffers = f" (of these {len(report.buffers)} as buffers: {listing(report.buffers, 1)})" if report.buffers else ""
+    print(f"tensors       {report.merged_tensors} merged, {report.copied_tensors} copied{buffers}")
+
+
+def _kept(report: "MergeReport") -> str:
+    return f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
 
 
 @dataclass(frozen=True, kw_only=True)

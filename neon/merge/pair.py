@@ -60,7 +60,7 @@ def open_pair(
         if buffers is None and (said := buffers_of(original)) is not None:
             buffers = frozenset(name for name, held in s.names_held.items() if held in said)
         try:
-            roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers)
+            roles = roles_of(b.specs, s.specs, lambda name: values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
         yield Pair(b, s, roles, (*notes, *roles.notes))
@@ -174,7 +174,8 @@ def _parsed(text: str | None) -> object:
         return text
 
 
-def _values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+def values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+    """Whether a tensor of two files differs in any value; reading ends at the first piece that does."""
     return any(differ(*parts) for _, parts in read_pieces(name, (base, self_trained), [new_buffer(), new_buffer()]))
 
 

@@ -1,0 +1,71 @@
+"""The model card of a merged folder: what was done to which weights, and what of the base's folder is not in it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import neon
+from neon.checkpoint.weight_sets import PIPELINE_FILE
+from neon.merge.streaming import FORMULA, MergeReport
+from neon.runtime.markdown import code, escaped
+
+_KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "library_name")
+"""of the front matter of the base's card: what holds of the merge, too"""
+_LARGEST = 1 << 16
+"""bytes of a card in which its front matter is looked for"""
+
+
+def folder_card(
+    base: Path, w: float, merged: Mapping[str, MergeReport], left_out: Sequence[str], notes: Sequence[str]
+) -> str:
+    """The card as Markdown; `merged` are the reports of its components by name."""
+    names = [name or "the model" for name in merged]
+    lines = [
+        f"# {code(base.name)}, extrapolated by Neon",
+        "",
+        f"`{FORMULA}` with w = {w:g}, by Neon {neon.__version__}: {escaped(', '.join(names))}.",
+        "",
+    ]
+    for name, report in merged.items():
+        said = f"{code(name)}: " if name else ""
+        lines += [
+            f"- {said}base {code(Path(report.base).name)}, SHA-256 {code(report.base_sha256)}",
+            f"- {said}self-trained {code(Path(report.self_trained).name)}, SHA-256 {code(report.self_trained_sha256)}",
+            f"- {said}{report.merged_tensors} tensors merged, {report.copied_tensors} copied from the base; rounding "
+            f"keeps the update to {report.relative_error:.2%}",
+        ]
+    if notes:
+        lines += ["", "Notes:", "", *(f"- {escaped(note)}" for note in notes)]
+    if left_out:
+        lines += ["", "Not taken over from the base's folder:", "", *(f"- {escaped(one)}" for one in left_out)]
+    return f"---\n{yaml.safe_dump(_front(base), allow_unicode=True)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _front(base: Path) -> dict[str, Any]:
+    """The front matter: that of the base's card in what still holds, and ours."""
+    library = "diffusers" if (base / PIPELINE_FILE).is_file() else None
+    theirs = _front_of(base / "README.md")
+    kept = {name: theirs[name] for name in _KEPT if isinstance(theirs.get(name), str | list)}
+    tags = [tag for tag in _as_list(theirs.get("tags")) if isinstance(tag, str)]
+    return {
+        "license": "unknown",
+        **({"library_name": library} if library else {}),
+        **kept,
+        "tags": list(dict.fromkeys(["neon", "merge", *tags])),
+    }
+
+
+def _front_of(card: Path) -> dict[str, Any]:
+    try:
+        with open(card, encoding="utf-8") as file:
+            text = file.read(_LARGEST)
+        front = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
+    except (OSError, ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
