@@ -154,7 +154,8 @@ def usual_set(folder: Path, sets: Sequence[WeightSet], variant: str | None = Non
     if variant is None and "" not in variants and len(variants) > 1:
         there = ", ".join(variants)
         raise RequestError(
-            f"{folder}: holds the variants {there} and no default; name the file, or choose with --variant"
+            f"{folder}: holds the variants {there} and no default; choose with --variant where a command has it, "
+            "or name the file"
         )
     wanted = variant if variant is not None else "" if "" in variants else variants[0]
     found = [one for one in sets if one.variant == wanted]

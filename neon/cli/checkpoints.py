@@ -1,13 +1,11 @@
 """`neon merge`, `neon inspect` and `neon convert`: checkpoints in every published format."""
 
 import dataclasses
-import json as json_module
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -144,8 +142,9 @@ class _Bar:
         self._bar = bar
 
     def __call__(self, done: int, total: int) -> None:
-        if total != self._bar.total or done < self._bar.n:
+        if done < self._bar.n:
             self._bar.reset(total)
+        self._bar.total = total
         self._bar.update(done - self._bar.n)
 
 
@@ -160,116 +159,6 @@ def _show_inputs(report: "MergeReport") -> None:
 
 def _kept(report: "MergeReport") -> str:
     return f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Show what a checkpoint holds; nothing stored in it is executed.
-
-    Example: neon inspect neon_w1.safetensors
-    """
-
-    file: tyro.conf.Positional[Path]
-    """checkpoint of any readable format"""
-    key: Key = None
-    """nesting of the state dict, such as model_ema; chosen and printed if not given"""
-    json: bool = False
-    """print JSON"""
-
-    def __call__(self) -> None:
-        facts = self._facts()
-        tensors = facts.pop("tensors")
-        if self.json:
-            print(json_module.dumps({**facts, "tensors": tensors}, indent=2))
-            return
-        metadata = facts.pop("metadata")
-        facts["key"] = facts["key"] or "(the file itself)"
-        facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
-        for name, value in facts.items():
-            if value is not None:
-                print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
-        for name, value in metadata.items():
-            if name not in (*facts, "buffers"):  # as many names as a network has layers
-                print(shown(f"{name:<13} {value}"))
-        print(f"tensors       {len(tensors)}")
-        names = {name: shown(name) for name in tensors}
-        width = max(map(len, names.values()))
-        for name, tensor in tensors.items():
-            print(f"  {names[name]:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
-
-    def _facts(self) -> dict[str, Any]:
-        from neon.runtime.files import sha256_file
-
-        read = self._read_header() or self._read_checkpoint()
-        return {
-            "file": str(self.file),
-            "format": read.format,
-            "bytes": sum(file.stat().st_size for file in read.files),
-            "sha256": sha256_file(self.file),
-            "architecture": read.described.get("architecture"),
-            "config": read.described.get("config"),
-            "key": read.key,
-            "candidates": list(read.candidates),
-            "parameters": sum(math.prod(t["shape"]) for t in read.tensors.values() if "float" in t["dtype"]),
-            "metadata": read.metadata,
-            "tensors": read.tensors,
-        }
-
-    def _read_header(self) -> "_Contents | None":
-        """That of a safetensors file that says of what architecture it is, without torch; None: another file."""
-        from neon.checkpoint.header import METADATA, dtype_name, entries_in_order, is_safetensors, read_header
-
-        if self.key or not self.file.is_file():
-            return None
-        with open(self.file, "rb") as file:
-            if not is_safetensors(file.read(16)):
-                return None
-        try:
-            header, _ = read_header(self.file)
-        except RequestError:  # or it begins like one
-            return None
-        metadata: dict[str, str] = header.get(METADATA, {})
-        if "architecture" not in metadata:
-            return None
-        tensors = {
-            name: {"shape": entry["shape"], "dtype": dtype_name(self.file, name, entry["dtype"])}
-            for name, entry in entries_in_order(header)
-        }
-        return _Contents((self.file,), "safetensors", "", ("",), metadata, metadata, tensors)
-
-    def _read_checkpoint(self) -> "_Contents":
-        from neon.checkpoint import open_checkpoint
-        from neon.model import described
-
-        with open_checkpoint(self.file, self.key) as checkpoint:
-            tensors = {
-                name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-                for name, spec in checkpoint.specs.items()
-            }
-            return _Contents(
-                checkpoint.files,
-                checkpoint.format,
-                checkpoint.key,
-                checkpoint.candidates,
-                checkpoint.metadata,
-                described(checkpoint),
-                tensors,
-            )
-
-
-class _Contents(NamedTuple):
-    """What `neon inspect` reads in a checkpoint."""
-
-    files: Sequence[Path]
-    format: str
-    key: str
-    candidates: Sequence[str]
-    metadata: dict[str, str]
-    """as the file has it"""
-    described: dict[str, str]
-    """with architecture and config, if they are recognised"""
-    tensors: dict[str, dict[str, Any]]
-    """shape and dtype by name"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ def folder_card(
     for name, report in merged.items():
         said = f"{code(name)}: " if name else ""
         lines += [
-            f"- {said}base {code(Path(report.base).name)}, SHA-256 {code(report.base_sha256)}",
-            f"- {said}self-trained {code(Path(report.self_trained).name)}, SHA-256 {code(report.self_trained_sha256)}",
+            f"- {said}base {code(_place(report.base))}, SHA-256 {code(report.base_sha256)}",
+            f"- {said}self-trained {code(_place(report.self_trained))}, SHA-256 {code(report.self_trained_sha256)}",
             f"- {said}{report.merged_tensors} tensors merged, {report.copied_tensors} copied from the base; rounding "
             f"keeps the update to {report.relative_error:.2%}",
         ]
@@ -41,6 +41,11 @@ def folder_card(
     if left_out:
         lines += ["", "Not taken over from the base's folder:", "", *(f"- {escaped(one)}" for one in left_out)]
     return f"---\n{yaml.safe_dump(_front(base), allow_unicode=True)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _place(path: str) -> str:
+    """A file's name, and that of its folder; whose folders that lies in is nobody's business."""
+    return f"{Path(path).absolute().parent.name}/{Path(path).name}"
 
 
 def _front(base: Path) -> dict[str, Any]:
