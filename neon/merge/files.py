@@ -141,7 +141,7 @@ def _write_pickles(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashe
             f"{job.output.name} is a copy of {base.path.name} with other weights in {base.key or 'it'}: whatever else "
             "that file embeds (source text, augmentation, settings of its training) is copied too"
         )
-        write_json(_sidecar(job.output), provenance_of(pair, job, hashes()))
+        _write_sidecar(pair, job, hashes())
 
 
 def _write_torch(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashes]) -> None:
@@ -155,7 +155,7 @@ def _write_torch(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashes]
             pair.base.save_with(job.output, merged)
         else:
             save_torch(job.output, merged)
-        write_json(_sidecar(job.output), provenance_of(pair, job, hashes()))
+        _write_sidecar(pair, job, hashes())
 
 
 _WRITERS = {
@@ -163,6 +163,11 @@ _WRITERS = {
     _PICKLE_SUFFIX: _write_pickles,
     **dict.fromkeys(_TORCH_SUFFIXES, _write_torch),
 }
+
+
+def _write_sidecar(pair: Reader, job: Job, hashes: Hashes) -> None:
+    provenance = provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler)
+    write_json(_sidecar(job.output), provenance)
 
 
 def _sidecar(output: Path) -> Path:

@@ -112,7 +112,7 @@ class Reader:
     ) -> None:
         """`sampler` as in `merge_files`; `passes`: how often every tensor will be asked for."""
         self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
-        self.sampler = _told_of(sampler, pair.self_trained)
+        self.sampler = told_of(sampler, pair.self_trained)
         self.any_differ = False
         self._progress = progress
         self._done = 0
@@ -164,20 +164,22 @@ def metadata_of(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
     if not says_its_config(pair.base) and says_its_config(pair.self_trained):  # which was told more than shapes tell
         theirs = described(pair.self_trained)
         network = {**network, **{name: theirs[name] for name in ("architecture", "config") if name in theirs}}
-    return {**network, **provenance_of(pair, job, hashes)}
+    return {**network, **provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler)}
 
 
-def provenance_of(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
-    inputs = _inputs(pair, hashes)
+def provenance_of(
+    base: Checkpoint, self_trained: Checkpoint, w: float, hashes: Hashes, sampler: Mapping[str, str]
+) -> dict[str, str]:
+    """What an output says of where it came from. `sampler`: metadata of it, as `told_of` has them."""
+    inputs = _inputs(base, self_trained, hashes)
     names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
-    provenance = {"formula": FORMULA, "w": repr(job.w), **inputs, **names}
-    return {**provenance, **pair.sampler, "neon_version": neon.__version__}
+    return {"formula": FORMULA, "w": repr(w), **inputs, **names, **sampler, "neon_version": neon.__version__}
 
 
-def _inputs(pair: Reader, hashes: Hashes) -> dict[str, str]:
+def _inputs(base: Checkpoint, self_trained: Checkpoint, hashes: Hashes) -> dict[str, str]:
     """Which weights were merged."""
     found = dict[str, str]()
-    for side, file, digest in (("base", pair.base, hashes[0]), ("self_trained", pair.self_trained, hashes[1])):
+    for side, file, digest in (("base", base, hashes[0]), ("self_trained", self_trained, hashes[1])):
         found |= {side: str(file.path), f"{side}_key": file.key, f"{side}_sha256": digest}
     return found
 
@@ -187,7 +189,7 @@ def report_of(pair: Reader, job: Job, hashes: Hashes) -> MergeReport:
         output=str(job.output),
         w=job.w,
         formula=FORMULA,
-        **_inputs(pair, hashes),
+        **_inputs(pair.base, pair.self_trained, hashes),
         base_candidates=pair.base.candidates,
         self_trained_candidates=pair.self_trained.candidates,
         merged_tensors=len(pair.roles.merged),
@@ -199,7 +201,7 @@ def report_of(pair: Reader, job: Job, hashes: Hashes) -> MergeReport:
     )
 
 
-def _told_of(chosen: Mapping[str, Any] | None, self_trained: Checkpoint) -> dict[str, str]:
+def told_of(chosen: Mapping[str, Any] | None, self_trained: Checkpoint) -> dict[str, str]:
     """What metadata say of the sampler: of the one that w was `chosen` for, else of that of the synthetic set."""
     if chosen is not None:
         return {SAMPLER: sampler_text(chosen), SETTINGS: json.dumps(chosen["settings"])}
