@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
+from neon.checkpoint.common import read_values
 from neon.cli import app as cli
 from neon.errors import RequestError, WorkError
 from neon.merge import merge_folders
@@ -178,6 +179,19 @@ def test_several_w_are_several_folders_cut_as_asked_for(gpts: Path) -> None:
     ]  # fmt: skip
 
 
+def test_every_value_is_read_once_whatever_the_number_of_w(gpts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[tuple[Path, int]]()
+
+    def counted(file: Any, offset: int, out: torch.Tensor, path: Path, name: str) -> None:
+        if out.numel() > 256:
+            read.append((path, offset))
+        read_values(file, offset, out, path, name)
+
+    monkeypatch.setattr("neon.checkpoint.safetensors_format.read_values", counted)
+    merge_folders(gpts / "base", gpts / "tuned", [0.5, 1, 2], gpts / "neon_{w}")
+    assert len(read) == len(set(read)) > 0
+
+
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5 kb", 1500), ("2GiB", 2**31), ("7", 7)])
 def test_sizes_of_shards_are_read_as_the_libraries_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -221,6 +235,14 @@ def test_a_head_of_its_own_is_no_tied_one(gpts: Path, side: str, capsys: pytest.
     assert not torch.equal(model.state_dict()["lm_head.weight"], model.state_dict()["transformer.wte.weight"])
     torch_folder(gpts / side, model)
     assert "lm_head.weight" in refusal(capsys, gpts / "base", gpts / "tuned", gpts / "neon")
+
+
+def test_a_tie_that_training_cut_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch_folder(tmp_path / "base", gpt2())
+    torch_folder(tmp_path / "tuned", gpt2(tie_word_embeddings=False))
+    assert merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "neon") == 0
+    words = "and not in pytorch_model.bin: transformer.wte.weight = lm_head.weight; each is merged by itself"
+    assert words in capsys.readouterr().err
 
 
 def test_constants_are_not_taken_for_tied_and_masks_not_for_weights(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def choose_components(
         chosen = _named_or_differing(base, self_trained, used, theirs, names, keys)
     for name in chosen:
         _check_not_quantised(base / name)
-        _check_not_quantised(theirs[name].parent)
+        _check_not_quantised(theirs[name] if theirs[name].is_dir() else theirs[name].parent)
     merged = tuple(Match(name, used[name], theirs[name]) for name in chosen)
     return Chosen(merged, {name: one for name, one in used.items() if name not in chosen}, _notes(merged))
 

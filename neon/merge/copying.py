@@ -90,7 +90,7 @@ def _reason(path: Path, top: Path) -> str | None:
     if path.parent == top and path.name.lower() == CARD.lower():
         return "the base's card"
     if not path.is_file():
-        return "a link to nothing"
+        return "no file, or a link to nothing"
     if path.suffix.lower() not in _COPIED:
         return "not a kind of file that is copied"
     return "too large" if path.stat().st_size > _LARGEST else None

@@ -52,17 +52,21 @@ def _front(base: Path) -> dict[str, Any]:
     """The front matter: that of the base's card in what still holds, and ours."""
     library = "diffusers" if (base / PIPELINE_FILE).is_file() else None
     theirs = _front_of(base / "README.md")
-    kept = {name: theirs[name] for name in _KEPT if isinstance(theirs.get(name), str | list)}
-    tags = [tag for tag in _as_list(theirs.get("tags")) if isinstance(tag, str)]
+    languages = _texts(theirs.get("language"))
+    kept = {name: theirs[name] for name in _KEPT if isinstance(theirs.get(name), str)}
+    tags = _texts(theirs.get("tags"))
     return {
         "license": "unknown",
         **({"library_name": library} if library else {}),
+        **({"language": languages} if languages else {}),
         **kept,
         "tags": list(dict.fromkeys(["neon", "merge", *tags])),
     }
 
 
 def _front_of(card: Path) -> dict[str, Any]:
+    if not card.is_file():
+        return {}
     try:
         with open(card, encoding="utf-8") as file:
             text = file.read(_LARGEST)
@@ -72,5 +76,5 @@ def _front_of(card: Path) -> dict[str, Any]:
     return front if isinstance(front, dict) else {}
 
 
-def _as_list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _texts(value: object) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []

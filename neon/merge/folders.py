@@ -33,6 +33,7 @@ from neon.merge.streaming import (
     report_of,
     stream,
 )
+from neon.merge.ties import cut_ties
 from neon.runtime.atomic_folder import atomic_folder
 from neon.runtime.files import atomic_write, write_json
 
@@ -155,9 +156,11 @@ def _merge(
         check_storable(match.base.path, pair.base.specs)
         reader = Reader(pair, progress)
         shards = shards_of(pair.base, match.base, size)
-        stated = size_note(match.base.index, sum(shard.nbytes for shard in shards)) if match.base.index else None
+        notes = cut_ties(pair.base, pair.self_trained)
+        if match.base.index and (note := size_note(match.base.index, sum(shard.nbytes for shard in shards))):
+            notes.append(note)
         for job in parts:
-            job.warnings += [stated] if stated else []
+            job.warnings += notes
 
         def metadata(job: Job, hashes: Hashes) -> dict[str, str]:
             return {**metadata_of(reader, job, hashes), **_FORMAT}

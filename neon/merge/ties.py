@@ -16,12 +16,13 @@ from collections.abc import Collection, Mapping
 import torch
 
 from neon.checkpoint import Checkpoint, TensorSpec
-from neon.checkpoint.common import listing
+from neon.checkpoint.common import bytes_of, listing
 from neon.checkpoint.naming import Renamed, common_names, fitted, names_differ
 from neon.merge.entries import buffers_by_name
 from neon.merge.extrapolate import differ
 
 _PIECE = 1 << 20  # elements compared at a time
+_BEGINNING = 256  # elements by which tensors are told apart before they are compared in full
 _MASKS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
 """how names of GPT's attention masks end, which older files keep; other biases called so are vectors"""
 
@@ -54,6 +55,27 @@ def under_names_of(base: Checkpoint, self_trained: Checkpoint) -> tuple[Renamed,
         return Renamed(self_trained, {name: name for name in self_trained.specs}), []
     view, notes = completed
     return view, [*_renaming(self_trained, names), *notes]
+
+
+def cut_ties(base: Checkpoint, self_trained: Checkpoint) -> list[str]:
+    """What to tell a user of weights that are tied in the base, and no longer in self-trained weights of its names.
+
+    Each is merged by itself, and a library that ties them again when it loads drops one.
+    """
+    beginnings: dict[tuple[TensorSpec, bytes], list[str]] = {}
+    for name, spec in base.specs.items():
+        if spec.numel and (spec.dtype.is_floating_point or spec.dtype.is_complex):
+            first = torch.empty(min(_BEGINNING, spec.numel), dtype=spec.dtype)
+            base.read(name, 0, first)
+            beginnings.setdefault((spec, bytes(bytes_of(first))), []).append(name)
+    pairs = [(names[0], other) for names in beginnings.values() for other in names[1:]]
+    cut = [f"{a} = {b}" for a, b in pairs if _are_tied(base, a, b) and not _are_equal(self_trained, a, b)]
+    if not cut:
+        return []
+    return [
+        f"tied in {base.path.name} and not in {self_trained.path.name}: {listing(cut, 2)}; each is merged by itself, "
+        "and a library that ties them when it loads drops one: see tie_word_embeddings in config.json"
+    ]
 
 
 def _renaming(file: Checkpoint, names: Mapping[str, str]) -> list[str]:
@@ -106,16 +128,25 @@ def _is_no_weight(name: str, spec: TensorSpec) -> bool:
 
 def _are_tied(file: Checkpoint, a: str, b: str) -> bool:
     """Whether two tensors of a file are equal in every value, and these values are not all one."""
+    return _are_equal(file, a, b) and _varies(file, a)
+
+
+def _are_equal(file: Checkpoint, a: str, b: str) -> bool:
     spec = file.specs[a]
-    if spec != file.specs[b]:
-        return False
-    first, varies = None, False
-    for start in range(0, spec.numel, _PIECE):
-        left, right = (torch.empty(min(_PIECE, spec.numel - start), dtype=spec.dtype) for _ in range(2))
-        file.read(a, start, left)
-        file.read(b, start, right)
-        if differ(left, right):
-            return False
-        first = left[:1] if first is None else first
-        varies = varies or differ(left, first.expand_as(left))
-    return varies
+    return spec == file.specs[b] and not any(
+        differ(*(_piece(file, name, start) for name in (a, b))) for start in range(0, spec.numel, _PIECE)
+    )
+
+
+def _varies(file: Checkpoint, name: str) -> bool:
+    """Whether a tensor holds more than one value."""
+    first = _piece(file, name, 0)[:1]
+    pieces = (_piece(file, name, start) for start in range(0, file.specs[name].numel, _PIECE))
+    return any(differ(values, first.expand_as(values)) for values in pieces)
+
+
+def _piece(file: Checkpoint, name: str, start: int) -> torch.Tensor:
+    spec = file.specs[name]
+    values = torch.empty(min(_PIECE, spec.numel - start), dtype=spec.dtype)
+    file.read(name, start, values)
+    return values

@@ -10,7 +10,7 @@ _LARGEST = 1 << 24
 def read_table(path: Path) -> dict[str, Any]:
     """The table in a JSON file; empty where there is no such file, or something else in it."""
     try:
-        if path.stat().st_size > _LARGEST:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
             return {}
         table = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
