@@ -368,6 +368,8 @@ def table(rows: dict[str, Any]) -> str:
     lines = [f"{'':<42}" + "".join(f"{column:>16}" for column in (*columns, "parabola"))]
     tallies = []
     for name, row in rows.items():
+        if any(part not in row for part in get_args(Part)):
+            continue
         by_images, best = row["by_images"], row["best"]
         wide = best_of({float(w): distance for w, distance in row["wide_distances"].items()})
         cells = [f"{best['w']:.2f}", f"{best['gain']:.1f} of {best['base']:.0f}", text(row["by_gradients"]["cosine"])]

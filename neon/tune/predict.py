@@ -166,7 +166,7 @@ def distances_along(
 
 
 def interval_around(w: float, ws: Sequence[float], slopes: Tensor, uncertain: Tensor) -> tuple[float, float]:
-    """From where a curve of these slopes [W] surely falls towards `w` to where it surely rises; else the ends of `ws`."""
+    """From where a curve of these slopes [W] surely falls to where it surely rises; the ends of `ws` if nowhere."""
     after = next(i for i, at in enumerate(ws) if at >= w)
     before = after if ws[after] == w else after - 1
     low = _crossing(ws[after::-1], (slopes + uncertain)[: after + 1].flip(0))
