@@ -399,14 +399,16 @@ def main(
     architectures: tyro.conf.Positional[tuple[Architecture, ...]] = ("edm", "VAR", "xAR", "imm"),
     /,
     *,
-    fresh: tuple[Part, ...] = (),
+    parts: tuple[Part, ...] = get_args(Part),
+    fresh: bool = False,
     json_file: Path = RESULTS / "align.json",
 ) -> None:
     """Measure every case of some architectures.
 
     Args:
         architectures: Which.
-        fresh: Parts that are measured again where they are in the file.
+        parts: What to measure.
+        fresh: Measure again what is in the file.
         json_file: Where the figures go.
     """
     torch.set_num_threads(1)
@@ -415,7 +417,7 @@ def main(
     for architecture in architectures:
         for name, case in CASES[architecture].items():
             folder, row = ROOT / "runs" / (case.run or ""), rows.get(f"{architecture}, {name}", {})
-            missing = [part for part in get_args(Part) if part not in row or part in fresh]
+            missing = [part for part in parts if fresh or part not in row]
             if not missing:
                 continue
             if not folder.exists():
@@ -424,7 +426,8 @@ def main(
             run = Run(architecture, name, case)
             row |= {"command": command, "settings": case.settings}
             row |= {part: getattr(run, part)() for part in missing}
-            row["best"] = best_of({float(w): distance for w, distance in row["distances"].items()})
+            if "distances" in row:
+                row["best"] = best_of({float(w): distance for w, distance in row["distances"].items()})
             rows[f"{architecture}, {name}"] = row
             write_json(json_file, {"rows": rows, "machine": machine()})
     print(table(rows))
