@@ -85,7 +85,7 @@ def test_distances_of_features_that_are_linear_in_w_are_those_of_the_features_th
         assert distance == pytest.approx(frechet_distance(reference, Statistics.from_features(at(w))), abs=0.01)
 
 
-@pytest.mark.parametrize(("count", "dim"), [(100, 40), (100, 400), (60, 1000)])
+@pytest.mark.parametrize(("count", "dim"), [(100, 40), (100, 400), (60, 600)])
 def test_few_images_do_not_predict_another_w_than_many(count: int, dim: int) -> None:
     """Real features of a wide spectrum; images spread as these at w = 0.8, in directions turned by 0.3 of it.
 
@@ -104,8 +104,8 @@ def test_few_images_do_not_predict_another_w_than_many(count: int, dim: int) -> 
         factor = spread(w).numpy()
         return frechet_distance(reference, Statistics(mu=np.full(dim, 0.01 * w), sigma=factor @ factor.T))
 
-    ws = np.linspace(0, 1.5, 61)
-    expected = ws[np.argmin([distance(w) for w in ws])]
+    slope, curvature = distance(1) - distance(-1), distance(1) - 2 * distance(0) + distance(-1)
+    expected = -slope / (2 * curvature)  # a parabola: all of its covariances are multiples of one
     found = []
     for seed in range(5):
         noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
