@@ -20,7 +20,7 @@ from neon.runtime.progress import Progress
 
 BATCH = 128
 LARGEST = 1 << 24
-"""number in the config of a network, as in those of models: files are not always what they seem"""
+"""stride and width: beyond, sizes overflow before they can be held against those of a file"""
 LARGEST_SIDE = 16
 """of what the first layer hands on, by `usual_stride`"""
 
@@ -47,8 +47,8 @@ class SmallFeatures(nn.Module, FeatureExtractor):
         super().__init__()
         if not isinstance(name, str) or not all(isinstance(number, int) for number in (dim, stride, width)):
             raise TypeError(f"{name!r} with {dim!r} features, stride {stride!r}, width {width!r}")
-        if not (1 <= dim <= LARGEST and 1 <= stride <= LARGEST and 2 <= width <= LARGEST):
-            raise ValueError(f"{dim} features, stride {stride}, width {width}")
+        if not (1 <= stride <= LARGEST and 2 <= width <= LARGEST):
+            raise ValueError(f"stride {stride}, width {width}")
         self.name, self.dim = name, dim
         self.image_shape = tuple(image_shape)
         unusual = {key: value for key, value, usual in (("stride", stride, 1), ("width", width, 64)) if value != usual}
