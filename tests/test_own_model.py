@@ -35,7 +35,6 @@ FEWER = {
     "--save_interval 6400": "--save_interval 256",
     "snapshot-000006.400-kimg": "snapshot-000000.256-kimg",
     "snapshot-000012.800-kimg": "snapshot-000000.512-kimg",
-    "--num-images 300": "--num-images 128",
     "--num-images 2000 --report-images 2000": "--num-images 80 --report-images 80 --limit 3",
     "--num_images 2000": "--num_images 80",
 }
