@@ -253,7 +253,7 @@ def test_a_score_of_fewer_images_than_features_shows_few_digits_and_warns(
     Statistics.from_features(torch.rand(6, 6, generator=torch.Generator().manual_seed(0))).save("few.npz")
     assert cli.main(["fid", "few.npz", "real.npz", "--json", "a.json"]) == 0
     out, err = capsys.readouterr()
-    exact = json.loads(Path("a.json").read_text())["fd_tiny6"]
+    exact = json.loads(Path("a.json").read_text())["fd_6"]
     assert out == f"FD_6={exact:.3g}  6 images\n" and len(str(exact)) > 10
     assert "few.npz: 6 images for 6 features: the covariance is singular" in err and "real.npz:" not in err
 
