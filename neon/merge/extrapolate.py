@@ -220,6 +220,7 @@ class UpdateStats:
     error: float = 0.0  # sum of squares of (realised - exact update)
     norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
+    is_added: bool = False  # the self-trained weights are the base's with something added: no file's rounding is in it
 
     @property
     def share_lost(self) -> float:
@@ -250,7 +251,7 @@ class UpdateStats:
         b, s, m = (t[::stride].to(wide) for t in (base, self_trained, merged))
         stands_for = base.numel() / b.numel()  # elements of the tensor per element of the sample
         update, realised = w * (b - s), m - b
-        if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
+        if base.dtype != self_trained.dtype and not (self.is_added or base.is_complex() or self_trained.is_complex()):
             self.noise += stands_for * _rounding(base[::stride], self_trained[::stride]) * w**2
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)

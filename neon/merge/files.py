@@ -117,6 +117,8 @@ def merge_files(
     with open_pair(base, self_trained, key, self_trained_key) as opened:
         b, s = opened.base, opened.self_trained
         _check_outputs(jobs, b, s, overwrite=overwrite)
+        for job in jobs:
+            job.stats.is_added = opened.adapter is not None
         pair = _Reader(opened, progress, _told_of(sampler, s))
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
