@@ -12,6 +12,7 @@ from neon import cli
 from neon.checkpoint import load_state
 from neon.errors import RequestError
 from neon.merge import merge_files
+from neon.merge.adapters.writing import write_adapter
 
 pytest.importorskip("peft")
 pytest.importorskip("diffusers")
@@ -101,3 +102,57 @@ def test_a_merge_of_a_peft_adapter_is_that_of_its_merged_weights(tmp_path: Path,
             exact = before[key] - w * (after[key] - before[key])
             torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=2e-8)
         assert any(not torch.equal(neon[key].double(), before[key]) for key in neon)
+
+
+# --- adapters written
+
+
+def outputs(model: torch.nn.Module) -> torch.Tensor:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        if isinstance(model, UNet2DConditionModel):
+            return model(torch.randn(2, 4, 8, 8), 7, torch.randn(2, 3, 8)).sample
+        return model(torch.randint(0, 40, (2, 6))).logits
+
+
+def merged_model(folder: Path, build: Any, self_trained: Path, w: float) -> torch.nn.Module:
+    """The model with the merge of files in it."""
+    merge_files(base_file(folder), self_trained, [w], folder / "full.safetensors")
+    model = build()
+    missing, unexpected = model.load_state_dict(load_file(folder / "full.safetensors"), strict=False)
+    assert not unexpected and all("lm_head" in name for name in missing)
+    return model
+
+
+LINEAR = [name for name in CONFIGS if "DoRA" not in name]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_an_adapter_written_from_an_adapter_is_the_merge(tmp_path: Path, name: str) -> None:
+    made(tmp_path, name)
+    report = write_adapter(base_file(tmp_path), tmp_path / "adapter", W, tmp_path / "neon")
+    assert report.exact and report.kept == 1 and not report.lost
+    expected = merged_model(tmp_path, CONFIGS[name][0], tmp_path / "adapter", W)
+    reopened = PeftModel.from_pretrained(CONFIGS[name][0](), tmp_path / "neon").eval()
+    torch.testing.assert_close(outputs(reopened), outputs(expected), rtol=1e-4, atol=1e-5)
+    base = CONFIGS[name][0]()
+    assert not torch.allclose(outputs(reopened), outputs(base), atol=1e-3)
+
+
+def full_pair(folder: Path, build: Any) -> None:
+    """A model and one that differs from it in every weight, as after training."""
+    model = build()
+    model.save_pretrained(folder / "base")
+    train(model)
+    model.save_pretrained(folder / "tuned")
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, unet])
+def test_an_adapter_of_full_rank_is_the_merge_of_two_networks(tmp_path: Path, build: Any) -> None:
+    full_pair(tmp_path, build)
+    tuned = next((tmp_path / "tuned").glob("*.safetensors"))
+    report = write_adapter(base_file(tmp_path), tuned, W, tmp_path / "neon", rank=80)
+    assert report.kept == pytest.approx(1, abs=1e-5) and not report.lost
+    expected = merged_model(tmp_path, build, tuned, W)
+    reopened = PeftModel.from_pretrained(build(), tmp_path / "neon").eval()
+    torch.testing.assert_close(outputs(reopened), outputs(expected), rtol=1e-4, atol=2e-5)

@@ -119,7 +119,7 @@ def merge_files(
         _check_outputs(jobs, b, s, overwrite=overwrite)
         for job in jobs:
             job.stats.is_added = opened.adapter is not None
-        pair = _Reader(opened, progress, _told_of(sampler, s))
+        pair = _Reader(opened, progress, told_of(sampler, s))
         with ThreadPoolExecutor(2) as pool:
             # Hashing releases the interpreter lock, so both files are hashed while they are merged.
             base_hash = pool.submit(sha256_file, b.path)
@@ -128,7 +128,7 @@ def merge_files(
         return [_report(pair, job, (base_hash.result(), self_trained_hash.result())) for job in jobs]
 
 
-def _told_of(chosen: Mapping[str, Any] | None, self_trained: Checkpoint) -> dict[str, str]:
+def told_of(chosen: Mapping[str, Any] | None, self_trained: Checkpoint) -> dict[str, str]:
     """What metadata say of the sampler: of the one that w was `chosen` for, else of that of the synthetic set."""
     if chosen is not None:
         return {SAMPLER: sampler_text(chosen), SETTINGS: json.dumps(chosen["settings"])}
@@ -300,16 +300,22 @@ def _metadata(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, st
 
 
 def _provenance(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> dict[str, str]:
-    inputs = _inputs(pair, hashes)
+    return provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler)
+
+
+def provenance_of(
+    base: Checkpoint, self_trained: Checkpoint, w: float, hashes: tuple[str, str], sampler: Mapping[str, str]
+) -> dict[str, str]:
+    """What an output says of where it came from. `sampler`: metadata of it, as `told_of` has them."""
+    inputs = _inputs(base, self_trained, hashes)
     names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
-    provenance = {"formula": FORMULA, "w": repr(job.w), **inputs, **names}
-    return {**provenance, **pair.sampler, "neon_version": neon.__version__}
+    return {"formula": FORMULA, "w": repr(w), **inputs, **names, **sampler, "neon_version": neon.__version__}
 
 
-def _inputs(pair: _Reader, hashes: tuple[str, str]) -> dict[str, str]:
+def _inputs(base: Checkpoint, self_trained: Checkpoint, hashes: tuple[str, str]) -> dict[str, str]:
     """Which weights were merged."""
     found = dict[str, str]()
-    for side, file, digest in (("base", pair.base, hashes[0]), ("self_trained", pair.self_trained, hashes[1])):
+    for side, file, digest in (("base", base, hashes[0]), ("self_trained", self_trained, hashes[1])):
         found |= {side: str(file.path), f"{side}_key": file.key, f"{side}_sha256": digest}
     return found
 
@@ -319,7 +325,7 @@ def _report(pair: _Reader, job: _Job, hashes: tuple[str, str]) -> MergeReport:
         output=str(job.output),
         w=job.w,
         formula=FORMULA,
-        **_inputs(pair, hashes),
+        **_inputs(pair.base, pair.self_trained, hashes),
         base_candidates=pair.base.candidates,
         self_trained_candidates=pair.self_trained.candidates,
         merged_tensors=len(pair.roles.merged),
