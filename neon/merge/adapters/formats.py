@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neon.merge.adapters.names import CONFIG_ENTRY, DIFFUSERS_FILE, PEFT_FRONT, Layer, Style
-from neon.merge.adapters.update import Factors
+from neon.merge.adapters.update import Factors, is_table
 
 _ORIGINAL_FRONT = "model.diffusion_model."
 _COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
@@ -91,7 +91,7 @@ class PEFTFormat(AdapterFormat):
         saved = {
             module
             for name in names
-            if not name.endswith(".bias")
+            if not (name.endswith(".bias") or is_table(name, self._names))
             and (module := name.rpartition(".")[0])  # a parameter of the model itself has none
             and module not in targets
             and not any(parent.startswith(f"{module}.") for parent in parents)  # nor has one of a block with layers
@@ -99,8 +99,9 @@ class PEFTFormat(AdapterFormat):
         found = {name: self._renamed(name) for name in self._names if name.rpartition(".")[0] in saved}
         for name in names:
             module, _, word = name.rpartition(".")
-            if word == "bias" and module not in saved:
-                found[name] = self._renamed(f"{module}.base_layer.bias" if module in targets else name)
+            # PEFT loads such names into the model itself, where a table may be shared with the output layer.
+            if (word == "bias" or is_table(name, self._names)) and module not in saved:
+                found[name] = self._renamed(f"{module}.base_layer.bias" if word == "bias" and module in targets else name)
         return {name: PEFT_FRONT + held for name, held in found.items()}
 
     def _renamed(self, name: str) -> str:
@@ -113,8 +114,9 @@ class PEFTFormat(AdapterFormat):
         return name
 
     def config(self, factors: Mapping[str, Factors], whole: Mapping[str, str]) -> dict[str, Any]:
-        saved = {_parent(held) for held in whole.values() if not held.endswith(".bias")}
-        has_biases = any(_parent(held) not in saved for held in whole.values())
+        tables = {name for name in whole if is_table(name, self._names)}
+        saved = {_parent(held) for name, held in whole.items() if name not in tables and not held.endswith(".bias")}
+        has_biases = any(_parent(held) not in saved for name, held in whole.items() if name not in tables)
         return {
             **super().config(factors, whole),
             "bias": "all" if has_biases else "none",
@@ -124,8 +126,6 @@ class PEFTFormat(AdapterFormat):
             "task_type": None,
             "base_model_name_or_path": None,
             "init_lora_weights": True,
-            # An output layer that shares its table has to share the one of the adapter.
-            **({"ensure_weight_tying": True} if saved else {}),
         }
 
 

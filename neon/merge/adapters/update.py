@@ -1,8 +1,8 @@
-"""The update -w (theta_self_trained - theta_base) as factors of a low rank, layer by layer, and what of it they keep."""
+"""The update -w (theta_self_trained - theta_base) as factors of low rank, layer by layer, and what they keep of it."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -110,8 +110,12 @@ def _is_layer(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> b
     """Whether a tensor is the weight of a linear layer or a convolution, by its name and dimensions."""
     if not name.endswith(".weight") or len(spec.shape) < 2 or spec.dtype.is_complex or spec.numel == 0:
         return False
-    has_bias = f"{name.removesuffix('.weight')}.bias" in specs  # tables have none
-    return len(spec.shape) in (2, 3, 4, 5) and (has_bias or not _TABLE.fullmatch(word_of(name)))
+    return len(spec.shape) <= 5 and not is_table(name, specs)
+
+
+def is_table(name: str, names: Collection[str]) -> bool:
+    """Whether a tensor is that of an embedding, by its name and as that has no bias among `names`."""
+    return bool(_TABLE.fullmatch(word_of(name))) and f"{name.removesuffix('.weight')}.bias" not in names
 
 
 def _inputs(shape: tuple[int, ...], by_columns: bool) -> tuple[int, ...]:
@@ -119,7 +123,7 @@ def _inputs(shape: tuple[int, ...], by_columns: bool) -> tuple[int, ...]:
 
 
 def _padded(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors of exactly `rank`, with zeros where a layer has fewer: what reads adapters expects one for all of them."""
+    """Factors of exactly `rank`, with zeros where a layer has fewer: readers expect one for all layers."""
     more = rank - len(down)
     if more > 0:
         up = torch.cat([up, up.new_zeros(len(up), more)], 1)
