@@ -18,8 +18,8 @@ pytest.importorskip("peft")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig, PeftModel, get_peft_model
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 W = 1.3
@@ -33,7 +33,13 @@ def gpt2() -> torch.nn.Module:
 
 def llama() -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=40)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+    }
     return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, max_position_embeddings=32)).eval()
 
 
@@ -55,23 +61,23 @@ def train(model: torch.nn.Module) -> None:
 
 
 CONFIGS = {
-    "conv1d": (gpt2, dict(r=4, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
-    "embedding": (gpt2, dict(r=4, lora_alpha=6, target_modules=["wpe", "c_attn"], fan_in_fan_out=True)),
-    "biases": (gpt2, dict(r=2, lora_alpha=2, target_modules=["c_attn"], bias="all", fan_in_fan_out=True)),
-    "their biases": (gpt2, dict(r=2, target_modules=["c_attn"], bias="lora_only", fan_in_fan_out=True)),
-    "biased factors": (gpt2, dict(r=2, target_modules=["c_attn"], lora_bias=True, fan_in_fan_out=True)),
+    "conv1d": (gpt2, {"r": 4, "lora_alpha": 6, "target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "embedding": (gpt2, {"r": 4, "lora_alpha": 6, "target_modules": ["wpe", "c_attn"], "fan_in_fan_out": True}),
+    "biases": (gpt2, {"r": 2, "lora_alpha": 2, "target_modules": ["c_attn"], "bias": "all", "fan_in_fan_out": True}),
+    "their biases": (gpt2, {"r": 2, "target_modules": ["c_attn"], "bias": "lora_only", "fan_in_fan_out": True}),
+    "biased factors": (gpt2, {"r": 2, "target_modules": ["c_attn"], "lora_bias": True, "fan_in_fan_out": True}),
     "patterns": (
         llama,
-        dict(
-            r=4, lora_alpha=8, target_modules="all-linear", use_rslora=True, rank_pattern={"q_proj": 2},
-            alpha_pattern={"layers.1.mlp.up_proj": 3, "model.layers.0.self_attn.v_proj": 1},
-        ),
+        {
+            "r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"layers.1.mlp.up_proj": 3, "model.layers.0.self_attn.v_proj": 1},
+        },
     ),
-    "whole modules": (llama, dict(r=4, target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])),
-    "convolutions": (unet, dict(r=3, lora_alpha=5, target_modules=TARGETS)),
-    "DoRA": (llama, dict(r=4, target_modules=["q_proj", "up_proj"], use_dora=True)),
-    "DoRA of convolutions": (unet, dict(r=4, target_modules=["conv1", "to_q"], use_dora=True)),
-    "DoRA of Conv1D": (gpt2, dict(r=4, target_modules=["c_attn", "c_proj"], use_dora=True, fan_in_fan_out=True)),
+    "whole modules": (llama, {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
+    "convolutions": (unet, {"r": 3, "lora_alpha": 5, "target_modules": TARGETS}),
+    "DoRA": (llama, {"r": 4, "target_modules": ["q_proj", "up_proj"], "use_dora": True}),
+    "DoRA of convolutions": (unet, {"r": 4, "target_modules": ["conv1", "to_q"], "use_dora": True}),
+    "DoRA of Conv1D": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "use_dora": True, "fan_in_fan_out": True}),
 }  # fmt: skip
 
 
@@ -156,3 +162,129 @@ def test_an_adapter_of_full_rank_is_the_merge_of_two_networks(tmp_path: Path, bu
     expected = merged_model(tmp_path, build, tuned, W)
     reopened = PeftModel.from_pretrained(build(), tmp_path / "neon").eval()
     torch.testing.assert_close(outputs(reopened), outputs(expected), rtol=1e-4, atol=2e-5)
+
+
+# --- the formats of diffusers and kohya
+
+
+def unet_with_adapter(folder: Path, **config: Any) -> torch.nn.Module:
+    """A U-Net saved in `folder`/base, and with an adapter that is trained."""
+    unet().save_pretrained(folder / "base")
+    model = unet()
+    model.add_adapter(LoraConfig(**{"r": 3, "lora_alpha": 5, "target_modules": TARGETS, **config}))
+    train(model)
+    return model.eval()
+
+
+def merged_outputs(folder: Path, adapter: Path, w: float = -1.0) -> torch.Tensor:
+    return outputs(merged_model(folder, unet, adapter, w))
+
+
+def as_kohya(state: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The tensors of a PEFT adapter of a U-Net under the names of kohya's scripts."""
+    found = {}
+    for name, tensor in state.items():
+        module, part = name.split(".lora_")
+        front = f"lora_unet_{module.replace('.', '_')}"
+        found[f"{front}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = tensor
+        found[f"{front}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+def as_old_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same under the names of diffusers' attention processors."""
+    found = {}
+    for name, tensor in state.items():
+        module, part = name.split(".lora_")
+        front, _, word = module.replace(".to_out.0", ".to_out").rpartition(".")
+        found[f"unet.{front}.processor.{word}_lora.{'down' if part[0] == 'A' else 'up'}.weight"] = tensor
+    return found
+
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+@pytest.mark.parametrize("form", ["metadata", "pipeline", "alpha", "kohya", "processors", "lora.down"])
+def test_files_of_diffusers_and_kohya_are_read(tmp_path: Path, form: str) -> None:
+    plain = form in ("processors", "lora.down")  # which have no alpha
+    targets = ATTENTION if plain else TARGETS
+    model = unet_with_adapter(tmp_path, target_modules=targets, lora_alpha=3 if plain else 5)
+    state = {name: tensor.contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    adapter = tmp_path / "adapter.safetensors"
+    if form == "metadata":
+        adapter = tmp_path / "adapter"
+        model.save_lora_adapter(adapter)
+    elif form == "pipeline":
+        adapter = tmp_path / "adapter"
+        other = {f"text_model.encoder.layers.0.q.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+        StableDiffusionPipeline.save_lora_weights(
+            adapter, unet_lora_layers=state, text_encoder_lora_layers=other,
+            unet_lora_adapter_metadata=model.peft_config["default"].to_dict(),
+        )  # fmt: skip
+    elif form == "alpha":
+        alphas = {f"unet.{name.split('.lora_')[0]}.alpha": torch.tensor(5.0) for name in state}
+        save_file({**{f"unet.{name}": tensor for name, tensor in state.items()}, **alphas}, adapter)
+    elif form == "kohya":
+        save_file(as_kohya(state, 5), adapter)
+    elif form == "processors":
+        save_file(as_old_diffusers(state), adapter)
+    else:
+        names = {"lora_A": "lora.down", "lora_B": "lora.up"}
+        save_file({n.replace(old, names[old]): t for n, t in state.items() for old in names if old in n}, adapter)
+    [report] = merge_files(base_file(tmp_path), adapter, [-1.0], tmp_path / "whole.safetensors")
+    told = "text_encoder of it not used" in " ".join(report.warnings)
+    assert told == (form == "pipeline")
+    torch.testing.assert_close(merged_outputs(tmp_path, adapter), outputs(model), rtol=1e-4, atol=1e-5)
+
+
+def reopened(path: Path) -> torch.nn.Module:
+    """A U-Net with the adapter at `path`, as diffusers loads it at scale 1."""
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(str(path), return_lora_metadata=True)
+    model = unet()
+    StableDiffusionPipeline.load_lora_into_unet(state, alphas, model, metadata=metadata)
+    return model.eval()
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "peft"])
+@pytest.mark.parametrize("given", ["diffusers", "kohya"])
+def test_adapters_written_in_every_format_are_the_merge_in_diffusers(tmp_path: Path, form: str, given: str) -> None:
+    model = unet_with_adapter(tmp_path, rank_pattern={"conv1": 2}, alpha_pattern={"to_k": 1})
+    model.save_lora_adapter(tmp_path / "given")
+    adapter = tmp_path / "given"
+    if given == "kohya":
+        write_adapter(base_file(tmp_path), adapter, -1.0, tmp_path / "given.safetensors", adapter_format="kohya")
+        adapter = tmp_path / "given.safetensors"
+    output = tmp_path / ("neon.safetensors" if form == "kohya" else "neon")
+    report = write_adapter(base_file(tmp_path), adapter, W, output, adapter_format=form)
+    assert report.exact and set(report.ranks.values()) == {2, 3}
+    expected = merged_outputs(tmp_path, tmp_path / "given", W)
+    model = PeftModel.from_pretrained(unet(), output).eval() if form == "peft" else reopened(output)
+    torch.testing.assert_close(outputs(model), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs(model), outputs(unet()), atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_what_a_format_cannot_hold_is_told_with_its_share(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_pair(tmp_path, unet)
+    tuned = next((tmp_path / "tuned").glob("*.safetensors"))
+    output = tmp_path / ("neon.safetensors" if form == "kohya" else "neon")
+    flags = f"--base {base_file(tmp_path)} --self-trained {tuned} -w 1 --output {output} --as-adapter --rank 4"
+    assert cli.main(f"merge {flags} --adapter-format {form} --json {tmp_path}/report.json".split()) == 0
+    said, report = capsys.readouterr(), json.loads((tmp_path / "report.json").read_text())
+    assert "the format cannot hold what changes in" in said.err and "of the update's norm is lost" in said.err
+    assert f"kept          {report['kept']:.2%}" in said.out
+    # The shares are those of the weights that the library makes of the file.
+    model, states = reopened(output), [unet().state_dict(), load_file(tuned)]
+    model.fuse_lora()
+    wanted = {name: states[0][name] - states[1][name] for name in states[0]}
+    realised = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    off = {name: (realised[name] - states[0][name] - update).norm() for name, update in wanted.items()}
+    total = torch.stack([update.norm() for update in wanted.values()]).norm()
+    assert (1 - (torch.stack([*off.values()]).norm() / total) ** 2).sqrt().item() == pytest.approx(report["kept"], 1e-3)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    share = (1 - (off[name] / wanted[name].norm()) ** 2).sqrt().item()
+    best = torch.linalg.svdvals(wanted[name])
+    assert share == pytest.approx(report["layers"][name], 1e-3)
+    assert share == pytest.approx((best[:4].norm() / best.norm()).item(), 1e-3)

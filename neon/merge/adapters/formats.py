@@ -101,7 +101,9 @@ class PEFTFormat(AdapterFormat):
             module, _, word = name.rpartition(".")
             # PEFT loads such names into the model itself, where a table may be shared with the output layer.
             if (word == "bias" or is_table(name, self._names)) and module not in saved:
-                found[name] = self._renamed(f"{module}.base_layer.bias" if word == "bias" and module in targets else name)
+                found[name] = self._renamed(
+                    f"{module}.base_layer.bias" if word == "bias" and module in targets else name
+                )
         return {name: PEFT_FRONT + held for name, held in found.items()}
 
     def _renamed(self, name: str) -> str:
@@ -137,19 +139,18 @@ class DiffusersFormat(AdapterFormat):
     def tensors(self, name: str, factors: Factors) -> dict[str, Tensor]:
         if factors.is_embedding or factors.by_columns:
             return {}
-        front = f"{self._component(name)}{self._module(name)}"
+        front = f"{self._component}.{self._module(name)}"
         return {f"{front}.lora_A.weight": factors.down, f"{front}.lora_B.weight": _as_convolution(factors)}
 
     def metadata(self, config: Mapping[str, Any]) -> dict[str, str]:
-        component = next((layer.component for layer in self._given.values()), component_of(self._base, self._names))
-        front = f"{component}." if component else ""
-        packed = {f"{front}{name}": value for name, value in config.items() if name != "peft_type"}
+        packed = {f"{self._component}.{name}": value for name, value in config.items() if name != "peft_type"}
         return {"format": "pt", CONFIG_ENTRY: json.dumps(packed, sort_keys=True)}
 
-    def _component(self, name: str) -> str:
-        given = self._given.get(name)
-        component = component_of(self._base, self._names) if given is None else given.component
-        return f"{component}." if component else ""
+    @property
+    def _component(self) -> str:
+        """What pipelines call the network; they find nothing in a file without it."""
+        given = next((layer.component for layer in self._given.values()), "")
+        return given or component_of(self._base, self._names)
 
     def _module(self, name: str) -> str:
         return super()._module(name).removeprefix(_ORIGINAL_FRONT)
