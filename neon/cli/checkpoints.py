@@ -156,6 +156,10 @@ class Inspect:
         metadata = facts.pop("metadata")
         facts["key"] = facts["key"] or "(the file itself)"
         facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
+        if "adapter" in facts:
+            from neon.merge.adapters.facts import adapter_text
+
+            facts["adapter"] = adapter_text(facts["adapter"])
         for name, value in facts.items():
             if value is not None:
                 print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
@@ -183,6 +187,7 @@ class Inspect:
             "candidates": list(read.candidates),
             "parameters": sum(math.prod(t["shape"]) for t in read.tensors.values() if "float" in t["dtype"]),
             "metadata": read.metadata,
+            **({} if read.adapter is None else {"adapter": read.adapter}),
             "tensors": read.tensors,
         }
 
@@ -210,9 +215,11 @@ class Inspect:
 
     def _read_checkpoint(self) -> "_Contents":
         from neon.checkpoint import open_checkpoint
+        from neon.merge.adapters import weights_of
+        from neon.merge.adapters.facts import adapter_facts
         from neon.model import described
 
-        with open_checkpoint(self.file, self.key) as checkpoint:
+        with open_checkpoint(weights_of(self.file), self.key) as checkpoint:
             tensors = {
                 name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
                 for name, spec in checkpoint.specs.items()
@@ -225,6 +232,7 @@ class Inspect:
                 checkpoint.metadata,
                 described(checkpoint),
                 tensors,
+                adapter_facts(checkpoint, self.file),
             )
 
 
@@ -241,6 +249,8 @@ class _Contents(NamedTuple):
     """with architecture and config, if they are recognised"""
     tensors: dict[str, dict[str, Any]]
     """shape and dtype by name"""
+    adapter: dict[str, Any] | None = None
+    """of a LoRA: its kind, ranks, alphas and targets"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from neon.merge.adapters.names import CONFIG_ENTRY, DIFFUSERS_FILE, PEFT_FRONT, Layer, Style
+from neon.merge.adapters.unet_names import FRONT
 from neon.merge.adapters.update import Factors, is_table
 
-_ORIGINAL_FRONT = "model.diffusion_model."
 _COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
 _KOHYA = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"}  # others: lora_unet
 
@@ -153,7 +153,7 @@ class DiffusersFormat(AdapterFormat):
         return given or component_of(self._base, self._names)
 
     def _module(self, name: str) -> str:
-        return super()._module(name).removeprefix(_ORIGINAL_FRONT)
+        return super()._module(name).removeprefix(FRONT)
 
 
 class KohyaFormat(AdapterFormat):
@@ -168,7 +168,7 @@ class KohyaFormat(AdapterFormat):
             front = str(self._given[name])
         else:
             component = _KOHYA.get(component_of(self._base, self._names), "lora_unet")
-            front = f"{component}_{self._module(name).removeprefix(_ORIGINAL_FRONT).replace('.', '_')}"
+            front = f"{component}_{self._module(name).removeprefix(FRONT).replace('.', '_')}"
         return {
             f"{front}.lora_down.weight": factors.down,
             f"{front}.lora_up.weight": _as_convolution(factors),
@@ -184,7 +184,7 @@ def component_of(base: Path, names: Collection[str]) -> str:
     for part in base.parts[-2:]:
         if part in _COMPONENTS:
             return part
-    if any(name.removeprefix(_ORIGINAL_FRONT).startswith(("down_blocks.", "input_blocks.")) for name in names):
+    if any(name.removeprefix(FRONT).startswith(("down_blocks.", "input_blocks.")) for name in names):
         return "unet"
     return "text_encoder" if any(name.startswith("text_model.") for name in names) else "transformer"
 

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from neon.merge.adapters.names import Config, Contents, Layer
 from neon.merge.adapters.places import Place, candidates, read_as
 
 _OTHER_BASE = "the adapter is of another base, name the one that it was trained on"
-_FACTORS = ("down", "up", "embedding_down", "embedding_up", "magnitude")
+_FACTORS = {"down", "up", "mid", "embedding_down", "embedding_up", "magnitude"}
 
 
 @dataclass
@@ -48,9 +48,11 @@ class _Matcher:
         self.conv1d = conv1d_words(base.specs)
 
     def matched(self) -> Matched:
-        components = self._components()
-        if not any(self.contents.layers):
+        if not self.contents.layers:
             raise RequestError(f"{self.path}: no factors of a LoRA in it; expected lora_A and lora_B of some layers")
+        for layer in self.contents.layers:
+            self._check_factors(layer)
+        components = self._components()
         places = {component: self._place(keys) for component, keys in components.items()}
         used = self._used(places)
         found = Matched()
@@ -62,7 +64,7 @@ class _Matcher:
                 found.notes.append(f"{self.path}: {note}")
         if others := [component for component in components if component not in used]:
             found.notes.append(f"{self.path}: {listing(others)} of it not used: {self.base.path} holds {listing(used)}")
-        self._check_targets(found)
+        self._check_targets()
         return found
 
     def _components(self) -> dict[str, dict[str, Layer]]:
@@ -140,15 +142,26 @@ class _Matcher:
         if layer in self.contents.whole:
             return self.file.specs[self.contents.whole[layer]].shape == spec.shape
         parts = self._parts(layer)
-        if not {"down", "embedding_down"} & parts.keys():
-            return True
-        if "down" in parts and not self._has_mate(layer):
-            return True  # said by _add
-        return bool(layouts(parts, spec.shape))
+        if "diff" in parts:
+            return parts["diff"].shape == spec.shape
+        return bool(layouts(parts, spec.shape)) if parts.keys() & _FACTORS else True
 
-    def _has_mate(self, layer: Layer) -> bool:
-        parts = self.contents.layers[layer]
-        return "up" in parts
+    def _check_factors(self, layer: Layer) -> None:
+        """Refuse a layer of which a factor is missing or empty."""
+        parts = self._parts(layer)
+        if not parts.keys() & _FACTORS:
+            return
+        front = _front_of(parts)
+        if lacking := [part for part in (f"{front}down", f"{front}up") if part not in parts]:
+            raise RequestError(
+                f"{self.path}: {layer} has {listing(self.contents.layers[layer].values())} and no factor "
+                f"{lacking[0]!r}; expected both, download the file again"
+            )
+        if 0 in (shape := parts[f"{front}down"].shape) or not shape:
+            raise RequestError(
+                f"{self.path}: {layer} has rank 0 ({self.contents.layers[layer][f'{front}down']} is {list(shape)}); "
+                "expected 1 or more, train or download the adapter again"
+            )
 
     def _add(self, changes: dict[str, Change], layer: Layer, name: str) -> None:
         """What a layer changes of the base's tensor `name`, and of the bias beside it."""
@@ -161,8 +174,7 @@ class _Matcher:
             changes[name] = Dense(self.contents.whole[layer])
             return
         parts = self.contents.layers[layer]
-        has_factors = not {"down", "up", "embedding_down", "embedding_up", "magnitude"}.isdisjoint(parts)
-        lora = self._lora(layer, parts, name) if has_factors else None
+        lora = self._lora(layer, parts, name) if parts.keys() & _FACTORS else None
         if lora is not None:
             changes[name] = lora
         elif "diff" in parts:
@@ -178,26 +190,19 @@ class _Matcher:
                 changes[bias] = Dense(parts[part], scale)
 
     def _lora(self, layer: Layer, parts: Mapping[str, str], name: str) -> LoRA:
-        specs, kind = self._parts(layer), "embedding_" if {"embedding_down", "embedding_up"} & parts.keys() else ""
-        if lacking := [part for part in (f"{kind}down", f"{kind}up") if part not in parts]:
-            raise RequestError(
-                f"{self.path}: {layer} has {listing(parts.values())} and lacks the factor {lacking[0]!r}; download the "
-                "file again"
-            )
-        down, up = specs[f"{kind}down"].shape, specs[f"{kind}up"].shape
-        rank = down[0] if down else 0
-        if rank == 0:
-            raise RequestError(f"{self.path}: {layer} has rank 0; expected 1 or more, the adapter holds nothing of it")
+        specs = self._parts(layer)
+        down = f"{_front_of(specs)}down"
+        rank = specs[down].shape[0]
         config = self.contents.configs.get(layer.component, self.contents.configs.get(""))
         if config is not None and "alpha" not in parts and (told := config.rank(layer.module)) != rank:
             raise RequestError(
-                f"{config.source}: says rank {told} of {layer}, and {parts[f'{kind}down']} has {rank}; expected the "
+                f"{config.source}: says rank {told} of {layer}, and {parts[down]} has {rank}; expected the "
                 "config that was written with the weights"
             )
         both = layouts(specs, self.base.specs[name].shape)
         by_columns = both[0] if len(both) == 1 else self._is_conv1d(name, config)
         lora = LoRA(layer, parts, self._scale(layer, parts, rank, config), rank, by_columns)
-        outputs = up[0]
+        outputs = specs[down.replace("down", "up")].shape[0]
         if lora.has_magnitude and math.prod(self.file.shape(parts["magnitude"])) != outputs:
             raise RequestError(
                 f"{self.path}: {parts['magnitude']} {list(self.file.shape(parts['magnitude']))} is a DoRA that is not "
@@ -221,7 +226,7 @@ class _Matcher:
             raise RequestError(f"{self.path}: the alpha of {layer} is no finite number; download the file again")
         return scale
 
-    def _check_targets(self, found: Matched) -> None:
+    def _check_targets(self) -> None:
         """Refuse a file that lacks layers which its config names, and the base has."""
         config = self.contents.configs.get("")
         if config is None or config.entries.get("exclude_modules"):
@@ -240,3 +245,8 @@ class _Matcher:
                         f"{config.source}: {entry} names {name}, which {self.base.path} has, and {self.file.path} has "
                         "nothing for it; expected the weights that were written with the config"
                     )
+
+
+def _front_of(parts: Collection[str]) -> str:
+    """What the factors of a table are called in front."""
+    return "embedding_" if "embedding_down" in parts or "embedding_up" in parts else ""

@@ -8,8 +8,7 @@ factors for a layer, whose product times alpha / r is added to its weight (LoRA,
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -88,16 +87,19 @@ class Config:
     source: str
     entries: Mapping[str, Any]
 
-    def rank(self, module: str) -> int | None:
+    def rank(self, module: str) -> float:
         """What it says of the rank of a layer."""
         return self._of(module, "r", "rank_pattern", 8)
 
     def scale(self, module: str, rank: int) -> float:
         """What the product of the factors is multiplied with: alpha / r, or alpha / sqrt(r) if stabilised."""
-        alpha = self._of(module, "lora_alpha", "alpha_pattern", 8)
-        return alpha / (math.sqrt(rank) if self.entries.get("use_rslora") else rank)
+        return self.alpha(module) / (math.sqrt(rank) if self.entries.get("use_rslora") else rank)
 
-    def _of(self, module: str, name: str, pattern_name: str, usual: int) -> Any:
+    def alpha(self, module: str) -> float:
+        """What it says of the alpha of a layer."""
+        return self._of(module, "lora_alpha", "alpha_pattern", 8)
+
+    def _of(self, module: str, name: str, pattern_name: str, usual: int) -> float:
         value, patterns = self.entries.get(name, usual), self.entries.get(pattern_name) or {}
         try:
             found = [one for pattern, one in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
@@ -167,11 +169,6 @@ def read_contents(file: Checkpoint, path: Path) -> Contents:
     elif any(name.startswith(PEFT_FRONT) for name in file.specs):
         raise RequestError(f"{path}: {CONFIG} is not beside it, which says the scale of a PEFT adapter; add it")
     return contents
-
-
-def rank_text(ranks: Collection[int]) -> str:
-    """Ranks and how many layers have each: `4 (12 layers), 8 (2 layers)`."""
-    return ", ".join(f"{rank} ({count} layers)" for rank, count in sorted(Counter(ranks).items()))
 
 
 def _kind_of(name: str) -> str | None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from neon.merge.adapters.unet_names import other_names
+
 _PROBED = 8  # names by which it is tried what stands in front of the base's names
 _TEXT_MODEL = "text_model_"  # in front of text encoders' layers until transformers left it out
 
@@ -33,7 +35,7 @@ def candidates(keys: Sequence[str], base: Sequence[str], flat: bool) -> Iterator
     Args:
         flat: the names of the adapter are those of layers, with underscores in place of dots; else those of tensors.
     """
-    known = _flat_names(base) if flat else {name: name for name in base}
+    known = _known(base, flat)
     separator = "_" if flat else "."
     for left_out in ("", *_first_word(keys, flat)):
         tails = {key: key.removeprefix(left_out) for key in keys}
@@ -69,8 +71,10 @@ def _flattened(name: str) -> str:
     return name.removesuffix(".weight").replace(".", "_")
 
 
-def _flat_names(base: Iterable[str]) -> dict[str, str]:
-    """The base's names by those of their layers with underscores; of two that become one, neither."""
-    names = [name for name in base if name.endswith(".weight")]
-    count = Counter(map(_flattened, names))
-    return {_flattened(name): name for name in names if count[_flattened(name)] == 1}
+def _known(base: Sequence[str], flat: bool) -> dict[str, str]:
+    """The base's names by what an adapter may call them; what would stand for two of them is left out."""
+    called = [*((name, name) for name in base), *((other, name) for name, other in other_names(base))]
+    if flat:
+        called = [(_flattened(word), name) for word, name in called if word.endswith(".weight")]
+    count = Counter(word for word, _ in called)
+    return {word: name for word, name in called if count[word] == 1}

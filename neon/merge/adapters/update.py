@@ -110,6 +110,8 @@ def _is_layer(name: str, spec: TensorSpec, specs: Mapping[str, TensorSpec]) -> b
     """Whether a tensor is the weight of a linear layer or a convolution, by its name and dimensions."""
     if not name.endswith(".weight") or len(spec.shape) < 2 or spec.dtype.is_complex or spec.numel == 0:
         return False
+    if len(spec.shape) > 2 and spec.shape[1] == 1 < spec.shape[0]:  # each channel by itself, which adapters have not
+        return False
     return len(spec.shape) <= 5 and not is_table(name, specs)
 
 
