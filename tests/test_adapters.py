@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from neon import cli
 from neon.checkpoint import load_state
-from neon.errors import RequestError
 from neon.merge import merge_files
 from neon.merge.adapters.writing import write_adapter
 
@@ -77,7 +76,7 @@ CONFIGS = {
     "convolutions": (unet, {"r": 3, "lora_alpha": 5, "target_modules": TARGETS}),
     "DoRA": (llama, {"r": 4, "target_modules": ["q_proj", "up_proj"], "use_dora": True}),
     "DoRA of convolutions": (unet, {"r": 4, "target_modules": ["conv1", "to_q"], "use_dora": True}),
-    "DoRA of Conv1D": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "use_dora": True, "fan_in_fan_out": True}),
+    "DoRA of Conv1D": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "use_dora": True}),
 }  # fmt: skip
 
 

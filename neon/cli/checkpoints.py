@@ -164,7 +164,7 @@ class Inspect:
             if value is not None:
                 print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
         for name, value in metadata.items():
-            if name not in (*facts, "buffers"):  # as many names as a network has layers
+            if name not in (*facts, "buffers", "lora_adapter_metadata"):  # as long as a network has layers
                 print(shown(f"{name:<13} {value}"))
         print(f"tensors       {len(tensors)}")
         names = {name: shown(name) for name in tensors}

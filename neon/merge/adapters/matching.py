@@ -149,7 +149,7 @@ class _Matcher:
     def _check_factors(self, layer: Layer) -> None:
         """Refuse a layer of which a factor is missing or empty."""
         parts = self._parts(layer)
-        if not parts.keys() & _FACTORS:
+        if parts.keys() & {"diff", "diff_b"} and not parts.keys() & _FACTORS:
             return
         front = _front_of(parts)
         if lacking := [part for part in (f"{front}down", f"{front}up") if part not in parts]:

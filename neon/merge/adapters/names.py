@@ -143,7 +143,10 @@ def weights_of(path: Path) -> Path:
 
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether these are the names of an adapter's tensors, of whatever kind."""
-    return any(_kind_of(name) or ((part := _PART.search(name)) and part.lastgroup in _TELLING) for name in names)
+    return any(
+        name.startswith(PEFT_FRONT) or _kind_of(name) or ((part := _PART.search(name)) and part.lastgroup in _TELLING)
+        for name in names
+    )
 
 
 def read_contents(file: Checkpoint, path: Path) -> Contents:
