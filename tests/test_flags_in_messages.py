@@ -51,6 +51,7 @@ RAISED_BY = {
     ("neon/metrics/reference.py", None): SCORERS,
     ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
+    ("neon/merge/adapters/writing.py", None): {"merge"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},

@@ -45,7 +45,7 @@ def candidates(keys: Sequence[str], base: Sequence[str], flat: bool) -> Iterator
             for held in known
             if held.endswith(separator + tail)
         }
-        for front in sorted((front for front in fronts if front == "" or front.endswith(".")), key=len):
+        for front in sorted((one for one in fronts if one == "" or one.endswith(".")), key=lambda one: (len(one), one)):
             inside = {held[len(front) :]: name for held, name in known.items() if name.startswith(front)}
             if names := {key: inside[tail] for key, tail in tails.items() if tail in inside}:
                 yield names
