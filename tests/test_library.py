@@ -354,7 +354,7 @@ def test_what_makes_no_sense_is_refused_in_words_of_python(tiny: Generator, case
 
 
 NOT_OF_THE_LIBRARY = {
-    "--augment", "--device", "--training-images", "--num-images", "--report-images",
+    "--augment", "--device", "--training-images", "--num-images", "--report-images", "--log",
 }  # fmt: skip
 
 

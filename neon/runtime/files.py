@@ -205,7 +205,7 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
         cells = (row.get(name) for name in columns)
         writer.writerow([json.dumps(as_json(cell)) if isinstance(cell, dict) else cell for cell in cells])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="backslashreplace"))  # a damaged log may hold half a character
 
 
 def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:

@@ -106,6 +106,7 @@ def prediction_text(prediction: Prediction, left: Sequence[Rounding], metric: st
         return f"{w:.3g}{' or beyond' * (w in ends)}"
 
     low, high = map(place, prediction.interval)
+    bounds = "" if low == high else f" from {low} to {high}"
     nodes = ", ".join(f"{w:g}" for w in prediction.nodes)
     return "\n".join(
         [
@@ -114,7 +115,7 @@ def prediction_text(prediction: Prediction, left: Sequence[Rounding], metric: st
                 [["w", *(f"{w:g}" for w in curve)], ["distance", *(f"{value:.4g}" for value in curve.values())]]
             ),
             f"slope at w = 0   {prediction.slope}",
-            f"lowest at w =    {place(prediction.w.value)}, by 95% from {low} to {high}: {prediction.sign}",
+            f"lowest at w =    {place(prediction.w.value)}, by 95%{bounds}: {prediction.sign}",
             f"lower there by   {prediction.gain}",
             *(
                 f"in {entry.dtype:<9} {entry.share_kept:.1%} of the elements of the update survive, "

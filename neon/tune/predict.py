@@ -128,12 +128,11 @@ def predict(features: Tensor, reference: Statistics, nodes: Sequence[float] = NO
         return torch.stack([w, curve[at_0] - lowest])
 
     (w, gain), errors = found(curve).tolist(), standard_error(torch.stack([found(one) for one in curves])).tolist()
-    low, high = interval_around(int(curve.argmin()), ws, slopes[0].abs() - uncertain)
     return Prediction(
         nodes=tuple(nodes),
         slope=Estimate(value=float(slopes[0, at_0]), error=float(noise[at_0])),
         w=Estimate(value=w, error=errors[0]),
-        interval=(min(low, w), max(high, w)),
+        interval=interval_around(w, ws, slopes[0], uncertain),
         gain=Estimate(value=gain, error=errors[1]),
         curve=dict(zip(ws, curve.tolist(), strict=True)),
     )
@@ -166,19 +165,22 @@ def distances_along(
     return distances
 
 
-def interval_around(start: int, ws: Sequence[float], excess: Tensor) -> tuple[float, float]:
-    """The w next to ws[start], on both sides, until `excess` [W] rises above 0; the ends of `ws` where it does not."""
-    ends = []
-    for step in (-1, 1):
-        i = start
-        while 0 <= i + step < len(ws) and excess[i] <= 0:
-            i += step
-        if excess[i] > 0 and i != start:  # between i - step and i
-            inside = float(excess[i - step] / (excess[i - step] - excess[i]))
-            ends.append(ws[i - step] + inside * (ws[i] - ws[i - step]))
-        else:
-            ends.append(ws[i])
-    return ends[0], ends[1]
+def interval_around(w: float, ws: Sequence[float], slopes: Tensor, uncertain: Tensor) -> tuple[float, float]:
+    """From where a curve of these slopes [W] surely falls to where it surely rises; the ends of `ws` if nowhere."""
+    after = next(i for i, at in enumerate(ws) if at >= w)
+    before = after if ws[after] == w else after - 1
+    low = _crossing(ws[after::-1], (slopes + uncertain)[: after + 1].flip(0))
+    high = _crossing(ws[before:], (uncertain - slopes)[before:])
+    return min(low, w), max(high, w)
+
+
+def _crossing(ws: Sequence[float], values: Tensor) -> float:
+    """Where values first fall below 0, between two of `ws`; the last of `ws` if they do not."""
+    below = next((i for i, value in enumerate(values) if value < 0), len(ws))
+    if below in (0, len(ws)):
+        return ws[max(below - 1, 0)]
+    first, second = float(values[below - 1]), float(values[below])
+    return ws[below - 1] + first / (first - second) * (ws[below] - ws[below - 1])
 
 
 def lowest_point(ws: Sequence[float], curve: Tensor) -> tuple[Tensor, Tensor]:
