@@ -334,8 +334,9 @@ REFUSED = {
     "--output neon --rank 4": "--rank 4: lora is an adapter, whose ranks are kept",
     "--output neon.safetensors": "neon.safetensors: an adapter of this format is a folder",
     "--output neon --adapter-format kohya": "neon: an adapter of this format is one file",
-    "--output lora": "lora: already exists",
-    "--output there": "there: already exists",
+    "--output lora": "lora: is or holds the input",
+    "--output lora --overwrite": "lora: is or holds the input lora/adapter_model.safetensors",
+    "--output there": "there: a folder is to be written, and this is a file",
 }
 
 
@@ -355,9 +356,10 @@ def test_flags_of_adapters_go_with_as_adapter(capsys: pytest.CaptureFixture[str]
     assert cli.main(f"{pair} --rank 3".split()) == 2
     assert "--rank: goes with --as-adapter" in capsys.readouterr().err
     assert as_adapter("--output neon") == 0
-    Path("neon/notes.txt").write_text("mine")
     assert as_adapter("--output neon --overwrite") == 0
-    assert Path("neon/notes.txt").exists(), "what it did not write stays"
+    Path("neon/notes.txt").touch()
+    assert as_adapter("--output neon --overwrite") == 2
+    assert "neon: will not be replaced" in capsys.readouterr().err
 
 
 # --- sweeps

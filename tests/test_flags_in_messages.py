@@ -52,6 +52,9 @@ RAISED_BY = {
     ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/merge/adapters/writing.py", None): {"merge"},
+    ("neon/merge/components.py", None): {"merge"},
+    ("neon/merge/shards.py", None): {"merge"},
+    ("neon/runtime/atomic_folder.py", None): {"merge"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
@@ -75,7 +78,11 @@ IN_NO_MESSAGE = {
     *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/improve/unscored.py", "neon/tune/outcome.py"),
 }
 """the last two say commands with their flags"""
-SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key"), ("neon/data/images.py", "--resize")}
+SAID_WITH_CARE = {
+    ("neon/checkpoint/nestings.py", "--key"),
+    ("neon/checkpoint/weight_sets.py", "--variant"),
+    ("neon/data/images.py", "--resize"),
+}
 """to be of some commands only"""
 
 

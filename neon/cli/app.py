@@ -25,7 +25,7 @@ COMMANDS = {
     "features": "features:MakeFeatures",
     "stats": "programs:Stats",
     "fid": "programs:Fid",
-    "inspect": "checkpoints:Inspect",
+    "inspect": "inspect:Inspect",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
     "doctor": "doctor:Doctor",

@@ -220,7 +220,6 @@ class UpdateStats:
     error: float = 0.0  # sum of squares of (realised - exact update)
     norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
-    is_added: bool = False  # the self-trained weights are the base's with something added: no file's rounding is in it
 
     @property
     def share_lost(self) -> float:
@@ -251,7 +250,7 @@ class UpdateStats:
         b, s, m = (t[::stride].to(wide) for t in (base, self_trained, merged))
         stands_for = base.numel() / b.numel()  # elements of the tensor per element of the sample
         update, realised = w * (b - s), m - b
-        if base.dtype != self_trained.dtype and not (self.is_added or base.is_complex() or self_trained.is_complex()):
+        if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
             self.noise += stands_for * _rounding(base[::stride], self_trained[::stride]) * w**2
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)
@@ -261,10 +260,12 @@ class UpdateStats:
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float, *, any_differ: bool) -> list[str]:
+    def warnings(self, w: float, *, any_differ: bool, is_added: bool = False) -> list[str]:
         """What a user should know about the merge at this w, in sentences with figures.
 
-        `any_differ`: whether base and self-trained do, anywhere.
+        Args:
+            any_differ: whether base and self-trained do, anywhere.
+            is_added: the self-trained weights are the base's with an adapter on them: of no other file's rounding.
         """
         found = []
         if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
@@ -272,7 +273,7 @@ class UpdateStats:
                 f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
                 f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
             )
-        if self.relative_noise > _BAD_ERROR:
+        if self.relative_noise > _BAD_ERROR and not is_added:
             found.append(
                 "base and self-trained differ in dtype, and rounding to the smaller one is "
                 f"{self.relative_noise:.1%} of what they differ by, which w multiplies; merge weights of one dtype"

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
-from neon.checkpoint.naming import Renamed, fitted, names_differ
+from neon.checkpoint.naming import fitted
 from neon.errors import RequestError, warn
 from neon.merge.adapters import AdaptedCheckpoint, adapted, is_over, weights_of
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import Change, differ
+from neon.merge.ties import under_names_of
 from neon.model import Network, buffers_of, described, load_weights
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
@@ -60,15 +61,13 @@ def open_pair(
     """
     with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key, b) as original:
         adapter = original if isinstance(original, AdaptedCheckpoint) else None
-        names = fitted(b.specs, original.specs) or {name: name for name in original.specs}
-        s = Renamed(original, names)
-        notes = [] if all(name == held for name, held in names.items()) else [f"{s.path}: {names_differ(names)}"]
+        s, notes = under_names_of(b, original)
         _check_same_network(b, s)
         buffers = buffers_of(b)
         if buffers is None and (said := buffers_of(original)) is not None:
-            buffers = frozenset(name for name, held in names.items() if held in said)
+            buffers = frozenset(name for name, held in s.names_held.items() if held in said)
         try:
-            roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers)
+            roles = roles_of(b.specs, s.specs, lambda name: values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
         yield Pair(b, s, roles, (*(adapter.notes if adapter else ()), *notes, *roles.notes), adapter)
@@ -192,7 +191,8 @@ def _parsed(text: str | None) -> object:
         return text
 
 
-def _values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+def values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+    """Whether a tensor of two files differs in any value; reading ends at the first piece that does."""
     return any(differ(*parts) for _, parts in read_pieces(name, (base, self_trained), [new_buffer(), new_buffer()]))
 
 

@@ -2,9 +2,6 @@
 
 import contextlib
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +16,10 @@ from neon.merge.adapters.layers import LoRA
 from neon.merge.adapters.names import CONFIG, Style
 from neon.merge.adapters.update import Factors, LayerUpdate, updates
 from neon.merge.extrapolate import check_weight, merge_tensor
-from neon.merge.files import FORMULA, provenance_of, told_of
 from neon.merge.pair import Pair, PathLike, open_pair
-from neon.runtime.files import check_not_input, check_writable, sha256_file, write_failure, write_json
+from neon.merge.streaming import FORMULA, provenance_of, told_of
+from neon.runtime.atomic_folder import atomic_folder
+from neon.runtime.files import check_writable, sha256_file, write_json
 
 USUAL_RANK = 16
 
@@ -89,8 +87,10 @@ def write_adapter(
         style: Style = adapter_format or (pair.adapter.contents.style if pair.adapter else "peft")
         _check_rank(pair, rank)
         form = FORMATS[style](pair.base.path, list(pair.base.specs), _given(pair, style))
+        place = Path(output).resolve()
         for file in (*pair.base.files, *pair.self_trained.files):
-            check_not_input(output, file)
+            if place in (real := file.resolve(), *real.parents):
+                raise RequestError(f"{output}: is or holds the input {file}; choose another name")
         with _whole(Path(output), form.weights_name, overwrite=overwrite) as path:
             found = list(updates(pair.base, pair.self_trained, pair.adapter, pair.roles, w, rank or USUAL_RANK))
             adapter = _Adapter(form, found)
@@ -215,29 +215,11 @@ def _whole(output: Path, name: str | None, *, overwrite: bool) -> Iterator[Path]
     if name is None:
         check_writable(output, overwrite=overwrite)
         yield output
-        return
-    if output.exists() and not (overwrite and output.is_dir()):
-        raise RequestError(f"{output}: already exists; choose another name or pass --overwrite to replace it")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise write_failure(error, output) from error
-    try:
-        yield folder / name
-        folder.chmod(0o777 & ~_umask())
-        if output.exists():
-            for file in folder.iterdir():
-                os.replace(file, output / file.name)
-        else:
-            os.replace(folder, output)
-    except OSError as error:
-        raise write_failure(error, output) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        with atomic_folder(output, overwrite=overwrite, may_be_replaced=_is_adapter) as folder:
+            yield folder / name
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds what an adapter written before is made of, and nothing else."""
+    return {path.name for path in folder.iterdir()} <= {CONFIG, *(form.weights_name for form in FORMATS.values())}
