@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -287,3 +287,76 @@ def test_what_a_format_cannot_hold_is_told_with_its_share(
     best = torch.linalg.svdvals(wanted[name])
     assert share == pytest.approx(report["layers"][name], 1e-3)
     assert share == pytest.approx((best[:4].norm() / best.norm()).item(), 1e-3)
+
+
+def test_names_of_the_first_release_mean_what_diffusers_reads_them_as(tmp_path: Path) -> None:
+    """The layout of SDXL, whose adapters kohya's scripts write under these names."""
+    build = lambda: UNet2DConditionModel(  # noqa: E731
+        sample_size=8, block_out_channels=(8, 8, 8), layers_per_block=2, norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
+        up_block_types=(*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
+    ).eval()  # fmt: skip
+    torch.manual_seed(0)
+    base = build()
+    base.save_pretrained(tmp_path / "base")
+    modules = [f"input_blocks.{n}.1" for n in (4, 5, 7, 8)] + ["middle_block.1"]
+    modules += [f"output_blocks.{n}.1" for n in range(6)]
+    adapter = {}
+    for module in modules:
+        front = f"lora_unet_{module}.transformer_blocks.0.attn1.to_q".replace(".", "_")
+        adapter |= {f"{front}.lora_down.weight": torch.randn(2, 8), f"{front}.lora_up.weight": torch.randn(8, 2)}
+        adapter[f"{front}.alpha"] = torch.tensor(1.0)
+    save_file(adapter, tmp_path / "kohya.safetensors")
+    state, alphas = StableDiffusionXLPipeline.lora_state_dict(
+        str(tmp_path / "kohya.safetensors"), unet_config=base.config
+    )
+    StableDiffusionXLPipeline.load_lora_into_unet(state, alphas, base)
+    base.fuse_lora()
+    neon = merge_files(base_file(tmp_path), tmp_path / "kohya.safetensors", [-1.0], tmp_path / "neon.safetensors")
+    merged = load_file(neon[0].output)
+    fused = {name.replace(".base_layer", ""): value for name, value in base.state_dict().items()}
+    changed = [name for name in merged if not torch.equal(merged[name], load_file(base_file(tmp_path))[name])]
+    assert len(changed) == len(modules)
+    for name in merged:
+        torch.testing.assert_close(merged[name], fused[name], rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_of_a_pipeline_is_merged_into_its_component(tmp_path: Path) -> None:
+    from tests.test_merge_folders import pipeline
+
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path / "pipeline")
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "proj"], init_lora_weights=False))
+    pipe.transformer.save_lora_adapter(tmp_path / "lora")
+    pair = f"--base {tmp_path}/pipeline --self-trained {tmp_path}/lora -w 1"
+    assert cli.main(f"merge {pair} --output {tmp_path}/neon".split()) == 0
+    assert cli.main(f"merge {pair} --output {tmp_path}/neon-lora --as-adapter".split()) == 0
+    adapted, merged = pipeline().transformer, type(pipe).from_pretrained(tmp_path / "neon").transformer
+    adapted.load_state_dict(load_file(tmp_path / "pipeline/transformer/diffusion_pytorch_model.safetensors"))
+    before = adapted.state_dict()["proj_out_1.weight"].clone()
+    adapted.load_lora_adapter(tmp_path / "neon-lora", prefix="transformer")
+    adapted.fuse_lora()
+    found = {name.replace(".base_layer", ""): value for name, value in adapted.state_dict().items()}
+    for name, value in merged.state_dict().items():
+        torch.testing.assert_close(value, found[name], rtol=1e-4, atol=1e-5)
+    assert torch.equal(before, found["proj_out_1.weight"])
+
+
+def test_a_merge_is_what_peft_makes_at_a_negative_weight(tmp_path: Path) -> None:
+    _, peft = made(tmp_path, "patterns")
+    for module in peft.modules():
+        if hasattr(module, "scaling"):
+            module.scaling = {name: -W * scale for name, scale in module.scaling.items()}
+    exact = peft.merge_and_unload().state_dict()
+    merge_files(base_file(tmp_path), tmp_path / "adapter", [W], tmp_path / "neon.safetensors")
+    for name, value in load_file(tmp_path / "neon.safetensors").items():
+        torch.testing.assert_close(value, exact[name], rtol=1e-5, atol=1e-7)
+
+
+def test_an_adapter_of_a_dora_is_truncated(tmp_path: Path) -> None:
+    made(tmp_path, "DoRA")
+    report = write_adapter(base_file(tmp_path), tmp_path / "adapter", W, tmp_path / "neon", rank=24)
+    assert not report.exact and report.kept == pytest.approx(1, abs=1e-5)
+    expected = merged_model(tmp_path, llama, tmp_path / "adapter", W)
+    reopened = PeftModel.from_pretrained(llama(), tmp_path / "neon").eval()
+    torch.testing.assert_close(outputs(reopened), outputs(expected), rtol=1e-4, atol=1e-5)

@@ -76,6 +76,8 @@ class Merge:
         from neon.merge.adapters.writing import write_adapter
         from neon.runtime.files import check_writable, write_json
 
+        if self.shard_size is not None:
+            raise RequestError("--shard-size: is of weights, and an adapter is one file; leave it out")
         if len(self.w) > 1:
             raise RequestError(f"-w {' '.join(self.w)}: --as-adapter writes one; its scale in use stands for other w")
         if self.json is not None:
@@ -87,6 +89,8 @@ class Merge:
             self.output,
             adapter_format=self.adapter_format,
             rank=self.rank,
+            components=self.component,
+            variant=self.variant,
             key=self.key,
             self_trained_key=self.self_trained_key,
             overwrite=self.overwrite,

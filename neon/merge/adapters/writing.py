@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from neon.merge.adapters.formats import FORMATS, AdapterFormat
 from neon.merge.adapters.layers import LoRA
 from neon.merge.adapters.names import CONFIG, Style
 from neon.merge.adapters.update import Factors, LayerUpdate, updates
+from neon.merge.components import choose_components
 from neon.merge.extrapolate import check_weight, merge_tensor
 from neon.merge.pair import Pair, PathLike, open_pair
 from neon.merge.streaming import FORMULA, provenance_of, told_of
@@ -60,6 +61,8 @@ def write_adapter(
     *,
     adapter_format: Style | None = None,
     rank: int | None = None,
+    components: Sequence[str] = (),
+    variant: str | None = None,
     key: str | None = None,
     self_trained_key: str | None = None,
     overwrite: bool = False,
@@ -74,15 +77,17 @@ def write_adapter(
         output: a folder for PEFT and diffusers, a .safetensors file for kohya; it appears whole or not at all.
         adapter_format: by default that of the adapter given, or PEFT's.
         rank: by default 16; of an adapter that is given, there is nothing to choose.
+        components: as `variant`, those of `merge_folders`, of which one is written.
 
     Raises:
-        RequestError: as `open_pair`; w is 0 or not finite, there is nothing to hold, the rank is below 1 or not to be
-            chosen, or the output exists or cannot be written.
+        RequestError: as `open_pair` and `merge_folders`; w is 0 or not finite, there is nothing to hold, the rank is
+            below 1 or not to be chosen, or the output exists or cannot be written.
         WorkError: the disk is full or fails.
     """
     check_weight(w)
     if w == 0:
         raise RequestError("w = 0 is the base: no adapter is needed for it; name another merge weight")
+    base, self_trained = _chosen(Path(base), Path(self_trained), components, variant, (key, self_trained_key))
     with open_pair(base, self_trained, key, self_trained_key) as pair:
         style: Style = adapter_format or (pair.adapter.contents.style if pair.adapter else "peft")
         _check_rank(pair, rank)
@@ -115,6 +120,26 @@ def write_adapter(
             warnings=(*pair.notes, *adapter.warnings()),
             **adapter.figures(),
         )
+
+
+def _chosen(
+    base: Path,
+    self_trained: Path,
+    components: Sequence[str],
+    variant: str | None,
+    keys: tuple[str | None, str | None],
+) -> tuple[Path, Path]:
+    """What opens the network that the adapter is of, and its self-trained weights."""
+    if not base.is_dir():
+        if components or variant:
+            raise RequestError(f"--{'component' if components else 'variant'}: is of folders, and {base} is a file")
+        return base, self_trained
+    merged = choose_components(base, self_trained, components, variant, keys).merged
+    if len(merged) > 1:
+        raise RequestError(
+            f"--component: an adapter is of one network, and {len(merged)} are named; write one for each"
+        )
+    return merged[0].base.path, merged[0].self_trained
 
 
 class _Adapter:
