@@ -51,6 +51,7 @@ RAISED_BY = {
     ("neon/metrics/reference.py", None): SCORERS,
     ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
+    ("neon/merge/adapters/writing.py", None): {"merge"},
     ("neon/merge/components.py", None): {"merge"},
     ("neon/merge/shards.py", None): {"merge"},
     ("neon/runtime/atomic_folder.py", None): {"merge"},

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from neon.merge import FolderReport, MergeReport
     from neon.merge.streaming import Progress
 
+AdapterFormatName = Literal["peft", "diffusers", "kohya"] | None
 CHUNK_ELEMENTS = 1 << 20
 
 
@@ -36,7 +37,7 @@ class Merge:
     base: Path
     """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl; or the folder of a model or pipeline"""
     self_trained: Path
-    """weights fine-tuned on the base's own samples"""
+    """weights fine-tuned on the base's own samples, or a LoRA of the base that was: its file or folder"""
     w: Weights
     """merge weights"""
     output: str
@@ -54,10 +55,58 @@ class Merge:
     """of folders: the most bytes of a file, such as 5GB; by default cut as the base's are"""
     overwrite: bool = False
     """replace an existing output"""
+    as_adapter: bool = False
+    """write a LoRA that makes the merge of the base, loaded at scale 1; output: its folder, or a file for kohya"""
+    adapter_format: AdapterFormatName = None
+    """of --as-adapter: by default that of the adapter given, or peft"""
+    rank: int | None = None
+    """of --as-adapter from two networks: 16 by default; an adapter's own ranks are kept"""
     json: File = None
     """also write the report to this file"""
 
     def __call__(self) -> None:
+        if self.as_adapter:
+            self._write_adapter()
+        elif given := [flag for flag in ("adapter_format", "rank") if getattr(self, flag) is not None]:
+            raise RequestError(f"--{given[0].replace('_', '-')}: goes with --as-adapter")
+        else:
+            self._write_weights()
+
+    def _write_adapter(self) -> None:
+        from neon.merge.adapters.writing import write_adapter
+        from neon.runtime.files import check_writable, write_json
+
+        if self.shard_size is not None:
+            raise RequestError("--shard-size: is of weights, and an adapter is one file; leave it out")
+        if len(self.w) > 1:
+            raise RequestError(f"-w {' '.join(self.w)}: --as-adapter writes one; its scale in use stands for other w")
+        if self.json is not None:
+            check_writable(self.json, overwrite=True)
+        report = write_adapter(
+            self.base,
+            self.self_trained,
+            number("-w", self.w[0]),
+            self.output,
+            adapter_format=self.adapter_format,
+            rank=self.rank,
+            components=self.component,
+            variant=self.variant,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+        )
+        print(f"{report.formula}, as an adapter of {report.base}")
+        for name, share in report.layers.items():
+            print(shown(f"  {name}  rank {report.ranks[name]}, {share:.1%} of the update's norm"))
+        how = "the adapter's own factors" if report.exact else "truncated"
+        print(f"w = {report.w:g}  {report.output}  ({report.adapter_format}, {len(report.layers)} layers, {how})")
+        print(f"kept          {report.kept:.2%} of the update's norm, {len(report.whole)} tensors stored whole")
+        for warning in dict.fromkeys(report.warnings):
+            print(f"neon merge: warning: {warning}", file=sys.stderr)
+        if self.json is not None:
+            write_json(self.json, dataclasses.asdict(report))
+
+    def _write_weights(self) -> None:
         from tqdm import tqdm
 
         from neon.merge import is_folder_merge

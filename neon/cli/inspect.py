@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """Show what a checkpoint holds, or the folder of a model or pipeline; nothing stored in it is executed.
+    """Show what a checkpoint, a LoRA, or the folder of a model or pipeline holds; nothing stored in it is executed.
 
     Example: neon inspect neon_w1.safetensors
     """
@@ -107,12 +107,16 @@ def _show(facts: dict[str, Any]) -> None:
     tensors, metadata, sets = facts.pop("tensors"), facts.pop("metadata"), facts.pop("sets", {})
     facts["key"] = facts["key"] or "(the file itself)"
     facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
+    if "adapter" in facts:
+        from neon.merge.adapters.facts import adapter_text
+
+        facts["adapter"] = adapter_text(facts["adapter"])
     for name, value in facts.items():
         if value is not None:
             print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
     _show_sets(sets)
     for name, value in metadata.items():
-        if name not in (*facts, "buffers"):  # as many names as a network has layers
+        if name not in (*facts, "buffers", "lora_adapter_metadata"):  # as many names as a network has layers
             print(shown(f"{name:<13} {value}"))
     print(f"tensors       {len(tensors)}")
     names = {name: shown(name) for name in tensors}
@@ -158,6 +162,7 @@ def _facts_of(path: Path, key: str | None) -> dict[str, Any]:
         "candidates": list(read.candidates),
         "parameters": sum(math.prod(t["shape"]) for t in read.tensors.values() if "float" in t["dtype"]),
         "metadata": read.metadata,
+        **({} if read.adapter is None else {"adapter": read.adapter}),
         "tensors": read.tensors,
     }
 
@@ -187,9 +192,11 @@ def _read_header(path: Path, key: str | None) -> "_Contents | None":
 
 def _read_checkpoint(path: Path, key: str | None) -> "_Contents":
     from neon.checkpoint import open_checkpoint
+    from neon.merge.adapters import weights_of
+    from neon.merge.adapters.facts import adapter_facts
     from neon.model import described
 
-    with open_checkpoint(path, key) as checkpoint:
+    with open_checkpoint(weights_of(path), key) as checkpoint:
         tensors = {
             name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
             for name, spec in checkpoint.specs.items()
@@ -202,6 +209,7 @@ def _read_checkpoint(path: Path, key: str | None) -> "_Contents":
             checkpoint.metadata,
             described(checkpoint),
             tensors,
+            adapter_facts(checkpoint, path),
         )
 
 
@@ -218,3 +226,5 @@ class _Contents(NamedTuple):
     """with architecture and config, if they are recognised"""
     tensors: dict[str, dict[str, Any]]
     """shape and dtype by name"""
+    adapter: dict[str, Any] | None = None
+    """of a LoRA: its kind, ranks, alphas and targets"""

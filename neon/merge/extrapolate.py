@@ -260,10 +260,12 @@ class UpdateStats:
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float, *, any_differ: bool) -> list[str]:
+    def warnings(self, w: float, *, any_differ: bool, is_added: bool = False) -> list[str]:
         """What a user should know about the merge at this w, in sentences with figures.
 
-        `any_differ`: whether base and self-trained do, anywhere.
+        Args:
+            any_differ: whether base and self-trained do, anywhere.
+            is_added: the self-trained weights are the base's with an adapter on them: of no other file's rounding.
         """
         found = []
         if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
@@ -271,7 +273,7 @@ class UpdateStats:
                 f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
                 f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
             )
-        if self.relative_noise > _BAD_ERROR:
+        if self.relative_noise > _BAD_ERROR and not is_added:
             found.append(
                 "base and self-trained differ in dtype, and rounding to the smaller one is "
                 f"{self.relative_noise:.1%} of what they differ by, which w multiplies; merge weights of one dtype"

@@ -9,12 +9,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
 from neon.checkpoint.naming import fitted
 from neon.errors import RequestError, warn
+from neon.merge.adapters import AdaptedCheckpoint, adapted, is_over, weights_of
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import Change, differ
 from neon.merge.ties import under_names_of
@@ -35,6 +37,8 @@ class Pair:
     roles: Roles
     notes: tuple[str, ...]
     """what a user should know, in sentences"""
+    adapter: AdaptedCheckpoint | None = None
+    """the self-trained side, where it is an adapter over the base"""
 
 
 @contextlib.contextmanager
@@ -47,13 +51,16 @@ def open_pair(
     """Open both files and refuse what cannot be merged.
 
     Args:
+        self_trained: a file of weights, or a LoRA adapter (a file or its folder) that is read as what it makes of the
+            base.
         key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
         self_trained_key: nesting of the self-trained state dict.
 
     Raises:
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
-    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key) as original:
+    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key, b) as original:
+        adapter = original if isinstance(original, AdaptedCheckpoint) else None
         s, notes = under_names_of(b, original)
         _check_same_network(b, s)
         buffers = buffers_of(b)
@@ -63,7 +70,7 @@ def open_pair(
             roles = roles_of(b.specs, s.specs, lambda name: values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
-        yield Pair(b, s, roles, (*notes, *roles.notes))
+        yield Pair(b, s, roles, (*(adapter.notes if adapter else ()), *notes, *roles.notes), adapter)
 
 
 def check_same_network(
@@ -118,8 +125,18 @@ def load_self_trained_network(
     return second
 
 
-def open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:
-    """The self-trained file of a pair, at its own key, else at that of the base if it has it; errors as `open_pair`."""
+def open_self_trained(
+    path: PathLike, base_key: str | None, key: str | None, base: Checkpoint | None = None
+) -> Checkpoint:
+    """The self-trained file of a pair, at its own key, else at that of the base if it has it; errors as `open_pair`.
+
+    An adapter is opened over the `base`; without one it is the file of its factors, which has the metadata.
+    """
+    file = _open_weights(weights_of(Path(path)), base_key, key)
+    return file if base is None or not is_over(file, base) else adapted(file, Path(path), base)
+
+
+def _open_weights(path: Path, base_key: str | None, key: str | None) -> Checkpoint:
     if key is None and base_key is not None:
         with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
             return open_checkpoint(path, base_key)

@@ -114,6 +114,7 @@ class Reader:
         self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
         self.sampler = told_of(sampler, pair.self_trained)
         self.any_differ = False
+        self.is_adapter = pair.adapter is not None
         self._progress = progress
         self._done = 0
         self._total = passes * sum(spec.nbytes for spec in pair.base.specs.values())
@@ -197,7 +198,11 @@ def report_of(pair: Reader, job: Job, hashes: Hashes) -> MergeReport:
         buffers=pair.roles.buffers,
         share_lost=job.stats.share_lost,
         relative_error=job.stats.relative_error,
-        warnings=(*pair.notes, *job.stats.warnings(job.w, any_differ=pair.any_differ), *job.warnings),
+        warnings=(
+            *pair.notes,
+            *job.stats.warnings(job.w, any_differ=pair.any_differ, is_added=pair.is_adapter),
+            *job.warnings,
+        ),
     )
 
 
