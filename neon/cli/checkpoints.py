@@ -16,8 +16,11 @@ from neon.errors import RequestError, shown
 if TYPE_CHECKING:
     from neon.checkpoint import Checkpoint
     from neon.merge import FolderReport, MergeReport
+    from neon.merge.precision import Precision
     from neon.merge.streaming import Progress
 
+DTypeName = Literal["float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
 AdapterFormatName = Literal["peft", "diffusers", "kohya"] | None
 CHUNK_ELEMENTS = 1 << 20
 
@@ -53,6 +56,12 @@ class Merge:
     """of folders: the variant to merge, such as fp16; by default the weights without one"""
     shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """of folders: the most bytes of a file, such as 5GB; by default cut as the base's are"""
+    dtype: DTypeName | None = None
+    """of the merged weights; by default the base's"""
+    rounding: Rounding = "nearest"
+    """to 16 bits; stochastic keeps small updates on average"""
+    seed: int | None = None
+    """of stochastic rounding; 0 by default"""
     overwrite: bool = False
     """replace an existing output"""
     as_adapter: bool = False
@@ -76,8 +85,11 @@ class Merge:
         from neon.merge.adapters.writing import write_adapter
         from neon.runtime.files import check_writable, write_json
 
-        if self.shard_size is not None:
-            raise RequestError("--shard-size: is of weights, and an adapter is one file; leave it out")
+        for flag in ("shard_size", "dtype", "seed"):
+            if getattr(self, flag) is not None:
+                raise RequestError(f"--{flag.replace('_', '-')}: is of weights, not of an adapter; leave it out")
+        if self.rounding != "nearest":
+            raise RequestError(f"--rounding {self.rounding}: is of weights, not of an adapter; leave it out")
         if len(self.w) > 1:
             raise RequestError(f"-w {' '.join(self.w)}: --as-adapter writes one; its scale in use stands for other w")
         if self.json is not None:
@@ -144,6 +156,7 @@ class Merge:
             self_trained_key=self.self_trained_key,
             overwrite=self.overwrite,
             progress=progress,
+            precision=self._precision(),
         )
         print(reports[0].formula)
         _show_inputs(reports[0])
@@ -166,6 +179,7 @@ class Merge:
             self_trained_key=self.self_trained_key,
             overwrite=self.overwrite,
             progress=progress,
+            precision=self._precision(),
         )
         first = reports[0]
         print(first.formula)
@@ -179,6 +193,11 @@ class Merge:
         for report in reports:
             print(f"w = {report.w:<8g}  {report.output}  ({'; '.join(map(_kept, report.components.values()))})")
         return reports
+
+    def _precision(self) -> "Precision":
+        from neon.merge.precision import Precision
+
+        return Precision(dtype=self.dtype, rounding=self.rounding, seed=self.seed)
 
     def _ws(self) -> list[float]:
         return [number("-w", text) for text in self.w]
@@ -207,7 +226,10 @@ def _show_inputs(report: "MergeReport") -> None:
 
 
 def _kept(report: "MergeReport") -> str:
-    return f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
+    return (
+        f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding, "
+        f"{report.share_kept:.2%} kept on average"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

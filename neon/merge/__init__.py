@@ -7,6 +7,7 @@ from neon.merge.extrapolate import LEAST_CHANGE, Change, MergeWarning, UpdateSta
 from neon.merge.files import merge_files
 from neon.merge.folders import FolderReport, is_folder_merge, merge_folders
 from neon.merge.pair import check_same_network, load_self_trained, load_self_trained_network
+from neon.merge.precision import Precision
 from neon.merge.samplers import warn_of_merge, warn_of_snapshot
 from neon.merge.states import LiveMerge, merge_state
 from neon.merge.streaming import MergeReport
@@ -18,6 +19,7 @@ __all__ = [
     "LiveMerge",
     "MergeReport",
     "MergeWarning",
+    "Precision",
     "UpdateStats",
     "check_same_network",
     "is_folder_merge",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neon.checkpoint.weight_sets import PIPELINE_FILE, WEIGHT_SUFFIXES
-from neon.runtime.files import atomic_write
+from neon.runtime.files import atomic_write, write_json
 from neon.runtime.small_json import read_table
 
 CARD = "README.md"
@@ -24,6 +24,8 @@ _COPIED = {
 _LIBRARIES = {"diffusers", "transformers", "stable_diffusion"}
 """whose classes a pipeline names without code of its own; the last is a module of the first"""
 _BLOCK = 1 << 20
+_DTYPES_OF = ("torch_dtype", "dtype")
+"""entries of configurations of transformers"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,21 @@ def copy_file(source: Path, target: Path) -> None:
     with open(source, "rb") as file, atomic_write(target) as out:
         while block := file.read(_BLOCK):
             out.write(block)
+
+
+def state_dtype(config: Path, dtype: str) -> None:
+    """Let a configuration that states the dtype of its weights, and those inside it, state this one."""
+    table = read_table(config)
+    if _state(table, dtype):
+        write_json(config, table)
+
+
+def _state(table: dict[str, Any], dtype: str) -> bool:
+    """Whether a table was changed."""
+    stated = [name for name in _DTYPES_OF if isinstance(table.get(name), str) and table[name] != dtype]
+    table |= dict.fromkeys(stated, dtype)
+    inside = [_state(value, dtype) for value in table.values() if isinstance(value, dict)]
+    return bool(stated) or any(inside)
 
 
 def _code_notes(folder: Path, copied: Collection[str]) -> Iterator[str]:

@@ -112,7 +112,7 @@ def merge_flat(
 
 
 def _merge_piece(base: torch.Tensor, self_trained: torch.Tensor, w: float, out: torch.Tensor, name: str) -> None:
-    work = _work_dtype(base.dtype, self_trained.dtype)
+    work = work_dtype(base.dtype, self_trained.dtype)
     b, s = base.to(work), self_trained.to(work)
     suspect = False
     if w == 0:
@@ -147,7 +147,7 @@ def _sum_is_finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(values.to(work).sum()))
 
 
-def _work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:
+def work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:
     return torch.promote_types(_WORK_DTYPES[base], _WORK_DTYPES[self_trained])
 
 
@@ -158,7 +158,7 @@ def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
         return not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (base, self_trained)))
     if len(floats) == 1:
         base, self_trained = base.to(floats[0]), self_trained.to(floats[0])
-    work = _work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
+    work = work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
     b, s = base.to(work), self_trained.to(work)
     return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
@@ -183,7 +183,7 @@ class Change:
     def add(self, base: torch.Tensor, self_trained: torch.Tensor) -> None:
         """Count one tensor, or a part of one; elements that are not finite in both count for nothing."""
         chunk = SERIAL_CHUNK if base.device.type == "cpu" else _DEVICE_CHUNK
-        work = _work_dtype(base.dtype, self_trained.dtype)
+        work = work_dtype(base.dtype, self_trained.dtype)
         for b, s in zip(base.reshape(-1).split(chunk), self_trained.reshape(-1).split(chunk), strict=True):
             self._add_piece(b.to(work), s.to(work))
 
@@ -218,6 +218,7 @@ class UpdateStats:
     lost: float = 0.0  # of these, elements where the result equals the base
     exact: float = 0.0  # sum of squares of the update
     error: float = 0.0  # sum of squares of (realised - exact update)
+    along: float = 0.0  # inner product of the realised and the exact update
     norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
 
@@ -230,6 +231,11 @@ class UpdateStats:
     def relative_error(self) -> float:
         """Norm of the error of the realised update over the norm of the exact one."""
         return math.sqrt(self.error / self.exact) if self.exact else 0.0
+
+    @property
+    def share_kept(self) -> float:
+        """The realised update along the exact one, over its length: near 1 where rounding errs about a right mean."""
+        return self.along / self.exact if self.exact else 1.0
 
     @property
     def relative_noise(self) -> float:
@@ -269,7 +275,7 @@ class UpdateStats:
         self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor, stands_for: float
     ) -> None:
         """Count a sample, of which each element stands for so many of the tensor."""
-        wide = torch.promote_types(_work_dtype(base.dtype, self_trained.dtype), torch.float64)
+        wide = torch.promote_types(work_dtype(base.dtype, self_trained.dtype), torch.float64)
         b, s, m = (t.to(wide) for t in (base, self_trained, merged))
         update, realised = w * (b - s), m - b
         if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
@@ -277,23 +283,40 @@ class UpdateStats:
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)
         self.wanted += stands_for * int(torch.count_nonzero(update))
-        self.lost += stands_for * int(torch.count_nonzero((update != 0) & (realised == 0)))
+        stayed = m == base.to(merged.dtype).to(wide)
+        self.lost += stands_for * int(torch.count_nonzero((update != 0) & stayed))
+        self.along += stands_for * float((realised * update.conj()).sum().real)
         self.exact += stands_for * float(update.abs().square().sum())
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float, *, any_differ: bool, is_added: bool = False) -> list[str]:
+    def warnings(
+        self,
+        w: float,
+        *,
+        any_differ: bool,
+        is_added: bool = False,
+        advice: str = "merge float32 weights if there are any",
+        is_random: bool = False,
+    ) -> list[str]:
         """What a user should know about the merge at this w, in sentences with figures.
 
         Args:
             any_differ: whether base and self-trained do, anywhere.
             is_added: the self-trained weights are the base's with an adapter on them: of no other file's rounding.
+            advice: what to do where rounding spoils the update.
+            is_random: rounded stochastically, which moves few elements, and these too far.
         """
         found = []
-        if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
+        if is_random and self.relative_error > _BAD_ERROR:
+            found.append(
+                f"w = {w:g}: stochastic rounding adds noise of {self.relative_error:.1%} of the update, of mean 0; "
+                f"{advice}"
+            )
+        elif not is_random and (self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR):
             found.append(
                 f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
-                f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
+                f"not, and the realised update is {self.relative_error:.1%} off; {advice}"
             )
         if self.relative_noise > _BAD_ERROR and not is_added:
             found.append(

@@ -17,6 +17,7 @@ from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.merge.pair import open_pair
+from neon.merge.precision import AS_THE_BASE, Precision
 from neon.merge.streaming import (
     UNKNOWN_HASH,
     Hashes,
@@ -26,8 +27,8 @@ from neon.merge.streaming import (
     Reader,
     hashing,
     jobs_of,
+    merge_provenance,
     metadata_of,
-    provenance_of,
     report_of,
     stream,
 )
@@ -49,6 +50,7 @@ def merge_files(
     overwrite: bool = False,
     progress: Progress | None = None,
     sampler: Mapping[str, Any] | None = None,
+    precision: Precision = AS_THE_BASE,
 ) -> list[MergeReport]:
     """Write (1 + w) base - w self_trained for every w; formats and nestings of the two inputs may differ.
 
@@ -66,6 +68,7 @@ def merge_files(
             file says: the one that drew its synthetic set. The provenance holds it; where neither tells, metadata of
             the base that do stay. If given, its settings are those that the output is sampled with by default
             (`neon.settings`).
+        precision: dtype of what is merged, and how it is rounded; by default the base's, to the nearest.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, a w is not finite, an
@@ -77,7 +80,12 @@ def merge_files(
     with open_pair(base, self_trained, key, self_trained_key) as opened:
         _check_outputs(jobs, opened.base, opened.self_trained, overwrite=overwrite)
         suffix = jobs[0].output.suffix
-        pair = Reader(opened, progress, sampler=sampler, passes=len(jobs) if suffix in _TORCH_SUFFIXES else 1)
+        if suffix == _PICKLE_SUFFIX and precision.dtype:
+            raise RequestError(
+                f"--dtype {precision.dtype}: a .pkl keeps the base's; end --output in .safetensors or .pth"
+            )
+        passes = len(jobs) if suffix in _TORCH_SUFFIXES else 1
+        pair = Reader(opened, progress, sampler=sampler, precision=precision, passes=passes)
         with hashing(opened) as hashes:
             _WRITERS[suffix](pair, jobs, hashes)
             return [report_of(pair, job, hashes()) for job in jobs]
@@ -118,7 +126,7 @@ def _pickle(base: Checkpoint, output: Path) -> PickleCheckpoint:
 
 
 def _write_safetensors(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashes]) -> None:
-    layout = aligned(pair.base.specs)
+    layout = aligned(pair.layout)
     with contextlib.ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -146,9 +154,9 @@ def _write_pickles(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashe
 
 def _write_torch(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashes]) -> None:
     # One copy of the weights, filled again for every w: the inputs are mapped or in the page cache by then.
-    merged = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in pair.base.specs.items()}
+    merged = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in pair.layout.items()}
     for job in jobs:
-        for piece in pair.pieces(pair.base.specs):
+        for piece in pair.pieces(pair.layout):
             values = piece.merge(job)
             merged[piece.name].view(-1)[piece.start : piece.start + len(values)] = values
         if isinstance(pair.base, TorchCheckpoint):
@@ -166,8 +174,7 @@ _WRITERS = {
 
 
 def _write_sidecar(pair: Reader, job: Job, hashes: Hashes) -> None:
-    provenance = provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler)
-    write_json(_sidecar(job.output), provenance)
+    write_json(_sidecar(job.output), merge_provenance(pair, job, hashes))
 
 
 def _sidecar(output: Path) -> Path:

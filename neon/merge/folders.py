@@ -15,9 +15,10 @@ from neon.checkpoint.safetensors_format import check_storable, rewrite_metadata
 from neon.checkpoint.weight_sets import PIPELINE_FILE, SAFETENSORS, WEIGHT_SUFFIXES, WeightSet
 from neon.errors import RequestError, WorkError, reason
 from neon.merge.components import Chosen, Match, choose_components
-from neon.merge.copying import CARD, Survey, copy_file, survey
+from neon.merge.copying import CARD, Survey, copy_file, state_dtype, survey
 from neon.merge.folder_card import folder_card
 from neon.merge.pair import PathLike, new_buffer, open_pair, read_pieces
+from neon.merge.precision import AS_THE_BASE, Precision
 from neon.merge.shards import Shard, index_name, index_of, parse_size, shards_of, size_note
 from neon.merge.streaming import (
     FORMULA,
@@ -75,6 +76,7 @@ def merge_folders(
     self_trained_key: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    precision: Precision = AS_THE_BASE,
 ) -> list[FolderReport]:
     """Write, for every w, a folder that is `base` with (1 + w) base - w self_trained as its weights, as safetensors.
 
@@ -87,6 +89,7 @@ def merge_folders(
         shard_size: the most bytes of a file, such as "5GB"; by default the weights are cut as the base's are.
         key: nesting of the base's state dict, and `self_trained_key` of the other's, as in `merge_files`.
         progress: called with (bytes merged so far, bytes in all), for each component anew.
+        precision: dtype of what is merged, and how it is rounded; by default the base's, to the nearest.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, no component is meant
@@ -106,7 +109,7 @@ def merge_folders(
             stack.enter_context(atomic_folder(job.output, overwrite=overwrite, may_be_replaced=_is_model))
             for job in jobs
         ]
-        merged = {match.name: _merge(match, jobs, folders, size, keys, progress) for match in chosen.merged}
+        merged = {match.name: _merge(match, jobs, folders, size, keys, progress, precision) for match in chosen.merged}
         for name, weights in chosen.copied.items():
             for folder in folders:
                 _copy_weights(weights, folder / name, size)
@@ -114,6 +117,9 @@ def merge_folders(
         for number, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
             parts = {name: made[number] for name, made in merged.items()}
             reports.append(_finish(base, job, folder, parts, chosen, found))
+            if precision.dtype:
+                for name in merged:
+                    state_dtype(folder / name / "config.json", precision.dtype)
     return reports
 
 
@@ -148,15 +154,18 @@ def _merge(
     size: int | None,
     keys: tuple[str | None, str | None],
     progress: Progress | None,
+    precision: Precision,
 ) -> list[MergeReport]:
     """Write the weights of one component for every job; returns what each is."""
     parts = [Job(job.w, folder / match.name) for job, folder in zip(jobs, folders, strict=True)]
     with open_pair(match.base.path, match.self_trained, *keys) as pair:
         check_storable(match.base.path, pair.base.specs)
-        reader = Reader(pair, progress)
-        shards = shards_of(pair.base, match.base, size)
+        reader = Reader(pair, progress, precision=precision)
+        shards = shards_of(pair.base, match.base, size, reader.layout)
         notes = cut_ties(pair.base, pair.self_trained)
-        if match.base.index and (note := size_note(match.base.index, sum(shard.nbytes for shard in shards))):
+        if match.base.index and (
+            note := size_note(match.base.index, sum(spec.nbytes for spec in pair.base.specs.values()))
+        ):
             notes.append(note)
         for job in parts:
             job.warnings += notes

@@ -220,11 +220,14 @@ def view_as(buffer: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tenso
 
 
 def read_pieces(
-    name: str, files: Sequence[Checkpoint], buffers: Sequence[torch.Tensor]
+    name: str, files: Sequence[Checkpoint], buffers: Sequence[torch.Tensor], widest: int = 1
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """One tensor of each file, side by side: where a piece starts, and its elements, which live until the next."""
+    """One tensor of each file, side by side: where a piece starts, and its elements, which live until the next.
+
+    A piece fits a buffer of `new_buffer` also as elements of `widest` bytes.
+    """
     dtypes, numel = [file.dtype(name) for file in files], files[0].specs[name].numel
-    step = _BUFFER_BYTES // max(dtype.itemsize for dtype in dtypes)
+    step = _BUFFER_BYTES // max(widest, *(dtype.itemsize for dtype in dtypes))
     for start in range(0, numel, step):
         count = min(step, numel - start)
         parts = [view_as(buffer, dtype, count) for buffer, dtype in zip(buffers, dtypes, strict=False)]

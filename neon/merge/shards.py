@@ -37,15 +37,19 @@ def parse_size(text: str) -> int:
     return size
 
 
-def shards_of(base: Checkpoint, weights: WeightSet, size: int | None) -> list[Shard]:
+def shards_of(
+    base: Checkpoint, weights: WeightSet, size: int | None, specs: Mapping[str, TensorSpec] | None = None
+) -> list[Shard]:
     """The files that the weights of a base go into: cut as the base's are, or filled up to `size` bytes each.
 
     A tensor larger than `size` has a file of its own.
 
     Args:
         weights: the base's set, which names the files.
+        specs: of what is written, by the base's names; by default those of the base.
     """
-    groups = _as_in(base) if size is None else _filled(base.specs, size)
+    written = base.specs if specs is None else specs
+    groups = _as_in(base, written) if size is None else _filled(written, size)
     stem = _STEMS.get(weights.stem, weights.stem if weights.format == SAFETENSORS else "model")
     front = f"{stem}.{weights.variant}" if weights.variant else stem
     if len(groups) == 1:
@@ -81,9 +85,9 @@ def size_note(index: Path, nbytes: int) -> str | None:
     )
 
 
-def _as_in(base: Checkpoint) -> list[dict[str, TensorSpec]]:
+def _as_in(base: Checkpoint, specs: Mapping[str, TensorSpec]) -> list[dict[str, TensorSpec]]:
     groups: dict[str, dict[str, TensorSpec]] = {}
-    for name, spec in base.specs.items():
+    for name, spec in specs.items():
         groups.setdefault(base.file_of(name).name, {})[name] = spec
     return [groups[file] for file in sorted(groups)]
 

@@ -15,8 +15,9 @@ import neon
 from neon.checkpoint import Checkpoint, TensorSpec
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError
-from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat
+from neon.merge.extrapolate import SERIAL_CHUNK, UpdateStats, check_weight, differ, merge_flat, work_dtype
 from neon.merge.pair import Pair, new_buffer, read_pieces, says_its_config, view_as
+from neon.merge.precision import AS_THE_BASE, HALF, PRECISION, Precision, round_stochastically
 from neon.model import described, sampler_of
 from neon.runtime.files import sha256_file
 from neon.settings import SETTINGS
@@ -51,6 +52,7 @@ class MergeReport:
     buffers: tuple[str, ...]  # names of those copied although of a float dtype (see `Roles`)
     share_lost: float  # see UpdateStats
     relative_error: float
+    share_kept: float
     warnings: tuple[str, ...]
 
 
@@ -94,12 +96,18 @@ class Piece(NamedTuple):
     base: torch.Tensor
     self_trained: torch.Tensor | None
     out: torch.Tensor
+    exact: torch.Tensor | None
+    """where the merge is made before it is rounded stochastically"""
+    seed: int
 
     def merge(self, job: Job) -> torch.Tensor:
         """The values for one output, in a buffer that the next call writes again."""
         if self.self_trained is None:
             return self.base
-        merge_flat(self.base, self.self_trained, job.w, self.out, self.name, SERIAL_CHUNK)
+        target = self.out if self.exact is None else self.exact
+        merge_flat(self.base, self.self_trained, job.w, target, self.name, SERIAL_CHUNK)
+        if self.exact is not None:
+            round_stochastically(self.exact, self.out, self.name, self.start, self.seed)
         job.stats.add(self.base, self.self_trained, job.w, self.out)
         return self.out
 
@@ -108,11 +116,19 @@ class Reader:
     """Both inputs of a merge, read side by side in pieces."""
 
     def __init__(
-        self, pair: Pair, progress: Progress | None, *, sampler: Mapping[str, Any] | None = None, passes: int = 1
+        self,
+        pair: Pair,
+        progress: Progress | None,
+        *,
+        sampler: Mapping[str, Any] | None = None,
+        precision: Precision = AS_THE_BASE,
+        passes: int = 1,
     ) -> None:
-        """`sampler` as in `merge_files`; `passes`: how often every tensor will be asked for."""
+        """`sampler` and `precision` as in `merge_files`; `passes`: how often every tensor will be asked for."""
         self.base, self.self_trained, self.roles, self.notes = pair.base, pair.self_trained, pair.roles, pair.notes
         self.sampler = told_of(sampler, pair.self_trained)
+        self.precision = precision
+        self.layout = precision.layout(pair.base.specs, pair.roles.merged)
         self.any_differ = False
         self.is_adapter = pair.adapter is not None
         self._progress = progress
@@ -121,14 +137,18 @@ class Reader:
 
     def pieces(self, layout: Mapping[str, TensorSpec]) -> Iterator[Piece]:
         """Every tensor of `layout` in its order, cut into pieces whose values live until the next one is asked for."""
-        buffers, out_buffer = [new_buffer(), new_buffer()], new_buffer()
+        buffers, out_buffer, exact_buffer = [new_buffer(), new_buffer()], new_buffer(), new_buffer()
         for name, spec in layout.items():
             files = (self.base, self.self_trained) if name in self.roles.merged else (self.base,)
-            for start, (base, *others) in read_pieces(name, files, buffers):
+            rounds = self.precision.is_stochastic and name in self.roles.merged and spec.dtype in HALF
+            wide = work_dtype(*(file.dtype(name) for file in files)) if rounds else spec.dtype
+            for start, (base, *others) in read_pieces(name, files, buffers, wide.itemsize):
                 self_trained = others[0] if others else None
                 if self_trained is not None:
                     self.any_differ = self.any_differ or differ(base, self_trained)
-                yield Piece(name, start, base, self_trained, view_as(out_buffer, spec.dtype, len(base)))
+                out = view_as(out_buffer, spec.dtype, len(base))
+                exact = view_as(exact_buffer, wide, len(base)) if rounds else None
+                yield Piece(name, start, base, self_trained, out, exact, self.precision.seed or 0)
                 self._done += base.nbytes
                 if self._progress:
                     self._progress(self._done, self._total)
@@ -161,11 +181,16 @@ def hashing(pair: Pair) -> Iterator[Callable[[], Hashes]]:
 
 
 def metadata_of(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
-    network = described(pair.base)
+    network = {name: text for name, text in described(pair.base).items() if name not in PRECISION}
     if not says_its_config(pair.base) and says_its_config(pair.self_trained):  # which was told more than shapes tell
         theirs = described(pair.self_trained)
         network = {**network, **{name: theirs[name] for name in ("architecture", "config") if name in theirs}}
-    return {**network, **provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler)}
+    return {**network, **merge_provenance(pair, job, hashes)}
+
+
+def merge_provenance(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
+    """`provenance_of` an output of weights."""
+    return provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler) | pair.precision.provenance()
 
 
 def provenance_of(
@@ -198,9 +223,16 @@ def report_of(pair: Reader, job: Job, hashes: Hashes) -> MergeReport:
         buffers=pair.roles.buffers,
         share_lost=job.stats.share_lost,
         relative_error=job.stats.relative_error,
+        share_kept=job.stats.share_kept,
         warnings=(
             *pair.notes,
-            *job.stats.warnings(job.w, any_differ=pair.any_differ, is_added=pair.is_adapter),
+            *job.stats.warnings(
+                job.w,
+                any_differ=pair.any_differ,
+                is_added=pair.is_adapter,
+                advice=pair.precision.advice,
+                is_random=pair.precision.is_stochastic,
+            ),
             *job.warnings,
         ),
     )
