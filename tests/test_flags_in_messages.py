@@ -55,6 +55,7 @@ RAISED_BY = {
     ("neon/merge/components.py", None): {"merge", "diff"},
     ("neon/merge/shards.py", None): {"merge"},
     ("neon/merge/precision.py", None): {"merge"},
+    ("neon/merge/recipe.py", None): {"merge"},
     ("neon/merge/files.py", "--dtype"): {"merge"},
     ("neon/merge/files.py", "--output"): {"merge"},
     ("neon/runtime/atomic_folder.py", None): {"merge"},

@@ -11,6 +11,7 @@ import tyro
 
 from neon.cli.command_line import Weights, number
 from neon.cli.flags import File, Key
+from neon.cli.merge_recipe import words_of_merge
 from neon.errors import RequestError, shown
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Merge:
     """weights fine-tuned on the base's own samples, or a LoRA of the base that was: its file or folder"""
     w: Weights
     """merge weights"""
+    w_of: Annotated[list[str], tyro.conf.arg(metavar="PATTERN=W [..]")] = dataclasses.field(default_factory=list)
+    """another w for tensors by their names, such as "*norm*=0"; the first pattern that matches counts"""
     output: str
     """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one), or folder if the base is one; several w
     need {w} in it"""
@@ -70,8 +73,17 @@ class Merge:
     """of --as-adapter: by default that of the adapter given, or peft"""
     rank: int | None = None
     """of --as-adapter from two networks: 16 by default; an adapter's own ranks are kept"""
+    recipe: File = None
+    """merge.yaml of a merge, or one written by hand, in place of flags; flags beside it win"""
+    export_mergekit: File = None
+    """also write the merge as a recipe of mergekit to this file"""
     json: File = None
     """also write the report to this file"""
+
+    @classmethod
+    def with_recipe(cls, words: Sequence[str]) -> list[str]:
+        """The words of a command line, after those of the recipe that it names."""
+        return words_of_merge(words)
 
     def __call__(self) -> None:
         if self.as_adapter:
@@ -85,8 +97,8 @@ class Merge:
         from neon.merge.adapters.writing import write_adapter
         from neon.runtime.files import check_writable, write_json
 
-        for flag in ("shard_size", "dtype", "seed"):
-            if getattr(self, flag) is not None:
+        for flag in ("shard_size", "dtype", "seed", "w_of", "export_mergekit"):
+            if getattr(self, flag) not in (None, []):
                 raise RequestError(f"--{flag.replace('_', '-')}: is of weights, not of an adapter; leave it out")
         if self.rounding != "nearest":
             raise RequestError(f"--rounding {self.rounding}: is of weights, not of an adapter; leave it out")
@@ -122,15 +134,19 @@ class Merge:
         from tqdm import tqdm
 
         from neon.merge import is_folder_merge
-        from neon.runtime.files import check_writable, write_json
+        from neon.runtime.files import atomic_write, check_writable, write_json
 
         if self.json is not None:
             check_writable(self.json, overwrite=True)
+        mergekit = self._mergekit()
         merge = self._merge_folders if is_folder_merge(self.base, self.output) else self._merge_files
         with tqdm(unit="B", unit_scale=True, desc="merging", delay=2, leave=False, file=sys.stderr) as bar:
             reports = merge(_Bar(bar))
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
             print(f"neon merge: warning: {shown(warning)}", file=sys.stderr)
+        if self.export_mergekit is not None:
+            with atomic_write(self.export_mergekit) as file:
+                file.write(mergekit)
         if self.json is not None:
             write_json(self.json, [dataclasses.asdict(report) for report in reports])
 
@@ -157,6 +173,7 @@ class Merge:
             overwrite=self.overwrite,
             progress=progress,
             precision=self._precision(),
+            patterns=self._patterns(),
         )
         print(reports[0].formula)
         _show_inputs(reports[0])
@@ -180,6 +197,7 @@ class Merge:
             overwrite=self.overwrite,
             progress=progress,
             precision=self._precision(),
+            patterns=self._patterns(),
         )
         first = reports[0]
         print(first.formula)
@@ -198,6 +216,28 @@ class Merge:
         from neon.merge.precision import Precision
 
         return Precision(dtype=self.dtype, rounding=self.rounding, seed=self.seed)
+
+    def _patterns(self) -> dict[str, float]:
+        found = dict[str, float]()
+        for text in self.w_of:
+            pattern, equals, w = text.rpartition("=")
+            if not equals or not pattern:
+                raise RequestError(f"--w-of {text}: expected a pattern of names and its w, such as *norm*=0")
+            found[pattern] = number(f"--w-of {pattern}", w)
+        return found
+
+    def _mergekit(self) -> bytes:
+        """What --export-mergekit writes; nothing without it."""
+        if self.export_mergekit is None:
+            return b""
+        import yaml
+
+        from neon.merge.recipe import mergekit_recipe
+        from neon.runtime.files import check_writable
+
+        check_writable(self.export_mergekit, overwrite=True)
+        recipe = mergekit_recipe(self.base, self.self_trained, self._ws(), self._patterns(), self._precision())
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
 
     def _ws(self) -> list[float]:
         return [number("-w", text) for text in self.w]

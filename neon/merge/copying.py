@@ -11,6 +11,8 @@ from neon.runtime.files import atomic_write, write_json
 from neon.runtime.small_json import read_table
 
 CARD = "README.md"
+RECIPE_FILE = "merge.yaml"
+"""by which a folder was merged"""
 
 _LARGEST = 64_000_000
 """bytes of a file that is no weights: the largest tokenizers have 35 MB"""
@@ -91,6 +93,8 @@ def _reason(path: Path, top: Path) -> str | None:
         return "code"
     if path.parent == top and path.name.lower() == CARD.lower():
         return "the base's card"
+    if path.parent == top and path.name == RECIPE_FILE:
+        return "the recipe that made the base"
     if not path.is_file():
         return "no file, or a link to nothing"
     if path.suffix.lower() not in _COPIED:

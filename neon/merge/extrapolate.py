@@ -219,6 +219,7 @@ class UpdateStats:
     exact: float = 0.0  # sum of squares of the update
     error: float = 0.0  # sum of squares of (realised - exact update)
     along: float = 0.0  # inner product of the realised and the exact update
+    moved: float = 0.0  # sum of squares of self-trained - base
     norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
 
@@ -286,7 +287,9 @@ class UpdateStats:
         stayed = m == base.to(merged.dtype).to(wide)
         self.lost += stands_for * int(torch.count_nonzero((update != 0) & stayed))
         self.along += stands_for * float((realised * update.conj()).sum().real)
-        self.exact += stands_for * float(update.abs().square().sum())
+        squares = stands_for * float(update.abs().square().sum())
+        self.exact += squares
+        self.moved += squares / w**2
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
@@ -325,7 +328,7 @@ class UpdateStats:
             )
         if not any_differ:
             found.append("base and self-trained are equal: nothing to extrapolate")
-        elif w != 0 and (text := Change(moved=self.exact / w**2, norm=self.norm).warning()):
+        elif w != 0 and (text := Change(moved=self.moved, norm=self.norm).warning()):
             found.append(text)
         return found
 

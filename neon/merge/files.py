@@ -18,6 +18,7 @@ from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
 from neon.merge.pair import open_pair
 from neon.merge.precision import AS_THE_BASE, Precision
+from neon.merge.recipe import check_patterns, recipe_of
 from neon.merge.streaming import (
     UNKNOWN_HASH,
     Hashes,
@@ -51,6 +52,7 @@ def merge_files(
     progress: Progress | None = None,
     sampler: Mapping[str, Any] | None = None,
     precision: Precision = AS_THE_BASE,
+    patterns: Mapping[str, float] | None = None,
 ) -> list[MergeReport]:
     """Write (1 + w) base - w self_trained for every w; formats and nestings of the two inputs may differ.
 
@@ -69,6 +71,7 @@ def merge_files(
             the base that do stay. If given, its settings are those that the output is sampled with by default
             (`neon.settings`).
         precision: dtype of what is merged, and how it is rounded; by default the base's, to the nearest.
+        patterns: of names (`fnmatch`), and the w of the tensors that match; the first that does counts.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, a w is not finite, an
@@ -76,8 +79,10 @@ def merge_files(
             where it is asked for.
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
-    jobs = _jobs(ws, output)
+    recipe = recipe_of(base, self_trained, patterns, precision, key=key, self_trained_key=self_trained_key)
+    jobs = _jobs(ws, output, recipe)
     with open_pair(base, self_trained, key, self_trained_key) as opened:
+        check_patterns(jobs[0].patterns, opened.roles.merged)
         _check_outputs(jobs, opened.base, opened.self_trained, overwrite=overwrite)
         suffix = jobs[0].output.suffix
         if suffix == _PICKLE_SUFFIX and precision.dtype:
@@ -91,14 +96,14 @@ def merge_files(
             return [report_of(pair, job, hashes()) for job in jobs]
 
 
-def _jobs(ws: Sequence[float], output: str | os.PathLike[str]) -> list[Job]:
+def _jobs(ws: Sequence[float], output: str | os.PathLike[str], recipe: Mapping[str, Any]) -> list[Job]:
     """One job for every w; a RequestError if a w or a name will not do."""
     if ws and Path(output).suffix not in SUFFIXES:
         raise RequestError(
             f"{os.fspath(output)}: unknown output format; end the name in one of {', '.join(SUFFIXES)}, or in none to "
             "merge a folder into a folder"
         )
-    return jobs_of(ws, output)
+    return jobs_of(ws, output, recipe)
 
 
 def _check_outputs(jobs: Sequence[Job], base: Checkpoint, self_trained: Checkpoint, *, overwrite: bool) -> None:

@@ -6,19 +6,23 @@ Weights are read in pieces, so that memory is a few buffers whatever their size;
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+
+import yaml
 
 from neon.checkpoint import open_checkpoint, stream_safetensors
 from neon.checkpoint.safetensors_format import check_storable, rewrite_metadata
 from neon.checkpoint.weight_sets import PIPELINE_FILE, SAFETENSORS, WEIGHT_SUFFIXES, WeightSet
 from neon.errors import RequestError, WorkError, reason
 from neon.merge.components import Chosen, Match, choose_components
-from neon.merge.copying import CARD, Survey, copy_file, state_dtype, survey
+from neon.merge.copying import CARD, RECIPE_FILE, Survey, copy_file, state_dtype, survey
+from neon.merge.extrapolate import UpdateStats
 from neon.merge.folder_card import folder_card
 from neon.merge.pair import PathLike, new_buffer, open_pair, read_pieces
 from neon.merge.precision import AS_THE_BASE, Precision
+from neon.merge.recipe import check_patterns, recipe_of
 from neon.merge.shards import Shard, index_name, index_of, parse_size, shards_of, size_note
 from neon.merge.streaming import (
     FORMULA,
@@ -77,6 +81,7 @@ def merge_folders(
     overwrite: bool = False,
     progress: Progress | None = None,
     precision: Precision = AS_THE_BASE,
+    patterns: Mapping[str, float] | None = None,
 ) -> list[FolderReport]:
     """Write, for every w, a folder that is `base` with (1 + w) base - w self_trained as its weights, as safetensors.
 
@@ -90,19 +95,33 @@ def merge_folders(
         key: nesting of the base's state dict, and `self_trained_key` of the other's, as in `merge_files`.
         progress: called with (bytes merged so far, bytes in all), for each component anew.
         precision: dtype of what is merged, and how it is rounded; by default the base's, to the nearest.
+        patterns: of names (`fnmatch`), and the w of the tensors that match; the first that does counts.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, no component is meant
             or several are, a w is not finite, or an output exists or cannot be written.
         WorkError: the disk is full or fails, or a result overflows its dtype. No output is left half-written.
     """
+    recipe = recipe_of(
+        base,
+        self_trained,
+        patterns,
+        precision,
+        key=key,
+        self_trained_key=self_trained_key,
+        component=list(components),
+        variant=variant,
+        shard_size=shard_size,
+    )
     base, self_trained = Path(base), Path(self_trained)
     size = None if shard_size is None else parse_size(shard_size)
-    jobs = jobs_of(ws, output)
+    jobs = jobs_of(ws, output, recipe)
     for job in jobs:
         _check_place(job.output, (base, self_trained))
     keys = (key, self_trained_key)
     chosen = choose_components(base, self_trained, components, variant, keys)
+    if patterns:
+        check_patterns(patterns, _merged_names(chosen, keys))
     found = _survey(base, chosen)
     with contextlib.ExitStack() as stack:
         folders = [
@@ -147,6 +166,14 @@ def _survey(base: Path, chosen: Chosen) -> Survey:
         raise RequestError(f"{base}: cannot be read ({reason(error)}); check its permissions") from error
 
 
+def _merged_names(chosen: Chosen, keys: tuple[str | None, str | None]) -> set[str]:
+    names = set[str]()
+    for match in chosen.merged:
+        with open_pair(match.base.path, match.self_trained, *keys) as pair:
+            names |= pair.roles.merged
+    return names
+
+
 def _merge(
     match: Match,
     jobs: Sequence[Job],
@@ -157,7 +184,10 @@ def _merge(
     precision: Precision,
 ) -> list[MergeReport]:
     """Write the weights of one component for every job; returns what each is."""
-    parts = [Job(job.w, folder / match.name) for job, folder in zip(jobs, folders, strict=True)]
+    parts = [
+        replace(job, output=folder / match.name, stats=UpdateStats(), warnings=[])
+        for job, folder in zip(jobs, folders, strict=True)
+    ]
     with open_pair(match.base.path, match.self_trained, *keys) as pair:
         check_storable(match.base.path, pair.base.specs)
         reader = Reader(pair, progress, precision=precision)
@@ -188,7 +218,7 @@ def _merge(
                     rewrite_metadata(job.output / shard.file, shard.layout, before, after)
                 _write_index(job.output, match.base, shards, after)
             return [
-                report_of(reader, Job(job.w, named.output / match.name, job.stats, job.warnings), hashes())
+                report_of(reader, replace(job, output=named.output / match.name), hashes())
                 for job, named in zip(parts, jobs, strict=True)
             ]
 
@@ -238,6 +268,8 @@ def _finish(
         left_out=found.left_out,
         warnings=tuple(dict.fromkeys(warnings)),
     )
+    with atomic_write(folder / RECIPE_FILE) as file:
+        file.write(yaml.safe_dump(dict(job.recipe), sort_keys=False, allow_unicode=True).encode())
     with atomic_write(folder / CARD) as file:
         file.write(folder_card(base, job.w, merged, report.left_out, report.warnings).encode())
     return report

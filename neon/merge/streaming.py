@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,8 @@ from neon.runtime.files import sha256_file
 from neon.settings import SETTINGS
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
+RECIPE = "recipe"
+"""metadata of a merge with several w: the recipe as JSON"""
 UNKNOWN_HASH = "0" * 64
 """in the place of one that is known only after the last byte was read"""
 
@@ -64,10 +67,19 @@ class Job:
     output: Path
     stats: UpdateStats = field(default_factory=UpdateStats)
     warnings: list[str] = field(default_factory=list)  # of what its format implies
+    patterns: Mapping[str, float] = field(default_factory=dict)  # of names, and the w of theirs: the first that matches
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # by which it is made again
+
+    def w_of(self, name: str) -> float:
+        """The w of a tensor."""
+        return next((w for pattern, w in self.patterns.items() if fnmatchcase(name, pattern)), self.w)
 
 
-def jobs_of(ws: Sequence[float], output: str | os.PathLike[str]) -> list[Job]:
-    """One job for every w, at the name that `{w}` in `output` gives it; a RequestError if a w or a name will not do."""
+def jobs_of(ws: Sequence[float], output: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> list[Job]:
+    """One job for every w, at the name that `{w}` in `output` gives it; a RequestError if a w or a name will not do.
+
+    `recipe` as of `neon.merge.recipe.recipe_of`, for all of them.
+    """
     name = os.fspath(output)
     if not ws:
         raise RequestError("no w given; name at least one merge weight")
@@ -79,7 +91,14 @@ def jobs_of(ws: Sequence[float], output: str | os.PathLike[str]) -> list[Job]:
     paths = [Path(name.replace("{w}", _w_text(w))) for w in ws]
     if len(set(paths)) < len(paths):
         raise RequestError(f"w = {' '.join(map(_w_text, ws))}: a value is given twice, both would be one output")
-    return [Job(w, path) for w, path in zip(ws, paths, strict=True)]
+    recipe = recipe or {}
+    patterns = dict(recipe.get("w", {}))
+    for w in patterns.values():
+        check_weight(w)
+    return [
+        Job(w, path, patterns=patterns, recipe={**recipe, "w": {**patterns, "default": w} if patterns else w})
+        for w, path in zip(ws, paths, strict=True)
+    ]
 
 
 def _w_text(w: float) -> str:
@@ -105,10 +124,11 @@ class Piece(NamedTuple):
         if self.self_trained is None:
             return self.base
         target = self.out if self.exact is None else self.exact
-        merge_flat(self.base, self.self_trained, job.w, target, self.name, SERIAL_CHUNK)
+        w = job.w_of(self.name)
+        merge_flat(self.base, self.self_trained, w, target, self.name, SERIAL_CHUNK)
         if self.exact is not None:
             round_stochastically(self.exact, self.out, self.name, self.start, self.seed)
-        job.stats.add(self.base, self.self_trained, job.w, self.out)
+        job.stats.add(self.base, self.self_trained, w, self.out)
         return self.out
 
 
@@ -181,7 +201,7 @@ def hashing(pair: Pair) -> Iterator[Callable[[], Hashes]]:
 
 
 def metadata_of(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
-    network = {name: text for name, text in described(pair.base).items() if name not in PRECISION}
+    network = {name: text for name, text in described(pair.base).items() if name not in (*PRECISION, RECIPE)}
     if not says_its_config(pair.base) and says_its_config(pair.self_trained):  # which was told more than shapes tell
         theirs = described(pair.self_trained)
         network = {**network, **{name: theirs[name] for name in ("architecture", "config") if name in theirs}}
@@ -190,7 +210,10 @@ def metadata_of(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
 
 def merge_provenance(pair: Reader, job: Job, hashes: Hashes) -> dict[str, str]:
     """`provenance_of` an output of weights."""
-    return provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler) | pair.precision.provenance()
+    recipe = {RECIPE: json.dumps(job.recipe)} if job.patterns else {}
+    return (
+        provenance_of(pair.base, pair.self_trained, job.w, hashes, pair.sampler) | pair.precision.provenance() | recipe
+    )
 
 
 def provenance_of(
