@@ -337,6 +337,24 @@ def test_the_same_adapter_is_written_every_time() -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["base.safetensors", "one", "tuned.safetensors", "two"]
 
 
+def test_a_network_of_the_first_release_becomes_an_adapter_under_diffusers_names() -> None:
+    front = "model.diffusion_model."
+    names = ["input_blocks.3.0.op", "input_blocks.4.1.proj_in", "output_blocks.2.1.conv"]
+    base = {f"{front}{name}.weight": torch.randn(4, 4) for name in names}
+    save_safetensors("base.safetensors", base, {})
+    save_safetensors("tuned.safetensors", {name: tensor + torch.eye(4) for name, tensor in base.items()}, {})
+    write_adapter("base.safetensors", "tuned.safetensors", -1.0, "neon", rank=4, adapter_format="diffusers")
+    modules = [
+        "down_blocks.0.downsamplers.0.conv",
+        "down_blocks.1.attentions.0.proj_in",
+        "up_blocks.0.upsamplers.0.conv",
+    ]
+    with open_checkpoint("neon/pytorch_lora_weights.safetensors") as file:
+        assert {name.rpartition(".lora_")[0] for name in file.specs} == {f"unet.{module}" for module in modules}
+    for name, value in merged("neon", -1.0).items():
+        torch.testing.assert_close(value, base[name] + torch.eye(4), rtol=1e-5, atol=1e-5)
+
+
 REFUSED = {
     "--output neon -w 1 2": "-w 1 2: --as-adapter writes one",
     "--output neon -w 0": "w = 0 is the base: no adapter is needed",
