@@ -228,6 +228,19 @@ def test_weights_that_one_format_leaves_out_since_they_are_tied_are_merged(
     assert_is(transformers.GPT2LMHeadModel.from_pretrained(gpts / "neon"), exact(gpt2(), moved(gpt2()), 1))
 
 
+def test_a_matrix_of_three_names_is_merged_once_for_all(tmp_path: Path) -> None:
+    def t5() -> Any:
+        torch.manual_seed(0)
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+        return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes))
+
+    t5().save_pretrained(tmp_path / "base")
+    torch_folder(tmp_path / "tuned", moved(t5()))
+    assert merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "neon") == 0
+    merged = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "neon")
+    assert_is(merged, exact(t5(), moved(t5()), 1))
+
+
 @pytest.mark.parametrize("side", ["base", "tuned"])
 def test_a_head_of_its_own_is_no_tied_one(gpts: Path, side: str, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(gpts / side)
@@ -480,6 +493,8 @@ def test_an_output_is_not_written_over_another_folder(gpts: Path, capsys: pytest
     assert "a file or a link" in refusal(capsys, base, tuned, gpts / "file", "--overwrite")
     assert "unknown output format" in refusal(capsys, base, tuned, gpts / "neon.safetensor")
     assert "--component: is of folders" in refusal(capsys, base, tuned, gpts / "a.pth", "--component", "unet")
+    assert "nowhere: cannot be read (No such file" in refusal(capsys, gpts / "nowhere", tuned, gpts / "new")
+    assert "no such file" in refusal(capsys, base, gpts / "nowhere", gpts / "new")
     assert "no pipeline" in refusal(capsys, base, tuned, gpts / "new", "--component", "unet")
     assert merge(base, tuned, gpts / "new") == 0
     (gpts / "new" / "old.txt").write_text("")

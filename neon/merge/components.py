@@ -91,7 +91,7 @@ def _sets_of(folder: Path) -> Sets:
     try:
         return component_sets(folder)
     except OSError as error:
-        raise RequestError(f"{folder}: cannot be read ({reason(error)}); check its permissions") from error
+        raise RequestError(f"{folder}: cannot be read ({reason(error)}); check the path and its permissions") from error
 
 
 def _variant_in(found: Sequence[WeightSet], variant: str | None, name: str) -> str | None:

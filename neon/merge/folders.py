@@ -58,9 +58,8 @@ class FolderReport:
 
 
 def is_folder_merge(base: Path, output: str) -> bool:
-    """Whether a merge is one of folders: the base is one, and the output is named as one."""
-    suffix = Path(output).suffix
-    return base.is_dir() and not suffix[1:2].isalpha()
+    """Whether a merge is one of folders: the base is one, or nothing yet, and the output is named as one."""
+    return not base.is_file() and not Path(output).suffix[1:2].isalpha()
 
 
 def merge_folders(
