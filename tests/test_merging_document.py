@@ -47,6 +47,7 @@ def test_every_command_of_the_document_has_run(walked: Path) -> None:
         *("pipeline-neon", "pipeline-neon-0.5", "pipeline-neon-1", "pipeline-neon-1.5"),
         *("model-neon", "model-in-one-file", "model-neon-fp16", "report.json", "model-neon.safetensors"),
         *("model-neon-of-lora", "neon-lora", "neon-lora-rank-8", "adapter.json", "neon-lora-pipeline"),
+        "diff.json",
     }
 
 
