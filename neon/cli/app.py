@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": "inspect:Inspect",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
+    "push": "push:Push",
     "doctor": "doctor:Doctor",
 }
 """module and class of each command; a new one is one row"""
