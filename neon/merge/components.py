@@ -117,10 +117,9 @@ def opposite(
     both = {name: (ours[name], theirs[name]) for name in ours if name in theirs and (not names or name in names)}
     if not both:
         raise RequestError(f"{a} and {b}: no component is in both ({_list(ours)} and {_list(theirs)})")
-    alone = [
-        [] if names else [name for name in one if name not in other] for one, other in ((ours, theirs), (theirs, ours))
-    ]
-    return both, *alone
+    if names:
+        return both, [], []
+    return both, [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
 
 
 def _sets_of(folder: Path) -> Sets:
