@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": "diff:Diff",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
+    "push": "push:Push",
     "doctor": "doctor:Doctor",
 }
 """module and class of each command; a new one is one row"""
