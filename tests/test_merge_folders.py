@@ -24,6 +24,9 @@ from neon.runtime.files import sha256_file
 transformers = pytest.importorskip("transformers", reason="needs Python 3.11 and the extra huggingface")
 diffusers = pytest.importorskip("diffusers", reason="needs the extra imm or huggingface")
 
+NEW = ("README.md", "merge.yaml")
+"""what a merged folder has that its base lacks"""
+
 
 def moved(model: nn.Module) -> nn.Module:
     """The model with other weights, as after training."""
@@ -145,7 +148,7 @@ def test_a_model_is_merged_and_opened_by_its_library(tmp_path: Path, make: Calla
     base.save_pretrained(tmp_path / "base", max_shard_size=size)
     self_trained.save_pretrained(tmp_path / "tuned", max_shard_size="1GB")
     assert merge(tmp_path / "base", tmp_path / "tuned", tmp_path / "neon", w=1.5) == 0
-    assert config_and_weights(tmp_path / "neon") == sorted([*config_and_weights(tmp_path / "base"), "README.md"])
+    assert config_and_weights(tmp_path / "neon") == sorted([*config_and_weights(tmp_path / "base"), *NEW])
     options = {"torch_dtype": base.dtype} if make is unet else {"dtype": base.dtype}
     merged = type(base).from_pretrained(tmp_path / "neon", **options)
     assert_is(merged, exact(base, self_trained, 1.5))
@@ -175,7 +178,7 @@ def test_several_w_are_several_folders_cut_as_asked_for(gpts: Path) -> None:
         assert all(torch.equal(t, model.state_dict()[name]) for name, t in merged.state_dict().items())
     [whole] = merge_folders(gpts / "base", gpts / "tuned", [1], gpts / "neon-1.5", shard_size="1GB")
     assert config_and_weights(Path(whole.output)) == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors"
+        "README.md", "config.json", "generation_config.json", "merge.yaml", "model.safetensors"
     ]  # fmt: skip
 
 
@@ -296,7 +299,7 @@ def test_variants_and_formats_that_are_not_used_are_left_out_by_name(
     ):
         assert f"left out      {name}" in out
     written = config_and_weights(gpts / "neon")
-    assert {Path(name).suffix for name in written} == {".json", ".md", ".safetensors"}
+    assert {Path(name).suffix for name in written} == {".json", ".md", ".yaml", ".safetensors"}
     assert "1_Pooling/config.json" in written and not [name for name in written if "fp16" in name]
     card = (gpts / "neon" / "README.md").read_text()
     assert "license: mit" in card and "- art" in card and "modeling\\_gpt.py" in card
@@ -336,7 +339,7 @@ def test_the_component_that_differs_or_fits_is_merged(pipes: Path, self_trained:
     assert_is(merged.transformer, exact(base.transformer, tuned.transformer, 0.5))
     assert_is(merged.vae, base.vae.state_dict())
     assert type(merged.scheduler) is diffusers.DDIMScheduler
-    assert config_and_weights(pipes / "neon") == sorted([*config_and_weights(pipes / "base"), "README.md"])
+    assert config_and_weights(pipes / "neon") == sorted([*config_and_weights(pipes / "base"), *NEW])
 
 
 def test_components_are_named_where_none_or_several_differ(pipes: Path, capsys: pytest.CaptureFixture[str]) -> None:
