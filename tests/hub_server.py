@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: what huggingface_hub asks of it to download a model, and to upload small files."""
+"""A stand-in for the Hugging Face Hub: what it is asked to download a model, and to upload small files."""
 
 import base64
 import hashlib
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for name, data in files.items()
             ]
             siblings = [{"rfilename": name} for name in files]
-            commit = self.hub.revisions[revision] if revision in self.hub.revisions else revision
+            commit = self.hub.revisions.get(revision, revision)
             self._json(tree if kind == "tree" else {"id": repository, "sha": commit, "siblings": siblings})
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             if (files := self._files(match[1], match[2])) is None:

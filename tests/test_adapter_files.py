@@ -183,7 +183,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "rank 0": ({"r": 0}, "rank 0; expected an r of 1 or more"),
     "rank": ({"r": 3}, "says rank 3 of a.q, and base_model.model.a.q.lora_A.weight has 2"),
     "alpha": ({"lora_alpha": "8"}, "lora_alpha of a.q is '8'; expected a number"),
-    "pattern": ({"alpha_pattern": {"(": 2}}, "alpha_pattern is no table of names and numbers"),
+    "pattern": ({"alpha_pattern": {"(": 2}}, "the pattern '(' is no regular expression"),
+    "endless": ({"alpha_pattern": {"(a|a.|.)*x": 2}}, "the pattern '(a|a.|.)*x' may take forever to match"),
     "no table": ({"rank_pattern": [1]}, "rank_pattern is no table of names and numbers"),
     "target": ({"target_modules": ["q", "k"]}, "target_modules names k, which base.safetensors has"),
     "whole": ({"modules_to_save": ["n"]}, "modules_to_save names n, which base.safetensors has"),
@@ -228,6 +229,14 @@ def test_a_pickle_that_names_what_runs_is_refused_and_nothing_runs() -> None:
     Path("lora/adapter_model.bin").write_bytes(pickle.dumps({"x": Evil()}))
     assert "system" in refusal()
     assert not Path("ran").exists()
+
+
+def test_factors_that_are_not_finite_are_refused() -> None:
+    write({**factors(), "a.q.lora_B.weight": torch.full((4, 2), torch.nan)}, {})
+    assert "the factors of a.q are not all finite" in refusal()
+    with pytest.raises(RequestError, match="not all finite"):
+        write_adapter("base.safetensors", "lora", 1.0, "neon")
+    assert not Path("neon").exists()
 
 
 MISFITS: dict[str, tuple[State, str]] = {
@@ -326,6 +335,24 @@ def test_the_same_adapter_is_written_every_time() -> None:
         "n.weight",
     }
     assert sorted(path.name for path in Path().iterdir()) == ["base.safetensors", "one", "tuned.safetensors", "two"]
+
+
+def test_a_network_of_the_first_release_becomes_an_adapter_under_diffusers_names() -> None:
+    front = "model.diffusion_model."
+    names = ["input_blocks.3.0.op", "input_blocks.4.1.proj_in", "output_blocks.2.1.conv"]
+    base = {f"{front}{name}.weight": torch.randn(4, 4) for name in names}
+    save_safetensors("base.safetensors", base, {})
+    save_safetensors("tuned.safetensors", {name: tensor + torch.eye(4) for name, tensor in base.items()}, {})
+    write_adapter("base.safetensors", "tuned.safetensors", -1.0, "neon", rank=4, adapter_format="diffusers")
+    modules = [
+        "down_blocks.0.downsamplers.0.conv",
+        "down_blocks.1.attentions.0.proj_in",
+        "up_blocks.0.upsamplers.0.conv",
+    ]
+    with open_checkpoint("neon/pytorch_lora_weights.safetensors") as file:
+        assert {name.rpartition(".lora_")[0] for name in file.specs} == {f"unet.{module}" for module in modules}
+    for name, value in merged("neon", -1.0).items():
+        torch.testing.assert_close(value, base[name] + torch.eye(4), rtol=1e-5, atol=1e-5)
 
 
 REFUSED = {

@@ -28,7 +28,7 @@ SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in nam
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
 RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "improve", "demo", "VAR/train_tokenizer.py"}
-MERGERS = {"merge", "tune", "frontier", "align", *SAMPLERS}
+MERGERS = {"merge", "diff", "tune", "frontier", "align", *SAMPLERS}
 SCORERS = {
     "evaluate",
     "stats",
@@ -52,7 +52,7 @@ RAISED_BY = {
     ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
     ("neon/merge/adapters/writing.py", None): {"merge"},
-    ("neon/merge/components.py", None): {"merge"},
+    ("neon/merge/components.py", None): {"merge", "diff"},
     ("neon/merge/shards.py", None): {"merge"},
     ("neon/runtime/atomic_folder.py", None): {"merge"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},

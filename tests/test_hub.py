@@ -133,7 +133,7 @@ def test_two_models_are_merged(hub: HubServer, tmp_path: Path) -> None:
 
 
 FEW = [
-    *("--num_synthetic", "16", "--training_images", "16", "--batch", "16", "--snapshots", "1", "--num_steps", "2"),
+    *("--num_synthetic", "16", "--training_images", "64", "--batch", "16", "--snapshots", "1", "--num_steps", "2"),
     *("--set", "solver=euler", "--processes", "1", "--device", "cpu"),
 ]  # fmt: skip
 
@@ -165,7 +165,7 @@ SCORED = ["--real", "hf:some/data/train.npz", "--features", str(FEATURES)]
         (
             ScoreEDM,
             ["--network", "hf:some/demo", "--ref", "hf:some/data/train.npz", "--seeds", "0-9"],
-            {"network", "ref"},
+            {"network_pkl", "ref"},
         ),
     ],
     ids=["improve", "evaluate", "sample", "edm"],

@@ -58,6 +58,7 @@ def test_every_command_of_the_document_has_run(walked: Path) -> None:
         *("model-neon", "model-in-one-file", "model-neon-fp16", "report.json", "model-neon.safetensors"),
         *("model-neon-of-lora", "neon-lora", "neon-lora-rank-8", "adapter.json", "neon-lora-pipeline"),
         "model-neon-of-the-hub",
+        "diff.json",
     }
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "stats": "programs:Stats",
     "fid": "programs:Fid",
     "inspect": "inspect:Inspect",
+    "diff": "diff:Diff",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
     "push": "push:Push",

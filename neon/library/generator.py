@@ -268,8 +268,8 @@ def load(
     writes them), else with the published ones.
 
     Args:
-        path: file, folder or index of shards; or a URL or a name on the Hugging Face Hub (hf:ORG/REPO[/FILE][@REVISION]),
-            which is downloaded once.
+        path: file, folder or index of shards; or what is downloaded once: a URL, or a name on the Hugging Face Hub,
+            `hf:ORG/REPO[/FILE][@REVISION]`.
         key: nesting of the state dict, such as "ema"; chosen if not given.
         device: "cpu", "cuda" or "cuda:1", say; by default a GPU where there is one.
         precision: "fp32", "tf32", "bf16" or "fp16"; by default on a GPU as published, on a CPU float32.

@@ -87,6 +87,41 @@ def choose_components(
     return Chosen(merged, {name: one for name, one in used.items() if name not in chosen}, _notes(merged))
 
 
+def opposite(
+    a: Path, b: Path, names: Sequence[str] = (), variant: str | None = None
+) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """The weights of two models or pipelines that stand opposite each other, by component ("": no pipeline).
+
+    Args:
+        a: file or folder, and `b` likewise, which may be one component of a pipeline `a`.
+        names: the components that are meant; by default all.
+
+    Returns:
+        what opens both sides of each, and the components that are only in `a` and only in `b`.
+
+    Raises:
+        RequestError: a folder has damaged weights or none, or nothing of the two stands opposite.
+    """
+    ours = _paths_in(a, {}, variant) or {"": a}
+    theirs = _paths_in(b, {}, variant) or {"": b}
+    if "" in theirs and "" not in ours:
+        used = {
+            name: usual_set(a / name, found, _variant_in(found, variant, name)) for name, found in _sets_of(a).items()
+        }
+        [name], theirs = _fitting(used, theirs[""], names, (None, None))
+        names = [name]
+    if lacking := [name for name in names if name not in ours or name not in theirs]:
+        raise RequestError(
+            f"--component {lacking[0]}: not on both sides; {a} has {_list(ours)} and {b} {_list(theirs)}"
+        )
+    both = {name: (ours[name], theirs[name]) for name in ours if name in theirs and (not names or name in names)}
+    if not both:
+        raise RequestError(f"{a} and {b}: no component is in both ({_list(ours)} and {_list(theirs)})")
+    if names:
+        return both, [], []
+    return both, [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+
+
 def _sets_of(folder: Path) -> Sets:
     try:
         return component_sets(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
-from neon.checkpoint.naming import fitted
+from neon.checkpoint.naming import Renamed, fitted
 from neon.errors import RequestError, warn
 from neon.merge.adapters import AdaptedCheckpoint, adapted, is_over, weights_of
 from neon.merge.entries import Roles, check_pair, roles_of
@@ -59,9 +59,7 @@ def open_pair(
     Raises:
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
-    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key, b) as original:
-        adapter = original if isinstance(original, AdaptedCheckpoint) else None
-        s, notes = under_names_of(b, original)
+    with open_both(base, self_trained, key, self_trained_key) as (b, original, s, notes):
         _check_same_network(b, s)
         buffers = buffers_of(b)
         if buffers is None and (said := buffers_of(original)) is not None:
@@ -70,7 +68,22 @@ def open_pair(
             roles = roles_of(b.specs, s.specs, lambda name: values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
-        yield Pair(b, s, roles, (*(adapter.notes if adapter else ()), *notes, *roles.notes), adapter)
+        adapter = original if isinstance(original, AdaptedCheckpoint) else None
+        yield Pair(b, s, roles, (*notes, *roles.notes), adapter)
+
+
+@contextlib.contextmanager
+def open_both(
+    base: PathLike, self_trained: PathLike, key: str | None = None, self_trained_key: str | None = None
+) -> Iterator[tuple[Checkpoint, Checkpoint, Renamed, list[str]]]:
+    """Both files as `open_pair` opens them, whether or not they can be merged.
+
+    Yields the base; the self-trained file as it is, and under the names of the base where they fit; and what a user
+    should know, in sentences.
+    """
+    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key, b) as original:
+        view, notes = under_names_of(b, original)
+        yield b, original, view, [*(original.notes if isinstance(original, AdaptedCheckpoint) else ()), *notes]
 
 
 def check_same_network(

@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neon.merge.adapters.names import CONFIG_ENTRY, DIFFUSERS_FILE, PEFT_FRONT, Layer, Style
-from neon.merge.adapters.unet_names import FRONT
+from neon.merge.adapters.unet_names import FRONT, other_names
 from neon.merge.adapters.update import Factors, is_table
 
 _COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
@@ -153,7 +154,15 @@ class DiffusersFormat(AdapterFormat):
         return given or component_of(self._base, self._names)
 
     def _module(self, name: str) -> str:
-        return super()._module(name).removeprefix(FRONT)
+        if name in self._given:
+            return super()._module(name)
+        return super()._module(self._called.get(name, name)).removeprefix(FRONT)
+
+    @cached_property
+    def _called(self) -> dict[str, str]:
+        """In diffusers, the weights of a base that is called as Stable Diffusion's first release."""
+        is_first = any(name.removeprefix(FRONT).startswith("input_blocks.") for name in self._names)
+        return dict(other_names(self._names)) if is_first else {}
 
 
 class KohyaFormat(AdapterFormat):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, TensorSpec
+from neon.errors import RequestError
 from neon.merge.adapters.low_rank import Product, Sum
 from neon.merge.adapters.names import Layer
 
@@ -33,11 +34,15 @@ class LoRA:
         return "magnitude" in self.parts
 
     def factors(self, file: Checkpoint) -> tuple[Tensor, Tensor]:
-        """up [out, r], with the scale in it, and down [r, in ...], float64."""
+        """up [out, r], with the scale in it, and down [r, in ...], float64; a RequestError if they are not finite."""
         kind = "embedding_" if self.is_embedding else ""
         up, down = (file.tensor(self.parts[kind + part]).double() for part in ("up", "down"))
         if "mid" in self.parts:
             down = torch.einsum("pq...,qi->pi...", file.tensor(self.parts["mid"]).double(), down.flatten(1))
+        if not math.isfinite(float(up.sum() + down.sum())):
+            raise RequestError(
+                f"{file.path}: the factors of {self.layer} are not all finite; the training has diverged"
+            )
         return self.scale * up.flatten(1), down
 
     def changed(self, file: Checkpoint) -> Product:

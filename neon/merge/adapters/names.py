@@ -25,6 +25,8 @@ CONFIG_ENTRY = "lora_adapter_metadata"
 PEFT_FRONT = "base_model.model."
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", DIFFUSERS_FILE, "pytorch_lora_weights.bin")
 _MAX_CONFIG = 10_000_000  # bytes
+_SLOW = re.compile(r"\)\s*[*+{]")  # a group that repeats: what steps without end are made of
+_MOST_REPEATS = 3  # in one pattern
 
 _ADAPTER = r"(?:\.[^.]+)?"  # its name, which PEFT leaves out of files and others do not
 _PARTS = {
@@ -101,10 +103,9 @@ class Config:
 
     def _of(self, module: str, name: str, pattern_name: str, usual: int) -> float:
         value, patterns = self.entries.get(name, usual), self.entries.get(pattern_name) or {}
-        try:
-            found = [one for pattern, one in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
-        except (re.error, AttributeError):
-            raise RequestError(f"{self.source}: {pattern_name} is no table of names and numbers") from None
+        if not isinstance(patterns, dict):
+            raise RequestError(f"{self.source}: {pattern_name} is no table of names and numbers")
+        found = [one for pattern, one in patterns.items() if _stands_for(pattern, module, self.source)]
         value = found[0] if found else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise RequestError(f"{self.source}: {name} of {module} is {value!r}; expected a number")
@@ -123,6 +124,16 @@ class Contents:
     configs: dict[str, Config] = field(default_factory=dict)
     """by component"""
     config_file: Path | None = None
+
+
+def _stands_for(pattern: str, module: str, source: str) -> bool:
+    """Whether a key of `rank_pattern` or `alpha_pattern` stands for a layer: it matches the end of its name."""
+    if _SLOW.search(pattern) or sum(map(pattern.count, "*+{")) > _MOST_REPEATS:
+        raise RequestError(f"{source}: the pattern {pattern[:80]!r} may take forever to match; name the layers instead")
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error:
+        raise RequestError(f"{source}: the pattern {pattern[:80]!r} is no regular expression") from None
 
 
 def weights_of(path: Path) -> Path:

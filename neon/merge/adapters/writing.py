@@ -116,7 +116,7 @@ def write_adapter(
             base_sha256=hashes[0],
             self_trained=str(pair.self_trained.path),
             self_trained_sha256=hashes[1],
-            exact=pair.adapter is not None and not any(one.kept < one.norm for one in found if one.factors),
+            exact=_is_exact(pair),
             warnings=(*pair.notes, *adapter.warnings()),
             **adapter.figures(),
         )
@@ -214,16 +214,18 @@ def _given(pair: Pair, style: Style) -> dict[str, Any]:
     return {name: one.layer for name, one in pair.adapter.changes.items() if isinstance(one, LoRA)}
 
 
+def _is_exact(pair: Pair) -> bool:
+    """Whether the update is factors that were given."""
+    changes = pair.adapter.changes.values() if pair.adapter else ()
+    return pair.adapter is not None and not any(isinstance(one, LoRA) and one.has_magnitude for one in changes)
+
+
 def _check_rank(pair: Pair, rank: int | None) -> None:
-    if rank is None:
-        return
-    if rank < 1:
+    if rank is not None and rank < 1:
         raise RequestError(f"--rank {rank}: expected 1 or more")
-    if pair.adapter is not None and not any(
-        isinstance(c, LoRA) and c.has_magnitude for c in pair.adapter.changes.values()
-    ):
+    if rank is not None and _is_exact(pair):
         raise RequestError(
-            f"--rank {rank}: {pair.adapter.path} is an adapter, whose ranks are kept; leave the flag out"
+            f"--rank {rank}: {pair.self_trained.path} is an adapter, whose ranks are kept; leave the flag out"
         )
 
 
