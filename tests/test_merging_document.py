@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from neon.checkpoint import load_state
+from tests.hub_server import only_this, serving
 from tests.programs import ROOT
 from tests.test_own_model import run
 
@@ -15,6 +16,10 @@ peft = pytest.importorskip("peft", reason="needs Python 3.11 and the extra huggi
 diffusers = pytest.importorskip("diffusers", reason="needs the extra imm or huggingface")
 
 COMMANDS = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "merging.md").read_text(), re.DOTALL)).splitlines()
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,15 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(moved(gpt2()).state_dict(), folder / "model-tuned" / "pytorch_model.bin")
     config = peft.LoraConfig(r=4, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
     peft.get_peft_model(gpt2(), config).save_pretrained(folder / "model-lora")
-    with pytest.MonkeyPatch.context() as patch:
+    with serving() as hub, pytest.MonkeyPatch.context() as patch:
+        only_this(hub, tmp_path_factory.mktemp("hf"), patch)
+        patch.setenv("HF_TOKEN", "hf_of_nobody")
+        for name in ("model", "model-tuned"):
+            hub.repositories[f"someone/{name}"] = {file.name: file.read_bytes() for file in (folder / name).iterdir()}
         patch.chdir(folder)
         for command in COMMANDS:
             assert run(command) == 0, command
+        assert hub.repositories["someone/model-neon"].keys() == names_in(folder / "model-neon-of-the-hub")
     return folder
 
 
@@ -49,6 +59,7 @@ def test_every_command_of_the_document_has_run(walked: Path) -> None:
         *("model-neon-of-lora", "neon-lora", "neon-lora-rank-8", "adapter.json", "neon-lora-pipeline"),
         *("diff.json", "model-neon-32", "model-neon-bf16"),
         *("model-neon-by-name", "kit.yaml", "model-neon-again", "model-neon-half"),
+        "model-neon-of-the-hub",
     }
 
 

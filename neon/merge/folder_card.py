@@ -9,6 +9,7 @@ import yaml
 import neon
 from neon.checkpoint.weight_sets import PIPELINE_FILE
 from neon.merge.streaming import FORMULA, MergeReport
+from neon.runtime.hub import hub_name, short_name
 from neon.runtime.markdown import code, escaped
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "library_name")
@@ -23,7 +24,7 @@ def folder_card(
     """The card as Markdown; `merged` are the reports of its components by name."""
     names = [name or "the model" for name in merged]
     lines = [
-        f"# {code(base.name)}, extrapolated by Neon",
+        f"# {code(short_name(base))}, extrapolated by Neon",
         "",
         f"`{FORMULA}` with w = {w:g}, by Neon {neon.__version__}: {escaped(', '.join(names))}.",
         "",
@@ -44,8 +45,8 @@ def folder_card(
 
 
 def _place(path: str) -> str:
-    """A file's name, and that of its folder; whose folders that lies in is nobody's business."""
-    return f"{Path(path).absolute().parent.name}/{Path(path).name}"
+    """A name on the Hub, or a file's name and that of its folder; whose folders that lies in is nobody's business."""
+    return hub_name(path) or f"{Path(path).absolute().parent.name}/{Path(path).name}"
 
 
 def _front(base: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from neon.merge.pair import Pair, new_buffer, read_pieces, says_its_config, view
 from neon.merge.precision import AS_THE_BASE, HALF, PRECISION, Precision, round_stochastically
 from neon.model import described, sampler_of
 from neon.runtime.files import sha256_file
+from neon.runtime.hub import short_name
 from neon.settings import SETTINGS
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
@@ -221,7 +222,7 @@ def provenance_of(
 ) -> dict[str, str]:
     """What an output says of where it came from. `sampler`: metadata of it, as `told_of` has them."""
     inputs = _inputs(base, self_trained, hashes)
-    names = {side: Path(inputs[side]).name for side in ("base", "self_trained")}  # folders are nobody's business
+    names = {side: short_name(inputs[side]) for side in ("base", "self_trained")}
     return {"formula": FORMULA, "w": repr(w), **inputs, **names, **sampler, "neon_version": neon.__version__}
 
 

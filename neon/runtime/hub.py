@@ -67,6 +67,14 @@ def hub_name(path: str | os.PathLike[str]) -> str | None:
     return match and f"{PREFIX}{match[1]}/{match[2]}{f'/{match[4]}' if match[4] else ''}@{match[3]}"
 
 
+def short_name(path: str | os.PathLike[str]) -> str:
+    """How a file or folder is called in cards and provenance: as on the Hub, else by its last part.
+
+    In what folders of this machine it lies is nobody's business.
+    """
+    return hub_name(path) or Path(path).name
+
+
 def fetched(name: str | os.PathLike[str]) -> Path:
     """Where `name` lies in the cache, a file or a folder, after it was fetched there unless it is there already.
 
@@ -98,7 +106,7 @@ def _model_in(name: str, wanted: HubName) -> Path:
     folder = _snapshot(wanted, sub, _FETCHED)
     if without := _without_safetensors(folder):
         _snapshot(wanted, sub, [f"{place}{pattern}" for place in without for pattern in _BIN])
-    if not folder.is_dir():
+    if wanted.inside and not folder.is_dir():
         raise RequestError(f"{name}: not in the repository {wanted.repository}; was it renamed there?")
     if wanted.is_file:
         if not (folder / inside.name).is_file():
