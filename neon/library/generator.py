@@ -28,8 +28,8 @@ from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
-from neon.merge.files import FORMULA
 from neon.merge.pair import open_self_trained
+from neon.merge.streaming import FORMULA
 from neon.metrics.reference import NamedFeatures
 from neon.model import (
     GenerativeModel,

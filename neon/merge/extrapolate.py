@@ -244,14 +244,36 @@ class UpdateStats:
         for b, s, m in zip(*(t.reshape(-1).split(_SAMPLE_PIECE) for t in (base, self_trained, merged)), strict=True):
             self._add_piece(b, s, w, m)
 
+    @torch.no_grad()
+    def add_kept_in(self, dtype: torch.dtype, base: torch.Tensor, self_trained: torch.Tensor) -> None:
+        """Count what would be left of a part of the update at w = 1 if base and result were kept in `dtype`.
+
+        Raises:
+            DegenerateError: the base or the result overflows it.
+        """
+        for b, s in zip(*(t.reshape(-1).split(_SAMPLE_PIECE) for t in (base, self_trained)), strict=True):
+            if b.numel():
+                stride = _stride(b)
+                sample, kept = b[::stride], b[::stride].to(dtype)
+                if not torch.equal(torch.isfinite(kept), torch.isfinite(sample)):
+                    raise DegenerateError(f"the weights overflow {dtype}")
+                moved = kept.double() - (sample - s[::stride])
+                self._count(kept, moved, 1.0, merge_tensor(kept, moved, 1.0), b.numel() / kept.numel())
+
     def _add_piece(self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor) -> None:
-        stride = 1 if base.numel() <= _SAMPLE_ALL else _SAMPLE_STRIDE
+        stride = _stride(base)
+        b, s, m = (t[::stride] for t in (base, self_trained, merged))
+        self._count(b, s, w, m, base.numel() / b.numel())
+
+    def _count(
+        self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor, stands_for: float
+    ) -> None:
+        """Count a sample, of which each element stands for so many of the tensor."""
         wide = torch.promote_types(_work_dtype(base.dtype, self_trained.dtype), torch.float64)
-        b, s, m = (t[::stride].to(wide) for t in (base, self_trained, merged))
-        stands_for = base.numel() / b.numel()  # elements of the tensor per element of the sample
+        b, s, m = (t.to(wide) for t in (base, self_trained, merged))
         update, realised = w * (b - s), m - b
         if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
-            self.noise += stands_for * _rounding(base[::stride], self_trained[::stride]) * w**2
+            self.noise += stands_for * _rounding(base, self_trained) * w**2
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)
         self.wanted += stands_for * int(torch.count_nonzero(update))
@@ -260,10 +282,12 @@ class UpdateStats:
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float, *, any_differ: bool) -> list[str]:
+    def warnings(self, w: float, *, any_differ: bool, is_added: bool = False) -> list[str]:
         """What a user should know about the merge at this w, in sentences with figures.
 
-        `any_differ`: whether base and self-trained do, anywhere.
+        Args:
+            any_differ: whether base and self-trained do, anywhere.
+            is_added: the self-trained weights are the base's with an adapter on them: of no other file's rounding.
         """
         found = []
         if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
@@ -271,7 +295,7 @@ class UpdateStats:
                 f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
                 f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
             )
-        if self.relative_noise > _BAD_ERROR:
+        if self.relative_noise > _BAD_ERROR and not is_added:
             found.append(
                 "base and self-trained differ in dtype, and rounding to the smaller one is "
                 f"{self.relative_noise:.1%} of what they differ by, which w multiplies; merge weights of one dtype"
@@ -281,6 +305,10 @@ class UpdateStats:
         elif w != 0 and (text := Change(moved=self.exact / w**2, norm=self.norm).warning()):
             found.append(text)
         return found
+
+
+def _stride(piece: torch.Tensor) -> int:
+    return 1 if piece.numel() <= _SAMPLE_ALL else _SAMPLE_STRIDE
 
 
 def _rounding(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -155,6 +156,13 @@ def write_failure(error: OSError, path: str | os.PathLike[str]) -> RequestError 
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"{path}: the disk is full ({why}); nothing was written, free some space and run again")
     return WorkError(f"{path}: writing failed ({why}); nothing was written")
+
+
+def disk_full(error: Exception, part: Path) -> WorkError:
+    """The error to raise when what is downloaded to `part` finds no room there."""
+    free = shutil.disk_usage(part.parent).free // 1_000_000
+    why = f"{getattr(error, 'strerror', None) or error}, {free} MB free"
+    return WorkError(f"{part}: writing failed ({why}); make room, or raise `ulimit -f`, and run again to go on")
 
 
 def as_json(value: Any) -> Any:

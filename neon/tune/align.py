@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.evaluate import features_in_order, sampled_images
-from neon.merge import LiveMerge, UpdateStats, merge_tensor
+from neon.merge import LiveMerge, UpdateStats
 from neon.metrics import Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.model import GenerativeModel
@@ -89,9 +89,7 @@ def rounding(network: nn.Module, self_trained: Mapping[str, Tensor], dtypes: Seq
     for dtype in dict.fromkeys(dtypes):
         stats = UpdateStats()
         for name, p in network.named_parameters():
-            base = p.detach().to(dtype)
-            moved = base.double() - (p.detach() - self_trained[name].to(p))
-            stats.add(base, moved, 1.0, merge_tensor(base, moved, 1.0, name=name))
+            stats.add_kept_in(dtype, p.detach(), self_trained[name].to(p))
         text = str(dtype).removeprefix("torch.")
         left.append(Rounding(dtype=text, share_kept=1 - stats.share_lost, relative_error=stats.relative_error))
     return left
