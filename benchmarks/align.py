@@ -21,6 +21,7 @@ of before classes were shuffled (image i was of class i mod 10).
 """
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -238,15 +239,16 @@ class Run:
     def wide_distances(self) -> dict[float, float]:
         """The distance by many features of report images at each w, as of many images."""
         features, seeds = [], image_seeds(Purpose.REPORT, 0, WIDE_SCORED)
-        for w in WIDE_WS:
+        ws = NEAR if self.case.ws == NEAR else WIDE_WS
+        for w in ws:
             self.live.set(w)
             label = self.model.set_labels(WIDE_SCORED, 0)
             sample = sampled_images(self.model, seeds, self.settings, PROCESSES, label)
             blocks = (range(first, first + BATCH) for first in range(0, WIDE_SCORED, BATCH))
             features.append(torch.cat([self.wide(sample(block)) for block in blocks]))
         target = DirectionTarget(self.wide_train, torch.stack(features).numpy())
-        found = target.distances(target.moments(np.arange(WIDE_SCORED)), np.eye(len(WIDE_WS)))
-        return dict(zip(WIDE_WS, found.tolist(), strict=True))
+        found = target.distances(target.moments(np.arange(WIDE_SCORED)), np.eye(len(ws)))
+        return dict(zip(ws, found.tolist(), strict=True))
 
     def by_gradients(self) -> dict[str, Any]:
         """What gradients say."""
@@ -368,22 +370,23 @@ def table(rows: dict[str, Any]) -> str:
     lines = [f"{'':<42}" + "".join(f"{column:>16}" for column in (*columns, "parabola"))]
     tallies = []
     for name, row in rows.items():
-        if any(part not in row for part in get_args(Part)):
+        if not {"distances", "by_gradients", "by_images"} <= row.keys():
             continue
-        by_images, best = row["by_images"], row["best"]
-        wide = best_of({float(w): distance for w, distance in row["wide_distances"].items()})
+        by_images, best, wide_distances = row["by_images"], row["best"], row.get("wide_distances")
+        wide = best_of({float(w): d for w, d in wide_distances.items()})["w"] if wide_distances else math.nan
         cells = [f"{best['w']:.2f}", f"{best['gain']:.1f} of {best['base']:.0f}", text(row["by_gradients"]["cosine"])]
         for key, lowest, distances in (
             ("moments", best["w"], row["distances"]),
-            ("wide", wide["w"], row["wide_distances"]),
+            ("wide", wide, wide_distances),
         ):
-            found, held = by_images[key], holds(by_images[key], distances)
+            found, held = by_images[key], not distances or holds(by_images[key], distances)
             right = None if found["sign"] == "undecided" else (found["sign"] == "w > 0") == (lowest > 0)
-            tallies.append((key, held, right))
+            if distances:
+                tallies.append((key, held, right))
             interval = "{:.2f} to {:.2f}".format(*found["interval"])
             cells += [text(found["w"]), interval + ("" if held else " !")]
             if key == "moments":
-                cells.append(f"{wide['w']:.2f}")
+                cells.append(f"{wide:.2f}")
         cells += [text(by_images[key]["w"]) for key in ("features", "means", "parabola")]
         lines.append(f"{name:<42}" + "".join(f"{cell:>16}" for cell in cells))
     for key in ("moments", "wide"):
