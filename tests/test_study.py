@@ -1,4 +1,4 @@
-"""The study of benchmarks/study: a killed one goes on, a row is repeated exactly, and its page is made of the records."""
+"""The study of benchmarks/study: a killed one goes on, rows are repeated exactly, its page is made of the records."""
 
 import dataclasses
 import json
