@@ -17,6 +17,8 @@ BEST5 = at(solver="euler", num_steps=5, scores=12)
 EULER10 = at(solver="euler", num_steps=10)
 BEST10 = at(solver="euler", num_steps=10, scores=10)
 HEUN10, HEUN18 = at(num_steps=10), at(num_steps=18)
+LONG = 1
+"""blocks of rows of so many calls"""
 NOISY = at(solver="euler", num_steps=5, sigma_max=10.0, sigma_min=0.12, rho=12.0, S_churn=2.0, S_noise=1.3)
 """a sampler that adds more noise than it takes away: it seeks diversity"""
 FAIR = "base, best levels"
@@ -62,8 +64,8 @@ def _edm(base: int) -> Iterator[Row]:
     yield Row(method=FAIR, sampler=BEST5, base=base)
     yield from main_rows(base, 0, EULER5, BEST5)
     yield Row(method="base, 10 Euler", sampler=EULER10, base=base)
-    yield Row(method="base, 10 Heun", sampler=HEUN10, base=base)
-    yield Row(method="base, 18 Heun", sampler=HEUN18, base=base)
+    yield Row(method="base, 10 Heun", sampler=HEUN10, base=base, blocks=LONG)
+    yield Row(method="base, 18 Heun", sampler=HEUN18, base=base, blocks=LONG)
     yield from controls(base, EULER5)
 
 
