@@ -60,7 +60,7 @@ class Contrasted:
     sampler: Sampler
     """that the samples are drawn with"""
     num: int = 1000
-    steps: int = 100
+    steps: int = 40
     alpha: float = 1.0
     beta: float = 0.3
     lr: float = 1e-4

@@ -63,48 +63,56 @@ def _edm(base: int) -> Iterator[Row]:
     yield Row(method="base", sampler=EULER5, base=base)
     yield Row(method=FAIR, sampler=BEST5, base=base)
     yield from main_rows(base, 0, EULER5, BEST5)
+
+
+def _edm_calls(base: int) -> Iterator[Row]:
     yield Row(method="base, 10 Euler", sampler=EULER10, base=base)
     yield Row(method="base, 10 Heun", sampler=HEUN10, base=base, blocks=LONG)
     yield Row(method="base, 18 Heun", sampler=HEUN18, base=base, blocks=LONG)
-    yield from controls(base, EULER5)
 
 
 def tier_a() -> Iterator[Row]:
     """EDM: everything that README rests on."""
     yield from _edm(0)
+    yield from _edm_calls(0)
+    yield from controls(0, EULER5)
+    yield from list(main_rows(0, 1, EULER5, BEST5))[:2]
+    yield from _edm(1)
     for size in (250, 4000):
         yield neon(f"Neon, S of {size}", EULER5, 0, 0, num=size)
     for steps in (12, 25, 100, 200):
         yield neon(f"Neon, {steps} steps", EULER5, 0, 0, steps=steps)
-    yield Row(method="base, 10 calls, best levels", sampler=BEST10)
-    yield neon("Neon, 10 Heun", HEUN10, 0, 0)
-    yield from main_rows(0, 1, EULER5, BEST5)
-    yield from _edm(1)
-    yield from main_rows(1, 1, EULER5, BEST5)
-    for w in (0.25, 0.5, 0.75, 1.25, 1.5):
-        yield replace(neon(f"Neon at w = {w:g}", EULER5, 0, 0), w=w, blocks=1)
     yield Row(method="base, noisy", sampler=NOISY)
     yield neon("Neon, noisy", NOISY, 0, 0, w=BOTH_WAYS)
+    for w in (0.25, 0.5, 0.75, 1.25, 1.5):
+        yield replace(neon(f"Neon at w = {w:g}", EULER5, 0, 0), w=w, blocks=1)
+    yield from list(main_rows(0, 1, EULER5, BEST5))[2:]
+    yield Row(method="base, 10 calls, best levels", sampler=BEST10)
+    yield neon("Neon, 10 Heun", HEUN10, 0, 0)
+    yield replace(neon("Neon at w = 0.25, 18 Heun", HEUN18, 0, 0), w=0.25, blocks=LONG)
     yield neon("Neon, 18 Heun", HEUN18, 0, 0, w=BOTH_WAYS)
-    yield replace(neon("Neon at w = 0.25, 18 Heun", HEUN18, 0, 0), w=0.25, blocks=2)
+    yield from main_rows(1, 1, EULER5, BEST5)
+    yield from _edm_calls(1)
+    yield from controls(1, EULER5)
     yield replace(neon("SIMS", EULER5, 0, 0), both=True)
 
 
 VAR_GIVEN = at(guidance=1.5, top_k=0, top_p=0.0)
-VAR_BEST = at(guidance=1.5, top_k=0, top_p=0.0, scores=16)
+VAR_BEST = at(guidance=1.5, top_k=0, top_p=0.0, scores=12)
 VAR_WARM = at(guidance=1.0, top_k=0, top_p=0.0, temperature=1.3)
 
 
 def _var(base: int) -> Iterator[Row]:
     yield Row(method="base", sampler=VAR_GIVEN, base=base)
     yield Row(method=FAIR, sampler=VAR_BEST, base=base)
-    yield from main_rows(base, 0, VAR_GIVEN, VAR_BEST)
+    sets = [list(main_rows(base, seed, VAR_GIVEN, VAR_BEST)) for seed in (0, 1)]
+    yield from (row for rows in sets for row in rows[:2])
+    yield from (row for rows in sets for row in rows[2:])
 
 
 def tier_b() -> Iterator[Row]:
     """VAR, at its own best guidance, temperature and top-k."""
     yield from _var(0)
-    yield from main_rows(0, 1, VAR_GIVEN, VAR_BEST)
     yield Row(method="base, guidance 1, temperature 1.3", sampler=VAR_WARM)
     yield neon("Neon, guidance 1, temperature 1.3", VAR_WARM, 0, 0, w=BOTH_WAYS)
     yield from _var(1)
