@@ -1,4 +1,7 @@
-"""Make docs/study.md and its figures from the records of the study: `python benchmarks/study_page.py`."""
+"""Make docs/study.md and its figures from the records of the study: `python benchmarks/study_page.py`.
+
+What rows say together, with three kinds of intervals, goes to benchmarks/results/study_methods.json.
+"""
 
 import json
 from pathlib import Path
@@ -8,9 +11,13 @@ from small_study import ROOT
 from study import figures
 from study.page import page
 from study.record import title
+from study.summary import summaries
 from study.tiers import TIERS
 
+from neon.runtime.files import write_json
+
 RESULTS = Path(__file__).parent / "results"
+METHODS = RESULTS / "study_methods.json"
 PAGE = ROOT / "docs" / "study.md"
 
 
@@ -34,7 +41,9 @@ def text() -> str:
 def main() -> None:
     """Write the document and its figures."""
     PAGE.write_text(text())
-    rows = records()["A"]
+    found = records()
+    write_json(METHODS, summaries([row for rows in found.values() for row in rows]))
+    rows = found["A"]
     figures.frontier(rows, PAGE.with_name("study-frontier.png"))
     figures.budget_and_size(rows, PAGE.with_name("study-budget.png"))
     figures.along_w(rows, PAGE.with_name("study-w.png"))

@@ -26,6 +26,15 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+def _plain_log(axis: Any) -> None:
+    """A logarithmic scale with plain numbers."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in (2, 3, 5, 10, 20, 40, 80, 160) if low <= tick <= high]
+    axis.set_yticks(ticks, list(map(str, ticks)))
+    axis.minorticks_off()
+
+
 def frontier(rows: Rows, path: Path) -> None:
     """Distance, precision and recall against network calls."""
     lines = {
@@ -40,14 +49,15 @@ def frontier(rows: Rows, path: Path) -> None:
         for name, (colour, points) in lines.items():
             found = [(calls, value) for method, calls in points if (value := _mean(rows, method, score)) is not None]
             if found:
-                axis.plot(*zip(*found, strict=True), "o-" if len(found) > 1 else "D", color=COLOURS[colour], label=name)
+                marker = "*" if name.startswith("Neon, ") else "o-" if len(found) > 1 else "D"
+                size = 12 if marker == "*" else 6
+                axis.plot(*zip(*found, strict=True), marker, color=COLOURS[colour], markersize=size, label=name)
         axis.set_xlabel("network calls an image")
         axis.set_title(score, fontsize=10)
         axis.set_xscale("log")
         axis.set_xticks([5, 10, 19, 35], ["5", "10", "19", "35"])
         axis.minorticks_off()
-        if score == "distance":
-            axis.set_yscale("log")
+    _plain_log(axes[0])
     axes[0].legend(fontsize=7)
     _save(figure, path)
 
@@ -91,7 +101,7 @@ def along_w(rows: Rows, path: Path) -> None:
         if found:
             axis.plot(*zip(*found, strict=True), "o-", label=score)
         axis.set_xlabel("w")
-    axes[0].set_yscale("log")
+    _plain_log(axes[0])
     axes[0].set_ylabel("distance")
     axes[1].legend(fontsize=8)
     _save(figure, path)

@@ -81,7 +81,10 @@ def values_of(rows: Rows, metric: str | None = None, score: str = "distance") ->
 
 
 def fair_row(rows: Rows, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The base with its best sampler among those of at most as many network calls, that a row is held against."""
+    """The base with its best sampler among those of at most as many network calls, that a row is held against.
+
+    The row itself where there is no such base.
+    """
     candidates = [
         other
         for other in rows
@@ -89,7 +92,9 @@ def fair_row(rows: Rows, row: Mapping[str, Any]) -> Mapping[str, Any]:
         and (other["family"], other["base"]) == (row["family"], row["base"])
         and other["calls"] <= row["calls"]
     ]
-    return min(candidates, key=lambda other: statistics.fmean(block["distance"] for block in other["blocks"]))
+    return min(
+        candidates, key=lambda other: statistics.fmean(block["distance"] for block in other["blocks"]), default=row
+    )
 
 
 def differences_of(rows: Rows, method: Rows, metric: str | None = None) -> Values:
@@ -111,7 +116,7 @@ def by_method(rows: Rows) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
 
 
 def summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Distance and paired difference of each method, with three intervals each, as JSON."""
+    """Distance and paired difference of each method, with intervals over blocks, seeds and bases each, as JSON."""
     return {
         f"{family}: {method}": {
             "distance": estimate(values_of(own)).facts(),
