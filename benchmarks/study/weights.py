@@ -38,7 +38,7 @@ def made(direction: Direction, family: Family, base: Path, folder: Path, setting
     if not path.exists():
         like = load_state(_self_trained(direction.like, family, base, folder, settings_of))
         model = family.load(base, False)
-        save_model(path, model, _random_step(direction, load_state(base), like))
+        save_model(path, model, _random_step(direction, model, like))
     return path
 
 
@@ -123,10 +123,12 @@ def _moved(path: Path, base: Path) -> Path:
     return path
 
 
-def _random_step(direction: RandomStep, base: State, like: State) -> State:
+def _random_step(direction: RandomStep, model: GenerativeModel, like: State) -> State:
+    """The state of `model`, which is the base, with its weights moved; buffers stay as they are."""
     generator = torch.Generator().manual_seed(direction.seed)
-    steps = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
-    lengths = {name: float((like[name] - tensor).norm()) for name, tensor in base.items()}
+    weights = {name: parameter.detach() for name, parameter in model.network.named_parameters()}
+    steps = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()}
+    lengths = {name: float((like[name] - tensor).norm()) for name, tensor in weights.items()}
     if direction.per_tensor:
         scales = {name: lengths[name] / float(step.norm()) for name, step in steps.items()}
     else:
@@ -134,4 +136,5 @@ def _random_step(direction: RandomStep, base: State, like: State) -> State:
         noise = sum(float(step.square().sum()) for step in steps.values()) ** 0.5
         scales = dict.fromkeys(steps, total / noise)
     # A merge goes away from these weights: at w > 0 along the negative of the step, which is as random.
-    return {name: tensor + scales[name] * steps[name] for name, tensor in base.items()}
+    moved = {name: tensor + scales[name] * steps[name] for name, tensor in weights.items()}
+    return {**model.network.state_dict(), **moved}
