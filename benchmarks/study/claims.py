@@ -93,7 +93,14 @@ def thousand_suffice(rows: Rows) -> Verdict | None:
 
 
 def budget_is_u_shaped(rows: Rows) -> Verdict | None:
-    names = {12: "Neon, 12 steps", 25: "Neon, 25 steps", 50: "Neon", 100: "Neon, 100 steps", 200: "Neon, 200 steps"}
+    names = {
+        6: "Neon, 6 steps",
+        12: "Neon, 12 steps",
+        25: "Neon, 25 steps",
+        50: "Neon",
+        100: "Neon, 100 steps",
+        200: "Neon, 200 steps",
+    }
     found = {steps: row for steps, name in names.items() if (row := find(rows, name)) is not None}
     if len(found) < 4:
         return None

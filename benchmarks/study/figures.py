@@ -64,7 +64,14 @@ def frontier(rows: Rows, path: Path) -> None:
 
 def budget_and_size(rows: Rows, path: Path) -> None:
     """Distance against the steps of self-training, and against the size of S; w chosen at each."""
-    steps = {12: "Neon, 12 steps", 25: "Neon, 25 steps", 50: "Neon", 100: "Neon, 100 steps", 200: "Neon, 200 steps"}
+    steps = {
+        6: "Neon, 6 steps",
+        12: "Neon, 12 steps",
+        25: "Neon, 25 steps",
+        50: "Neon",
+        100: "Neon, 100 steps",
+        200: "Neon, 200 steps",
+    }
     sizes = {250: "Neon, S of 250", 1000: "Neon", 4000: "Neon, S of 4000"}
     figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True)
     for axis, points, label in (

@@ -9,7 +9,7 @@ from study.record import Plan
 
 Name = Literal["A", "B", "C", "D", "E"]
 
-UP, BOTH_WAYS, TOWARDS = (0.0, 1.6), (-1.0, 1.6), (-1.5, 0.0)
+UP, FAR_UP, BOTH_WAYS, TOWARDS = (0.0, 1.6), (0.0, 5.0), (-1.0, 1.6), (-1.5, 0.0)
 """ranges that w is chosen from"""
 
 EULER5 = at(solver="euler", num_steps=5)
@@ -17,7 +17,7 @@ BEST5 = at(solver="euler", num_steps=5, scores=12)
 EULER10 = at(solver="euler", num_steps=10)
 BEST10 = at(solver="euler", num_steps=10, scores=10)
 HEUN10, HEUN18 = at(num_steps=10), at(num_steps=18)
-LONG = 1
+LONG = 3
 """blocks of rows of so many calls"""
 NOISY = at(solver="euler", num_steps=5, sigma_max=10.0, sigma_min=0.12, rho=12.0, S_churn=2.0, S_noise=1.3)
 """a sampler that adds more noise than it takes away: it seeks diversity"""
@@ -80,8 +80,10 @@ def tier_a() -> Iterator[Row]:
     yield from _edm(1)
     for size in (250, 4000):
         yield neon(f"Neon, S of {size}", EULER5, 0, 0, num=size)
-    for steps in (12, 25, 100, 200):
-        yield neon(f"Neon, {steps} steps", EULER5, 0, 0, steps=steps)
+    for steps in (12, 25, 6, 100, 200):
+        yield neon(f"Neon, {steps} steps", EULER5, 0, 0, steps=steps, w=UP if steps > 6 else FAR_UP)
+    for base in (0, 1):
+        yield neon("Neon, best levels, 12 steps", BEST5, base, 0, steps=12, w=FAR_UP)
     yield Row(method="base, noisy", sampler=NOISY)
     yield neon("Neon, noisy", NOISY, 0, 0, w=BOTH_WAYS)
     for w in (0.25, 0.5, 0.75, 1.25, 1.5):

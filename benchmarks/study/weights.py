@@ -1,6 +1,7 @@
 """Weights beside a base, made as files: by training on S or on real images, or by a random step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,8 +80,9 @@ def self_training_of(direction: SelfTrained | Contrasted, family: Family, base: 
 
 
 def _self_trained(direction: SelfTrained, family: Family, base: Path, folder: Path, settings_of: SettingsOf) -> Path:
-    """Trainings that differ in their budgets only share a folder."""
-    kept = SelfTrained(sampler=direction.sampler, num=direction.num, seed=direction.seed, source=direction.source)
+    """Trainings that differ in their budgets only share a folder, if these are usual ones."""
+    usual = direction.steps == 0 or direction.steps in BUDGETS
+    kept = replace(direction, steps=0) if usual else direction
     own = folder / slug(kept)
     training = self_training_of(direction, family, base)
     if (found := _snapshot(own / "self-training", training.num_steps * training.recipe.batch_size)) is not None:
