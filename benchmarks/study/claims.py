@@ -34,6 +34,11 @@ def find(rows: Rows, method: str, family: str = "edm", base: int = 0, seed: int 
     return None
 
 
+def selected(row: Row) -> float:
+    """The lowest distance that w was chosen by, on selection images."""
+    return min(value for _, value in row["tried"] if value is not None)
+
+
 def paired(row: Row, other: Row) -> tuple[float, float]:
     """(mean, half width of the 95% interval) of the difference of distances, block by block on the same seeds."""
     (own,), (others,) = values_of([row]).values(), values_of([other]).values()
@@ -87,8 +92,9 @@ def thousand_suffice(rows: Rows) -> Verdict | None:
     return Verdict(
         claim="1,000 images in S suffice",
         verdict=verdict,
-        figures=f"S of 250, 1,000, 4,000: {mean(small):.2f}, {mean(usual):.2f}, {mean(large):.2f}; 4,000 against 1,000 "
-        f"{gain:+.2f} ± {half:.2f}",
+        figures=f"50 steps on S of 250, 1,000, 4,000: {mean(small):.2f}, {mean(usual):.2f}, {mean(large):.2f}; 4,000 "
+        f"against 1,000 {gain:+.2f} ± {half:.2f}"
+        + (f"; but 12 steps on 1,000 give {mean(short):.2f}" if (short := find(rows, "Neon, 12 steps")) else ""),
     )
 
 
@@ -189,16 +195,18 @@ def once_only(rows: Rows) -> Verdict | None:
 
 
 def converged(rows: Rows) -> Verdict | None:
-    neon, base = find(rows, "Neon, 18 Heun"), find(rows, "base, 18 Heun")
-    if not (neon and base):
+    base = find(rows, "base, 18 Heun")
+    found = [row for name in ("Neon, 18 Heun", "Neon at w = 0.25, 18 Heun") if (row := find(rows, name)) is not None]
+    if not (base and found):
         return None
-    fixed = find(rows, "Neon at w = 0.25, 18 Heun")
-    gain, half = paired(fixed or neon, base)
+    gaps = [(row, *paired(row, base)) for row in found]
+    certain = any(gain + half < 0 for _, gain, half in gaps)
+    least = min(gain for _, gain, _ in gaps)
+    text = ", ".join(f"w {row['w']:g} {gain:+.2f} in {len(row['blocks'])} block(s)" for row, gain, _ in gaps)
     return Verdict(
         claim="an unbiased sampler leaves nothing to gain (theory; in the paper 18 Heun steps still gain)",
-        verdict=HELD if gain + half > 0 else FAILED,
-        figures=f"18 Heun steps: base {mean(base):.2f}; chosen w {neon['w']:g}"
-        + (f"; w 0.25 against the base {gain:+.2f} ± {half:.2f}" if fixed else ""),
+        verdict=FAILED if certain else HELD if least >= 0 else OPEN,
+        figures=f"18 Heun steps, base {mean(base):.2f}; {text}",
     )
 
 

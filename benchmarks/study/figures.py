@@ -16,7 +16,7 @@ COLOURS = {"base": "#888888", "best": "#222222", "neon": "#c1272d", "sims": "#00
 
 
 def _mean(rows: Rows, method: str, score: str = "distance") -> float | None:
-    own = [row for row in rows if row["method"] == method and row["base"] == 0]
+    own = [row for row in rows if row["method"] == method and row["base"] == 0 and row["seed"] in (None, 0)]
     return estimate(values_of(own, score=score)).mean if own else None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from study.claims import Rows, find, mean, paired, verdicts
+from study.claims import Rows, find, mean, paired, selected, verdicts
 from study.summary import Estimate, by_method, differences_of, estimate, fair_row, values_of
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -90,18 +90,28 @@ def claims(rows: Rows) -> str:
 
 def sentence(rows: Rows) -> str:
     """What Neon is for, as far as the rows bear it."""
-    names = "Neon, best levels", "base, best levels", "base", "base, 10 Heun", "base, 18 Heun"
-    neon, fair, base, ten, long = (find(rows, name) for name in names)
-    if not (neon and fair and base):
+    budgets = "Neon, best levels", "Neon, best levels, 12 steps"
+    tuned = [row for name in budgets if (row := find(rows, name)) is not None]
+    fair, base, ten, long = (
+        find(rows, name) for name in ("base, best levels", "base", "base, 10 Heun", "base, 18 Heun")
+    )
+    if not (tuned and fair and base):
         return NOTHING
-    gain, half = paired(neon, fair)
+    neon = min(tuned, key=selected)  # by selection images
+    own = [row for row in rows if (row["family"], row["method"]) == (neon["family"], neon["method"])]
+    gaps = [sum(gap) / len(gap) for gap in differences_of(rows, own).values()]
     others = [f"{row['calls']} calls for {mean(row):.1f}" for row in (ten, long) if row is not None]
+    gain, half = paired(neon, fair)
+    level = ""
+    if long is not None:
+        gap, wide = paired(neon, long)
+        level = f" ({gap:+.1f} ± {wide:.1f} against {long['calls']} calls, block by block)"
     return (
-        "**Neon buys network calls: it gives a sampler of few steps what the base needs many for.** On an EDM of\n"
-        f"Fashion-MNIST, {neon['calls']} calls with Neon and tuned noise levels come to a distance of "
-        f"{mean(neon):.1f}; the base takes {' and '.join(others) or 'more'}.\n"
+        "**Neon buys network calls: it gives a sampler of few steps what the base needs many for.**\n"
+        f"On an EDM of Fashion-MNIST, {neon['calls']} calls with Neon and tuned noise levels come to a distance of "
+        f"{mean(neon):.1f}; the base takes {' and '.join(others) or 'more'}{level}.\n"
         f"{base['calls']} calls of the base give {mean(base):.1f} as they are and {mean(fair):.1f} with tuned levels: "
-        f"Neon's own part is {gain:+.1f} ± {half:.1f}."
+        f"Neon's own part is {gain:+.1f} ± {half:.1f} there, and {_range(gaps, '+')} over bases and seeds of S."
     )
 
 

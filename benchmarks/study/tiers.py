@@ -91,7 +91,7 @@ def tier_a() -> Iterator[Row]:
     yield from list(main_rows(0, 1, EULER5, BEST5))[2:]
     yield Row(method="base, 10 calls, best levels", sampler=BEST10)
     yield neon("Neon, 10 Heun", HEUN10, 0, 0)
-    yield replace(neon("Neon at w = 0.25, 18 Heun", HEUN18, 0, 0), w=0.25, blocks=LONG)
+    yield replace(neon("Neon at w = 0.25, 18 Heun", HEUN18, 0, 0), w=0.25, blocks=1)
     yield neon("Neon, 18 Heun", HEUN18, 0, 0, w=BOTH_WAYS)
     yield from main_rows(1, 1, EULER5, BEST5)
     yield from _edm_calls(1)
