@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from study.summary import estimate, spread, values_of
+from study.summary import estimate, fair_row, spread, values_of
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -143,6 +143,27 @@ def recall_rises(rows: Rows) -> Verdict | None:
     )
 
 
+def beats_the_best_base(rows: Rows) -> Verdict | None:
+    texts, certain, asked = [], 0, 0
+    for family in dict.fromkeys(row["family"] for row in rows):
+        of_family = [row for row in plain_neon(rows) if row["family"] == family]
+        for base, seed in sorted({(row["base"], row["seed"]) for row in of_family}):
+            own = [row for row in of_family if (row["base"], row["seed"]) == (base, seed)]
+            neon = min(own, key=selected)  # the sampler of the two that did better on selection images
+            fair = fair_row(rows, neon)
+            gain, half = paired(neon, fair)
+            asked += 1
+            certain += gain + half < 0
+            texts.append(f"{family} {base}/{seed} {mean(fair):.1f} {gain:+.1f} ± {half:.1f}")
+    if not asked:
+        return None
+    return Verdict(
+        claim="Neon gains beyond the base's best sampler of as many calls (not in the paper)",
+        verdict=HELD if certain == asked else FAILED if not certain else OPEN,
+        figures=f"beyond the noise in {certain} of {asked}: {'; '.join(texts)} (base/seed, base at its best, difference)",
+    )
+
+
 def direction_matters(rows: Rows) -> Verdict | None:
     base, neon = find(rows, "base"), find(rows, "Neon")
     names = "random direction", "weight noise", "real images (w = -1)", "away from real images", "average (w = -0.5)"
@@ -260,6 +281,7 @@ CLAIMS: tuple[Callable[[Rows], Verdict | None], ...] = (
     converged,
     foreign_sets,
     self_training_harms,
+    beats_the_best_base,
     direction_matters,
 )
 
