@@ -83,13 +83,14 @@ def values_of(rows: Rows, metric: str | None = None, score: str = "distance") ->
 def fair_row(rows: Rows, row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The base with its best sampler among those of at most as many network calls, that a row is held against.
 
-    The row itself where there is no such base.
+    The row itself where there is no such base, or calls are not counted.
     """
     candidates = [
         other
         for other in rows
         if other["of_base"]
         and (other["family"], other["base"]) == (row["family"], row["base"])
+        and None not in (other["calls"], row["calls"])
         and other["calls"] <= row["calls"]
     ]
     return min(
