@@ -184,14 +184,20 @@ def direction_matters(rows: Rows) -> Verdict | None:
 
 def sign_flips(rows: Rows) -> Verdict | None:
     names = (("edm", "Neon, noisy"), ("VAR", "Neon, guidance 1, temperature 1.3"))
-    found = [row for family, name in names if (row := find(rows, name, family)) is not None]
-    if not found:
+    asked = [*plain_neon(rows), *(row for family, name in names if (row := find(rows, name, family)) is not None)]
+    pairs = [(row, base) for row in asked if (base := at_same_sampler(rows, row))]
+    diverse = [(row, base) for row, base in pairs if mean(base, "recall") > mean(base, "precision")]
+    if not diverse:
         return None
-    flips = sum(row["w"] < 0 for row in found)
+    flips = sum(row["w"] < 0 for row, _ in diverse)
+    text = "; ".join(
+        f"{label(row)}: w {row['w']:g}, precision {mean(base, 'precision'):.2f}, recall {mean(base, 'recall'):.2f}"
+        for row, base in diverse
+    )
     return Verdict(
         claim="the best w is below 0 where the sampler seeks diversity",
-        verdict=HELD if flips == len(found) else FAILED if not flips else OPEN,
-        figures="; ".join(f"{label(row)}: w {row['w']:g}" for row in found),
+        verdict=HELD if flips == len(diverse) else FAILED if not flips else OPEN,
+        figures=f"below 0 in {flips} of {len(diverse)} rows whose base has more recall than precision: {text}",
     )
 
 
