@@ -43,6 +43,10 @@ class Prepare:
     """budget of the tokenizer"""
     base_images: int = 300_000
     """budget of the base"""
+    base: Path = BASE
+    """where the base goes"""
+    seed: int = 0
+    """of the base: initial weights, data order and noise"""
 
     def __call__(self) -> None:
         torch.set_num_threads(1)
@@ -55,17 +59,18 @@ class Prepare:
                 f"--channel_mult 1 1 --patch_nums {PATCH_NUMS} --batch 32 --total_images {self.tokenizer_images}",
             )
             TOKENIZER.write_bytes(last_snapshot(RUN / "tokenizer").read_bytes())
-        if not BASE.exists():
+        if not self.base.exists():
+            run = RUN / ("base" if self.seed == 0 else f"base-{self.seed}")
             tokens = f"--vae_ckpt {TOKENIZER} --data {DATA}/train.zip --outdir {RUN}/tokens --patch_nums {PATCH_NUMS}"
             program("VAR", "encode", f"{tokens} --batch_size 100")
             program(
                 "VAR",
                 "finetune",
-                f"--vae_ckpt {TOKENIZER} --data {RUN}/tokens --outdir {RUN}/base --depth 4 --width 64 --heads 2 "
-                f"--classes 10 --patch_nums {PATCH_NUMS} --constant_lr --target_lr 1e-3 --batch 64 "
+                f"--vae_ckpt {TOKENIZER} --data {RUN}/tokens --outdir {run} --seed {self.seed} --depth 4 --width 64 "
+                f"--heads 2 --classes 10 --patch_nums {PATCH_NUMS} --constant_lr --target_lr 1e-3 --batch 64 "
                 f"--total_images {self.base_images} --save_interval 100000",
             )
-            keep_model(last_snapshot(RUN / "base"), BASE)
+            keep_model(last_snapshot(run), self.base)
 
 
 @dataclass(frozen=True, kw_only=True)
