@@ -217,7 +217,8 @@ def test_every_command_of_the_documents_parses() -> None:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 line = re.sub(r"VAR/VAR_imagenet_\d+/calculate", "VAR/calculate", line)
-                if ours.search(line):
+                # What a recipe says is in a file, which tests/test_merging_document.py makes.
+                if ours.search(line) and "--recipe" not in line:
                     parses(line)
                     found += 1
     assert found > 30

@@ -357,7 +357,7 @@ NOT_OF_THE_LIBRARY = {
     "--augment", "--device", "--training-images", "--num-images", "--report-images", "--log",
     # of merging folders, adapters and by recipes, which is a command only
     "--variant", "--component", "--shard-size", "--as-adapter", "--adapter-format", "--rank", "--dtype", "--rounding",
-    "--export-mergekit", "--recipe",
+    "--export-mergekit", "--recipe", "--output",
 }  # fmt: skip
 
 
