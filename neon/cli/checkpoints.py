@@ -39,8 +39,8 @@ class Merge:
     """
 
     base: Path
-    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl; or the folder of a model or pipeline; hf:ORG/REPO
-    is one on the Hugging Face Hub"""
+    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl; or the folder of a model or pipeline;
+    hf:ORG/REPO is one on the Hub"""
     self_trained: Path
     """weights fine-tuned on the base's own samples, or a LoRA of the base that was: its file or folder"""
     w: Weights
