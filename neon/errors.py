@@ -27,6 +27,10 @@ class WorkError(RuntimeError):
     shared = False
 
 
+class NoConnectionError(WorkError):
+    """A server that cannot be reached, which need not be asked for its other files."""
+
+
 class DegenerateError(WorkError):
     """Weights or images that cannot be scored: not finite, overflowing, or all alike. A search goes on past it."""
 

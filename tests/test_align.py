@@ -1,6 +1,8 @@
 """`neon align`: the predicted curve where it is exact, its errors, the command."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +24,18 @@ from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.files import write_json
 from neon.runtime.launch import run_in_processes
-from neon.tune.align import features_at, rounding
-from neon.tune.predict import NODES, Estimate, distances_along, interpolation, lowest_point, predict
+from neon.tune.align import features_at, predict_from_few, rounding
+from neon.tune.predict import (
+    CERTAIN,
+    NODES,
+    Estimate,
+    Prediction,
+    distances_along,
+    interpolation,
+    interval_around,
+    lowest_point,
+    predict,
+)
 from tests.programs import work_in, write_pair
 from tests.tiny import tiny_images
 
@@ -41,9 +53,12 @@ def real(mean: float, deviation: float) -> Statistics:
     return Statistics(mu=np.full(DIMENSIONS, mean), sigma=np.eye(DIMENSIONS) * deviation**2)
 
 
-def prediction(count: int, seed: int, reference: Statistics):
+FOUR = (*NODES, 1.0)
+
+
+def prediction(count: int, seed: int, reference: Statistics, nodes: tuple[float, ...] = FOUR):
     at = generator_of_gaussians(count, seed)
-    return predict(torch.stack([at(w) for w in NODES]), reference)
+    return predict(torch.stack([at(w) for w in nodes]), reference, nodes)
 
 
 def best_w(mean: float, deviation: float, drift: float = 0.4, growth: float = 0.5) -> float:
@@ -64,26 +79,85 @@ def test_the_best_w_of_a_gaussian_is_found(mean: float, deviation: float) -> Non
 
 
 def test_distances_of_features_that_are_linear_in_w_are_those_of_the_features_themselves() -> None:
-    reference, at, ws = real(0.5, 1.4), generator_of_gaussians(100, 2), [-1.0, -0.3, 0.0, 1.7]
-    found = distances_along(reference, NODES, ws)(torch.stack([at(w) for w in NODES]))
-    for w, distance in zip(ws, found.tolist(), strict=True):
-        assert distance == pytest.approx(frechet_distance(reference, Statistics.from_features(at(w))), abs=1e-9)
+    reference, at, ws = real(0.5, 1.4), generator_of_gaussians(10_000, 2), [-1.0, -0.3, 0.0, 1.7]
+    found = distances_along(reference, NODES, ws, torch.stack([at(w) for w in NODES]))(torch.arange(10_000))
+    for w, distance in zip(ws, found[0].tolist(), strict=True):
+        assert distance == pytest.approx(frechet_distance(reference, Statistics.from_features(at(w))), abs=0.01)
 
 
-def test_few_images_do_not_predict_another_w_than_many() -> None:
-    """100 images of 40 features: with the bias of their distances each w is 6 standard errors too low."""
-    dim = 40
-    reference = Statistics(mu=np.full(dim, 0.1), sigma=np.eye(dim) * 1.3**2)
-    expected = (0.1 * 0.1 + 0.5 * 0.3) / (0.1**2 + 0.5**2)
+@pytest.mark.parametrize(("count", "dim"), [(100, 40), (100, 400), (60, 600)])
+def test_few_images_do_not_predict_another_w_than_many(count: int, dim: int) -> None:
+    """Real features of a wide spectrum; images spread as these at w = 0.8, in directions turned by 0.3 of it.
+
+    With the bias that distances of so few images have, every w is far too low: near 0 with 400 features.
+    """
+    generator = torch.Generator().manual_seed(0)
+    roots = torch.arange(1, dim + 1, dtype=torch.float64) ** -0.5
+    turn = torch.linalg.qr(torch.eye(dim) + 0.3 * torch.randn(dim, dim, generator=generator) / dim**0.5)[0].double()
+    reference = Statistics(mu=np.full(dim, 0.02), sigma=np.diag(roots.square().numpy()))
+
+    def spread(w: float) -> torch.Tensor:
+        """Maps noise to features."""
+        return (0.6 + 0.5 * w) * roots[:, None] * turn.T
+
+    def distance(w: float) -> float:
+        factor = spread(w).numpy()
+        return frechet_distance(reference, Statistics(mu=np.full(dim, 0.01 * w), sigma=factor @ factor.T))
+
+    slope, curvature = distance(1) - distance(-1), distance(1) - 2 * distance(0) + distance(-1)
+    expected = -slope / (2 * curvature)  # a parabola: all of its covariances are multiples of one
     found = []
-    for seed in range(6):
-        noise = torch.randn(100, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        found.append(predict(torch.stack([0.1 * w + (1 + 0.5 * w) * noise for w in NODES]), reference))
-    values, errors = torch.tensor([(one.w.value, one.w.error) for one in found]).T
-    assert float(values.mean()) == pytest.approx(expected, abs=2 * float(errors.mean()))
-    many = dim * ((0.1 - 0.1 * expected) ** 2 + (1.3 - 1 - 0.5 * expected) ** 2)
-    lowest = np.mean([min(one.curve.values()) for one in found])
-    assert abs(lowest - many) < 1, "those of 100 images are 7.6 too high"
+    for seed in range(5):
+        noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        features = torch.stack([0.01 * w + noise @ spread(w).T for w in FOUR])
+        found.append(predict(features, reference, FOUR))
+    values = torch.tensor([one.w.value for one in found])
+    assert float(values.mean()) == pytest.approx(expected, abs=0.06)
+    assert sum(low <= expected <= high for low, high in (one.interval for one in found)) >= 4
+    assert np.mean([one.curve[0.0] for one in found]) == pytest.approx(distance(0.0), rel=0.1)
+
+
+def test_the_interval_holds_what_the_interpolation_leaves_out() -> None:
+    """A mean that grows faster than a parabola: three nodes are surely wrong, the fourth shows by how much."""
+    noise = torch.randn(2000, DIMENSIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = torch.stack([noise + math.expm1(2 * w) * torch.ones(DIMENSIONS) for w in FOUR])
+    reference, best = real(4.0, 1.0), math.log(5) / 2
+    three, four = predict(features[:3], reference), predict(features, reference, FOUR)
+    assert not three.interval[0] <= best <= three.interval[1] or three.interval[1] == max(three.curve)
+    assert four.interval[0] < best < four.interval[1] < max(four.curve)
+    assert abs(four.w.value - best) < abs(three.w.value - best)
+    assert CERTAIN * four.w.error < (four.interval[1] - four.interval[0]) / 4, "images alone tell w far better"
+
+
+def test_intervals_hold_the_best_w_as_often_as_they_say() -> None:
+    """No error of interpolation here: what is left is that of the images."""
+    expected = best_w(0.5, 1.4)
+    intervals = [prediction(200, seed, real(0.5, 1.4)).interval for seed in range(100)]
+    assert 88 <= sum(low <= expected <= high for low, high in intervals) <= 100
+    assert max(high - low for low, high in intervals) < 1
+
+
+@pytest.mark.parametrize(
+    ("w", "interval", "expected"), [(0.9, (0.4, 1.0), 1.0), (-0.2, (-0.6, 0.1), -1.0), (0.1, (-0.1, 0.3), 0.25)]
+)
+def test_the_last_node_lies_where_the_lowest_distance_may_be(
+    w: float, interval: tuple[float, float], expected: float
+) -> None:
+    nothing = Estimate(value=0.0, error=0.0)
+    at_w = Estimate(value=w, error=0.0)
+    assert Prediction(
+        nodes=NODES, slope=nothing, w=at_w, interval=interval, gain=nothing, curve={}
+    ).next_node() == expected  # fmt: skip
+
+
+def test_an_interval_ends_where_the_slope_is_certain_or_with_the_curve() -> None:
+    ws = [0.0, 0.5, 1.0, 1.5]
+    slopes = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+    assert interval_around(0.75, ws, slopes, torch.tensor([2.0] * 4)) == (0.25, 1.25)
+    assert interval_around(0.75, ws, slopes, torch.tensor([0.0] * 4)) == (0.75, 0.75)
+    assert interval_around(0.5, ws, slopes, torch.tensor([5.0, 2.0, 1.0, 1.0])) == (0.0, 1.0)
+    assert interval_around(1.5, ws, torch.tensor([-3.0, -2.0, -1.0, -1.0]), torch.tensor([0.5] * 4)) == (1.5, 1.5)
+    assert interval_around(1.5, ws, torch.tensor([-3.0, -2.0, -1.0, -1.0]), torch.tensor([1.5] * 4)) == (0.75, 1.5)
 
 
 def test_standard_errors_are_the_spread_over_repetitions() -> None:
@@ -162,7 +236,7 @@ def test_the_command_tells_and_writes_what_evaluations_of_the_same_images_give(
     assert align("--json align.json") == 0
     found = json.loads(Path("align.json").read_text())
     table = capsys.readouterr().out
-    assert "fd_tiny6 predicted from 40 images at each of w = -0.5, 0, 0.5" in table and found["sign"] in table
+    assert "fd_tiny6 predicted from 40 images at each of w = -0.5, 0, 0.5, " in table and found["sign"] in table
     assert str(Estimate(**found["slope"])) in table and str(Estimate(**found["gain"])) in table
     model = load_model("base.safetensors")
     live = LiveMerge(model.network, load_state("base.safetensors"), load_state("tuned.safetensors"))
@@ -195,7 +269,7 @@ def test_gradients_are_compared_of_real_and_synthetic_images(here: Path, capsys:
     ("flags", "message"),
     [
         ("--stats seven.npz", "statistics of 7 features, but tiny6 has 6"),
-        ("--num-images 19", "--num_images 19: too few for the covariance of 6 features; expected at least 20"),
+        ("--num-images 19", "--num_images 19: too few to tell their noise; expected at least 20"),
         ("--real real", "--real, --synthetic: gradients are compared of both"),
         ("--real real --synthetic real", "real: 60 images do not make two batches of 128"),
         ("--batch-size 0", "--batch_size 0: expected at least 1"),
@@ -219,10 +293,12 @@ def features_in_a_process(arguments: list[str]) -> int:
         model = load_model(base)
         live = LiveMerge(model.network, load_state(base), load_state(tuned))
         settings = type(model.default_settings)(num_steps=2, solver="euler")
-        found = features_at(
-            model, live, NODES, settings, load_features(features), 40, batch_size=7, processes=group
-        )  # fmt: skip
-        write_json(output / f"{group.rank}.json", asdict(predict(found, Statistics.load(base.with_name("real.npz")))))
+        extractor, reference = load_features(features), Statistics.load(base.with_name("real.npz"))
+
+        def sample(ws: Sequence[float]) -> torch.Tensor:
+            return features_at(model, live, ws, settings, extractor, 40, batch_size=7, processes=group)
+
+        write_json(output / f"{group.rank}.json", asdict(predict_from_few(sample, reference, group)))
     return 0
 
 

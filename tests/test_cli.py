@@ -175,7 +175,7 @@ def test_no_images_per_pass_are_refused(command: str, capsys: pytest.CaptureFixt
 LIMITED = """
 import resource, sys
 from neon.cli.app import main
-from neon.cli.checkpoints import Inspect
+from neon.cli.inspect import Inspect
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 sys.exit(main(sys.argv[1:]))
 """

@@ -441,7 +441,7 @@ def test_hugging_face_is_not_asked_again_without_a_connection(home: Path, monkey
     [
         ("EntryNotFound", "not in the repository sinaalemohammad/Neon"),
         ("RepoNotFound", "no such repository, or not for you; if it asks for a login: `hf auth login`"),
-        ("GatedRepo", "no such repository, or not for you; if it asks for a login: `hf auth login`"),
+        ("GatedRepo", "gated; ask for access on its page and log in (`hf auth login`, or HF_TOKEN)"),
         ("Closed", "Hugging Face refuses ("),
     ],
 )

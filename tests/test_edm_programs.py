@@ -219,7 +219,7 @@ def test_the_last_line_is_the_score_and_json_has_the_protocol(here: Path, capsys
     found = scores("--network_pkl base.pkl --seeds 0-39 --batch_size 16 --precision_recall real --nearest_k 3")
     printed = capsys.readouterr()
     last = printed.out.splitlines()[-1]
-    assert last.startswith(f"FD_tiny6={found['fd_tiny6']:.6f}  precision=")
+    assert last.startswith(f"FD_tiny6={found['fd_tiny6']:.6f}  KD_tiny6={found['kd_tiny6']:.5f}+-")
     assert last.endswith("40 images  (conditional, 3 steps)")
     expected = {"metric": "fd_tiny6", "num_images": 40, "seeds": "0-39", "batch_size": 16, "nearest_k": 3, "w": None}
     assert expected.items() <= found.items()
@@ -244,7 +244,7 @@ def test_statistics_of_images_are_a_reference(here: Path) -> None:
     a, b = Statistics.load("out.npz"), Statistics.load("real.npz")
     assert a.count == 60 and abs(a.mu - b.mu).max() < 1e-5
     assert cli.main(["fid", "out.npz", "real.npz", "--json", "a.json"]) == 0
-    assert json.loads(Path("a.json").read_text())["fd_6"] < 1e-6
+    assert json.loads(Path("a.json").read_text())["fd_tiny6"] < 1e-6
 
 
 def test_a_score_of_fewer_images_than_features_shows_few_digits_and_warns(

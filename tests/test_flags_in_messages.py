@@ -28,7 +28,7 @@ SAMPLERS = {"sample", "evaluate", *(name for name in PROGRAMS if "sample" in nam
 TRAINERS = {"selftrain", *(name for name in PROGRAMS if "finetune" in name)}
 ENCODERS = {name for name in PROGRAMS if "encode" in name}
 RUNS = {*SAMPLERS, *TRAINERS, *ENCODERS, "tune", "frontier", "improve", "demo", "VAR/train_tokenizer.py"}
-MERGERS = {"merge", "tune", "frontier", "align", *SAMPLERS}
+MERGERS = {"merge", "diff", "tune", "frontier", "align", *SAMPLERS}
 SCORERS = {
     "evaluate",
     "stats",
@@ -51,6 +51,14 @@ RAISED_BY = {
     ("neon/metrics/reference.py", None): SCORERS,
     ("neon/evaluate/reference.py", None): {"tune", "frontier", "improve"},
     ("neon/merge/pair.py", None): MERGERS,
+    ("neon/merge/adapters/writing.py", None): {"merge"},
+    ("neon/merge/components.py", None): {"merge", "diff"},
+    ("neon/merge/shards.py", None): {"merge"},
+    ("neon/merge/precision.py", None): {"merge"},
+    ("neon/merge/recipe.py", None): {"merge"},
+    ("neon/merge/files.py", "--dtype"): {"merge"},
+    ("neon/merge/files.py", "--output"): {"merge"},
+    ("neon/runtime/atomic_folder.py", None): {"merge"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
@@ -74,7 +82,11 @@ IN_NO_MESSAGE = {
     *("neon/runtime/published_files.py", "neon/report/plots.py", "neon/improve/unscored.py", "neon/tune/outcome.py"),
 }
 """the last two say commands with their flags"""
-SAID_WITH_CARE = {("neon/checkpoint/nestings.py", "--key"), ("neon/data/images.py", "--resize")}
+SAID_WITH_CARE = {
+    ("neon/checkpoint/nestings.py", "--key"),
+    ("neon/checkpoint/weight_sets.py", "--variant"),
+    ("neon/data/images.py", "--resize"),
+}
 """to be of some commands only"""
 
 

@@ -354,7 +354,10 @@ def test_what_makes_no_sense_is_refused_in_words_of_python(tiny: Generator, case
 
 
 NOT_OF_THE_LIBRARY = {
-    "--augment", "--device", "--training-images", "--num-images", "--report-images",
+    "--augment", "--device", "--training-images", "--num-images", "--report-images", "--log",
+    # of merging folders, adapters and by recipes, which is a command only
+    "--variant", "--component", "--shard-size", "--as-adapter", "--adapter-format", "--rank", "--dtype", "--rounding",
+    "--export-mergekit", "--recipe",
 }  # fmt: skip
 
 

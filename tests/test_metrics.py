@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from neon.errors import RequestError, WorkError
-from neon.metrics import FrechetReference, Manifold, Moments, MomentTarget, Statistics, frechet_distance
+from neon.metrics import (
+    DirectionTarget,
+    FrechetReference,
+    Manifold,
+    Moments,
+    MomentTarget,
+    Statistics,
+    frechet_distance,
+)
+from neon.metrics.frechet import nuclear_norm
 
 Array = NDArray[np.float64]
 
@@ -404,3 +413,39 @@ def test_distances_of_combined_moments_are_those_of_the_combined_features() -> N
     few = MomentTarget(real, 4)
     assert few.distances(few.moments([real]), np.ones((1, 1)))[0] == pytest.approx(0, abs=1e-9)
     assert (few.distances(few.moments(made), weights[:2]) < found[:2]).all()
+
+
+@pytest.mark.parametrize(("count", "dim"), [(30, 200), (200, 30), (64, 64)])
+def test_the_gram_form_of_a_distance_is_that_of_the_whole_covariances(count: int, dim: int) -> None:
+    """With fewer images than features, with more, and where both Gram matrices are of one size."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    real = Statistics.from_features(torch.randn(3 * dim, dim, generator=generator, dtype=torch.float64) @ mixing)
+    images = torch.randn(count, dim, generator=generator, dtype=torch.float64) + 0.1
+    statistics = Statistics.from_features(images)
+    centred = (images.numpy() - statistics.mu) / (count - 1) ** 0.5
+    norm = nuclear_norm(centred @ np.linalg.cholesky(real.sigma))
+    shift = real.mu - statistics.mu
+    found = float(shift @ shift) + np.trace(real.sigma) + np.trace(statistics.sigma) - 2 * norm
+    assert found == pytest.approx(frechet_distance(real, statistics), rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [20, 600])
+@pytest.mark.parametrize("spread", [1.0, 1.5])
+def test_distances_of_few_images_are_those_of_many(dim: int, spread: float) -> None:
+    """100 images each, ten times; without what few images add, of 600 features even real ones would be far from 0."""
+    generator = torch.Generator().manual_seed(1)
+    roots = (torch.arange(1, dim + 1, dtype=torch.float64) ** -0.5).numpy()
+    real, made = (Statistics(mu=np.zeros(dim), sigma=np.diag((a * roots) ** 2)) for a in (1.0, spread))
+    sets = torch.randn(10, 100, dim, generator=generator, dtype=torch.float64).numpy() * roots * spread
+    target = DirectionTarget(real, sets)
+    found = target.distances(target.moments(np.arange(100)), np.eye(10)).mean()
+    biased = np.mean([frechet_distance(real, Statistics.from_features(torch.from_numpy(one))) for one in sets])
+    bias = biased - frechet_distance(real, made)
+    assert biased - found == pytest.approx(bias, rel=0.15)
+
+
+def test_images_that_do_not_vary_have_a_distance() -> None:
+    real = Statistics(mu=np.zeros(3), sigma=np.diag([4.0, 1.0, 0.0]))
+    target = DirectionTarget(real, np.ones((2, 10, 3)))
+    assert target.distances(target.moments(np.arange(10)), np.eye(2)).tolist() == pytest.approx([8.0, 8.0])

@@ -12,6 +12,7 @@ from neon.cli import app as cli
 from neon.data.images import write_images, write_labels
 from neon.demo.assets import real_images
 from neon.demo.train import TrainFeatures
+from neon.errors import RequestError
 from neon.metrics.small import SmallFeatures, load_features, usual_stride
 from tests.test_fashion import write_split
 from tests.tiny import tiny_images
@@ -128,9 +129,10 @@ def test_what_learned_nothing_is_said(here: Path, capsys: pytest.CaptureFixture[
     [
         ("real own.npz", "own.npz: features are written as safetensors; end the name"),
         ("real real.safetensors", "real.safetensors: already exists; choose another name or pass --overwrite"),
-        ("real own.safetensors --dim 0", "--dim 0: expected at least 1"),
+        ("real own.safetensors --dim 0", "--dim 0: expected 1 to 16384"),
+        ("real own.safetensors --dim 1000000000", "--dim 1000000000: expected 1 to 16384"),
         ("real own.safetensors --total_images 0", "--total_images 0: expected at least 1"),
-        ("real own.safetensors --seed -1", "--seed -1: expected 0 to"),
+        ("real own.safetensors --seed -1", "--seed -1: expected 0 to 999999"),
         ("real own.safetensors --name a/b", "--name a/b: becomes a part of the score's name, fd_NAME; expected"),
         ("real inception.safetensors", "--name inception: becomes a part of the score's name"),
         ("few own.safetensors", "few: 40 images are too few; expected at least 50"),
@@ -189,6 +191,15 @@ def test_files_of_before_there_was_a_stride_open_and_are_written_alike(tmp_path:
     extractor.save(tmp_path / "features.safetensors")
     with open_checkpoint(tmp_path / "features.safetensors") as file:
         assert json.loads(file.metadata["features"]) == config and set(file.metadata) == {"features"}
+
+
+@pytest.mark.parametrize("entry", [{"stride": 0}, {"stride": 3}, {"width": 10**9}, {"width": "64"}, {"steps": 2}])
+def test_a_file_that_tells_another_network_than_it_holds_is_refused(tmp_path: Path, entry: dict[str, object]) -> None:
+    extractor = SmallFeatures("own", (1, 8, 8), 4, 3)
+    extractor.config |= entry
+    extractor.save(tmp_path / "own.safetensors")
+    with pytest.raises(RequestError, match=r"own\.safetensors: .*(describe no feature network|do not fit)"):
+        load_features(tmp_path / "own.safetensors")
 
 
 def test_the_demo_makes_both_networks_elsewhere_than_where_they_are_embedded(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import torch
 
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
 from neon.cli import app as cli
+from neon.data.images import pack_set, write_images, write_labels
+from neon.demo.assets import real_images
 from neon.errors import RequestError
 from neon.merge import LEAST_CHANGE
 from neon.model import ATTRIBUTES, GenerativeModel, architecture, load_model, save_model
@@ -26,13 +28,13 @@ EXAMPLE = ROOT / "docs" / "examples" / "flow.py"
 FLOW = f"{EXAMPLE}:Flow"
 CONFIG = {"image_shape": [1, 4, 4], "width": 8, "depth": 1}
 FEWER = {
+    "--name own": "--name own --total_images 1280 --dim 16",
     "--steps 2500": "--steps 150",
     "--num_images 1000": "--num_images 64",
     "--total_images 25600": "--total_images 1024",
     "--save_interval 6400": "--save_interval 256",
     "snapshot-000006.400-kimg": "snapshot-000000.256-kimg",
     "snapshot-000012.800-kimg": "snapshot-000000.512-kimg",
-    "--num-images 300": "--num-images 128",
     "--num-images 2000 --report-images 2000": "--num-images 80 --report-images 80 --limit 3",
     "--num_images 2000": "--num_images 80",
 }
@@ -65,6 +67,9 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         commands = commands.replace(printed, fewer)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        write_images("images", range(400), real_images()[:400])
+        write_labels("images", None, 400)
+        pack_set("images", "images.zip")
         for command in commands.splitlines():
             assert run(command) == 0, command
     return folder / "runs" / "own"
@@ -91,7 +96,7 @@ def test_the_commands_of_the_document_sample_train_merge_and_report(walked: Path
     with open_checkpoint(walked / "self/snapshot-000000.512-kimg.safetensors") as snapshot:
         assert float(snapshot.metadata["moved"]) > LEAST_CHANGE
     found = json.loads((walked / "tune" / "tune.json").read_text())
-    assert found["metric"] == "fd_fashion64" and found["recommended"] in ("base", "neon")
+    assert found["metric"] == "fd_own" and found["recommended"] in ("base", "neon")
     assert "flow" in (walked / "tune" / "report.html").read_text()
 
 
@@ -200,7 +205,7 @@ def test_a_model_that_breaks_the_contract_is_told_where(here: Path, replaced: st
 
 
 def test_postponed_annotations_in_the_file_work(here: Path) -> None:
-    name = variant("\nfrom dataclasses", "\nfrom __future__ import annotations\n\nfrom dataclasses")
+    name = variant("\nimport sys", "\nfrom __future__ import annotations\n\nimport sys")
     assert load_model("base.safetensors", kind=name).default_settings.num_steps == 5
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from neon import sampling
 from neon.cli.app import main
-from neon.cli.checkpoints import Inspect
 from neon.cli.command_line import exit_code
+from neon.cli.inspect import Inspect
 from neon.errors import DegenerateError
 from neon.evaluate import features as rows
 from neon.runtime.distributed import processes

@@ -12,9 +12,11 @@ from types import ModuleType
 
 import pytest
 
-from neon import evaluate, selftrain
+from neon import selftrain
 from neon.cli.app import main
 from neon.cli.command_line import run_program
+from neon.errors import DegenerateError
+from neon.evaluate import features as rows
 from neon.runtime import trackers
 from neon.tune import scorer
 from tests.programs import Killed, dies_after, log, work_in, write_pair
@@ -140,18 +142,18 @@ def test_half_a_line_in_the_log_is_no_line_of_the_table(here: Path) -> None:
 
 def test_every_evaluation_of_a_search_is_a_line_in_order_also_after_a_kill(here: Path) -> None:
     words = f"{TUNE} --sampler_scores 3 --no-resample --out run".split()
-    with dies_after(8, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(8, rows, "sample_block"), pytest.raises(Killed):
         main(words)
     assert [row["name"] for row in table("run/evaluations.csv")] == evaluations("run")
     assert main(words) == 0
-    rows, entries = table("run/evaluations.csv"), Path("run/evaluations.jsonl").read_text().splitlines()
-    assert [row["name"] for row in rows] == evaluations("run")
-    assert [float(row["distance"]) for row in rows] == [json.loads(line)["distance"] for line in entries]
-    assert rows[0]["purpose"] == "selection" and float(rows[0]["w"]) == 0 and float(rows[0]["guidance"]) == 0
-    assert {row["block"] for row in rows if row["purpose"] == "report"} == {"0", "1", "2"}
-    assert any(row["sampler"] for row in rows) and not rows[0]["sampler"]
+    lines, entries = table("run/evaluations.csv"), Path("run/evaluations.jsonl").read_text().splitlines()
+    assert [row["name"] for row in lines] == evaluations("run")
+    assert [float(row["distance"]) for row in lines] == [json.loads(line)["distance"] for line in entries]
+    assert lines[0]["purpose"] == "selection" and float(lines[0]["w"]) == 0 and float(lines[0]["guidance"]) == 0
+    assert {row["block"] for row in lines if row["purpose"] == "report"} == {"0", "1", "2"}
+    assert any(row["sampler"] for row in lines) and not lines[0]["sampler"]
     Path("run/evaluations.csv").unlink()
-    assert main(words) == 0 and table("run/evaluations.csv") == rows, "runs of before get it, too"
+    assert main(words) == 0 and table("run/evaluations.csv") == lines, "runs of before get it, too"
 
 
 def test_what_cannot_be_scored_says_why_in_the_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ def test_what_cannot_be_scored_says_why_in_the_table(here: Path, monkeypatch: py
 
 
 def _degenerate() -> None:
-    raise evaluate.DegenerateError("all images look the same")
+    raise DegenerateError("all images look the same")
 
 
 # Trackers
@@ -222,7 +224,7 @@ def test_what_a_kill_took_from_a_tracker_is_sent_again(
 
 def test_a_tracker_gets_every_evaluation_the_report_and_the_training_within(here: Path, recorder: Recorder) -> None:
     assert main(f"{TUNE} {RESAMPLED} --out plain".split()) == 0
-    with dies_after(8, evaluate, "sample_block"), pytest.raises(Killed):
+    with dies_after(8, rows, "sample_block"), pytest.raises(Killed):
         main(f"{TUNE} {RESAMPLED} --out run --log tensorboard".split())
     assert main(f"{TUNE} {RESAMPLED} --out run --log tensorboard".split()) == 0
     assert set(recorder.values) == {"run", "run/self-training-best-sampler"} == set(recorder.finished)
@@ -298,9 +300,9 @@ def test_a_folder_called_as_a_package_is_none(
 def trained(here: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[dict[int, float]]:
     """The losses of a run that was stopped and went on with the tracker of this test, by images seen."""
     name = request.param
-    pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(here / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(here / "trackio"))  # read when it is imported
+    pytest.importorskip(name)
     words = f"{TRAIN} --outdir run --log {name}".split()
     with dies_after(8, selftrain.TrainingRun, "one_step"), pytest.raises(Killed):
         main(words)

@@ -93,6 +93,10 @@ class Checkpoint(ABC):
         """Every file that it is read from."""
         return (self.path,)
 
+    def file_of(self, name: str) -> Path:
+        """The file that a tensor lies in."""
+        return self.path
+
     def names(self) -> list[str]:
         """Tensor names, in the order of the file."""
         return list(self.specs)

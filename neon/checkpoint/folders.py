@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from neon.checkpoint.common import Checkpoint, listing
+from neon.checkpoint.weight_sets import PIPELINE_FILE, sets_in, usual_set
 from neon.errors import RequestError
 from neon.runtime.files import weight_map
 
@@ -31,6 +32,9 @@ class ShardedCheckpoint(Checkpoint):
     def files(self) -> tuple[Path, ...]:
         return tuple(shard.path for shard in self._shards)
 
+    def file_of(self, name: str) -> Path:
+        return self._holder[name].path
+
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         self._holder[name].read(name, start, out)
 
@@ -46,6 +50,8 @@ def is_index(head: bytes) -> bool:
 
 def file_in(folder: Path) -> Path | list[Path]:
     """What of a folder is to be opened: its one file of weights, an index of shards, or shards that are all there.
+
+    Of several sets of weights under the names of transformers or diffusers, the one that they read.
 
     Raises:
         RequestError: there is nothing of the kind in it, or more than one.
@@ -65,6 +71,11 @@ def file_in(folder: Path) -> Path | list[Path]:
             if len(files) == int(count) and numbers == set(range(1, len(files) + 1)):
                 return files
             raise RequestError(f"{folder}: holds {len(files)} of {int(count)} shards; download the others too")
+    if standard := sets_in(folder):
+        used = usual_set(folder, standard)
+        return used.path if used.path != folder else list(used.files)
+    if (folder / PIPELINE_FILE).is_file():
+        raise RequestError(f"{folder}: a diffusers pipeline; name the folder of one of its models, inside it")
     found = listing([file.name for file in (*indices, *files)], first=8)
     raise RequestError(
         f"{folder}: expected a checkpoint file, or a folder with one or with the shards of one, found a folder with "

@@ -17,7 +17,11 @@ class Renamed(Checkpoint):
     """A checkpoint under other names; closing it closes the file.
 
     Args:
-        names: name in the file by the name it is to have, in the order of the file or any other.
+        names: name in the file by the name it is to have, in the order of the file or any other; two names may be had
+            by one tensor.
+
+    Attributes:
+        names_held: `names`.
     """
 
     def __init__(self, source: Checkpoint, names: Mapping[str, str]) -> None:
@@ -25,7 +29,7 @@ class Renamed(Checkpoint):
         super().__init__(source.path, specs, key=source.key, candidates=source.candidates, metadata=source.metadata)
         self.format = source.format  # type: ignore[misc]  # of a class of files, and here of this one
         self._source = source
-        self._names = dict(names)
+        self.names_held = dict(names)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -40,7 +44,7 @@ class Renamed(Checkpoint):
         return self._source.constructor
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
-        self._source.read(self._names[name], start, out)
+        self._source.read(self.names_held[name], start, out)
 
     def close(self) -> None:
         self._source.close()
@@ -71,6 +75,23 @@ def fitted(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str] | None:
     if plain.keys() != plain_other.keys():
         return None
     return {name: plain_other[word] for word, name in plain.items()}
+
+
+def common_names(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
+    """What those of our names that theirs have too are called there, without the wrappers' words that `fitted` knows.
+
+    Each side may have names of its own. Of the words that all names of a side begin with, as many count as a
+    wrapper's as leave the most names in common.
+    """
+    plain, plain_other = _plain_names(ours), _plain_names(theirs)
+    fronts = [
+        [_without_front(names, count) for count in range(len(_common_front(names)) + 1)]
+        for names in (plain, plain_other)
+    ]
+    mine, other = max(
+        ((a, b) for a in fronts[0] for b in fronts[1]), key=lambda pair: len(pair[0].keys() & pair[1].keys())
+    )
+    return {name: other[word] for word, name in mine.items() if word in other}
 
 
 def names_differ(names: Mapping[str, str]) -> str:

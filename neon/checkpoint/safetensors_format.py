@@ -14,7 +14,7 @@ import torch
 from neon.checkpoint.common import Checkpoint, TensorSpec, bytes_of, read_values, specs_of
 from neon.checkpoint.header import DTYPE_NAMES, METADATA, dtype_name, entries_in_order, read_header
 from neon.errors import RequestError
-from neon.runtime.files import atomic_write
+from neon.runtime.files import atomic_write, write_failure
 
 _DTYPES = {code: getattr(torch, name) for code, name in DTYPE_NAMES.items()}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -72,6 +72,23 @@ class SafetensorsWriter:
 
     def check_complete(self) -> None:
         assert self._left == 0, f"{self._left} bytes of tensors were not written"
+
+
+def rewrite_metadata(
+    path: Path, layout: Mapping[str, TensorSpec], before: Mapping[str, str], after: Mapping[str, str]
+) -> None:
+    """Replace the metadata of a written file by others of the same length; errors as `atomic_write`."""
+    old, new = _header_bytes(layout, before), _header_bytes(layout, after)
+    assert len(old) == len(new), "replaced metadata must keep its length"
+    try:
+        with open(path, "r+b") as file:
+            assert file.read(len(old)) == old, "another header"
+            file.seek(0)
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_failure(error, path) from error
 
 
 @contextlib.contextmanager

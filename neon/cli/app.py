@@ -25,9 +25,11 @@ COMMANDS = {
     "features": "features:MakeFeatures",
     "stats": "programs:Stats",
     "fid": "programs:Fid",
-    "inspect": "checkpoints:Inspect",
+    "inspect": "inspect:Inspect",
+    "diff": "diff:Diff",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
+    "push": "push:Push",
     "doctor": "doctor:Doctor",
 }
 """module and class of each command; a new one is one row"""

@@ -1,23 +1,28 @@
 """`neon merge`, `neon inspect` and `neon convert`: checkpoints in every published format."""
 
 import dataclasses
-import json as json_module
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from neon.cli.command_line import Weights, number
 from neon.cli.flags import File, Key
+from neon.cli.merge_recipe import words_of_merge
 from neon.errors import RequestError, shown
 
 if TYPE_CHECKING:
     from neon.checkpoint import Checkpoint
+    from neon.merge import FolderReport, MergeReport
+    from neon.merge.precision import Precision
+    from neon.merge.streaming import Progress
 
+DTypeName = Literal["float32", "bfloat16", "float16"]
+Rounding = Literal["nearest", "stochastic"]
+AdapterFormatName = Literal["peft", "diffusers", "kohya"] | None
 CHUNK_ELEMENTS = 1 << 20
 
 
@@ -28,174 +33,244 @@ class Merge:
     w = 0 is the base, w = -1 the self-trained model, w > 0 Neon. Several w cost one read of the inputs. The same as
     `python neon_merge.py`.
 
+    Folders of transformers and diffusers models are merged into folders, see docs/merging.md.
+
     Example: neon merge --base base.pth --self-trained tuned.pth -w 0.5 1 1.5 --output "neon_w{w}.pth"
     """
 
     base: Path
-    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl"""
+    """base weights: safetensors, .pth, .pt, .ckpt or a published .pkl; or the folder of a model or pipeline; hf:ORG/REPO is one
+    on the Hugging Face Hub"""
     self_trained: Path
-    """weights fine-tuned on the base's own samples"""
+    """weights fine-tuned on the base's own samples, or a LoRA of the base that was: its file or folder"""
     w: Weights
     """merge weights"""
+    w_of: Annotated[list[str], tyro.conf.arg(metavar="PATTERN=W [..]")] = dataclasses.field(default_factory=list)
+    """another w for tensors by their names, such as "*norm*=0"; the first pattern that matches counts"""
     output: str
-    """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one); several w need {w} in it"""
+    """file to write (.safetensors, .pth, .pt, .ckpt, .pkl if the base is one), or folder if the base is one; several w
+    need {w} in it"""
     key: Key = None
     """nesting of the state dict, such as model_ema; chosen and printed if not given"""
     self_trained_key: Key = None
     """the same for the self-trained file"""
+    component: Annotated[list[str], tyro.conf.arg(metavar="NAME [NAME ...]")] = dataclasses.field(default_factory=list)
+    """of folders: the components of a pipeline to merge, such as transformer; by default the one that differs"""
+    variant: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """of folders: the variant to merge, such as fp16; by default the weights without one"""
+    shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """of folders: the most bytes of a file, such as 5GB; by default cut as the base's are"""
+    dtype: DTypeName | None = None
+    """of the merged weights; by default the base's"""
+    rounding: Rounding = "nearest"
+    """to 16 bits; stochastic keeps small updates on average"""
+    seed: int | None = None
+    """of stochastic rounding; 0 by default"""
     overwrite: bool = False
     """replace an existing output"""
+    as_adapter: bool = False
+    """write a LoRA that makes the merge of the base, loaded at scale 1; output: its folder, or a file for kohya"""
+    adapter_format: AdapterFormatName = None
+    """of --as-adapter: by default that of the adapter given, or peft"""
+    rank: int | None = None
+    """of --as-adapter from two networks: 16 by default; an adapter's own ranks are kept"""
+    recipe: File = None
+    """merge.yaml of a merge, or one written by hand, in place of flags; flags beside it win"""
+    export_mergekit: File = None
+    """also write the merge as a recipe of mergekit to this file"""
     json: File = None
     """also write the report to this file"""
 
+    @classmethod
+    def with_recipe(cls, words: Sequence[str]) -> list[str]:
+        """The words of a command line, after those of the recipe that it names."""
+        return words_of_merge(words)
+
     def __call__(self) -> None:
+        if self.as_adapter:
+            self._write_adapter()
+        elif given := [flag for flag in ("adapter_format", "rank") if getattr(self, flag) is not None]:
+            raise RequestError(f"--{given[0].replace('_', '-')}: goes with --as-adapter")
+        else:
+            self._write_weights()
+
+    def _write_adapter(self) -> None:
+        from neon.merge.adapters.writing import write_adapter
+        from neon.runtime.files import check_writable, write_json
+
+        for flag in ("shard_size", "dtype", "seed", "w_of", "export_mergekit"):
+            if getattr(self, flag) not in (None, []):
+                raise RequestError(f"--{flag.replace('_', '-')}: is of weights, not of an adapter; leave it out")
+        if self.rounding != "nearest":
+            raise RequestError(f"--rounding {self.rounding}: is of weights, not of an adapter; leave it out")
+        if len(self.w) > 1:
+            raise RequestError(f"-w {' '.join(self.w)}: --as-adapter writes one; its scale in use stands for other w")
+        if self.json is not None:
+            check_writable(self.json, overwrite=True)
+        report = write_adapter(
+            self.base,
+            self.self_trained,
+            number("-w", self.w[0]),
+            self.output,
+            adapter_format=self.adapter_format,
+            rank=self.rank,
+            components=self.component,
+            variant=self.variant,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+        )
+        print(f"{report.formula}, as an adapter of {report.base}")
+        for name, share in report.layers.items():
+            print(shown(f"  {name}  rank {report.ranks[name]}, {share:.1%} of the update's norm"))
+        how = "the adapter's own factors" if report.exact else "truncated"
+        print(f"w = {report.w:g}  {report.output}  ({report.adapter_format}, {len(report.layers)} layers, {how})")
+        print(f"kept          {report.kept:.2%} of the update's norm, {len(report.whole)} tensors stored whole")
+        for warning in dict.fromkeys(report.warnings):
+            print(f"neon merge: warning: {warning}", file=sys.stderr)
+        if self.json is not None:
+            write_json(self.json, dataclasses.asdict(report))
+
+    def _write_weights(self) -> None:
         from tqdm import tqdm
 
-        from neon.checkpoint.common import listing
-        from neon.merge import merge_files
-        from neon.runtime.files import check_writable, write_json
+        from neon.merge import is_folder_merge
+        from neon.runtime.files import atomic_write, check_writable, write_json
 
         if self.json is not None:
             check_writable(self.json, overwrite=True)
+        mergekit = self._mergekit()
+        merge = self._merge_folders if is_folder_merge(self.base, self.output) else self._merge_files
         with tqdm(unit="B", unit_scale=True, desc="merging", delay=2, leave=False, file=sys.stderr) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            reports = merge_files(
-                self.base,
-                self.self_trained,
-                [number("-w", text) for text in self.w],
-                self.output,
-                key=self.key,
-                self_trained_key=self.self_trained_key,
-                overwrite=self.overwrite,
-                progress=progress,
-            )
-        first = reports[0]
-        print(first.formula)
-        print(f"base          {first.base}{_key_text(first.base_key, first.base_candidates)}")
-        print(f"self-trained  {first.self_trained}{_key_text(first.self_trained_key, first.self_trained_candidates)}")
-        buffers = f" (of these {len(first.buffers)} as buffers: {listing(first.buffers, 1)})" if first.buffers else ""
-        print(f"tensors       {first.merged_tensors} merged, {first.copied_tensors} copied{buffers}")
-        for report in reports:
-            kept = f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding"
-            print(f"w = {report.w:<8g}  {report.output}  ({kept})")
+            reports = merge(_Bar(bar))
         for warning in dict.fromkeys(text for report in reports for text in report.warnings):
-            print(f"neon merge: warning: {warning}", file=sys.stderr)
+            print(f"neon merge: warning: {shown(warning)}", file=sys.stderr)
+        if self.export_mergekit is not None:
+            with atomic_write(self.export_mergekit) as file:
+                file.write(mergekit)
         if self.json is not None:
             write_json(self.json, [dataclasses.asdict(report) for report in reports])
 
+    def _merge_files(self, progress: "Progress") -> "Sequence[MergeReport]":
+        from neon.merge import merge_files
 
-@dataclass(frozen=True, kw_only=True)
-class Inspect:
-    """Show what a checkpoint holds; nothing stored in it is executed.
+        for flag, value in (
+            ("--component", self.component),
+            ("--variant", self.variant),
+            ("--shard-size", self.shard_size),
+        ):
+            if value:
+                raise RequestError(
+                    f"{flag}: is of folders merged into a folder; name a folder as --base and, without a suffix, as "
+                    "--output"
+                )
+        reports = merge_files(
+            self.base,
+            self.self_trained,
+            self._ws(),
+            self.output,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+            progress=progress,
+            precision=self._precision(),
+            patterns=self._patterns(),
+        )
+        print(reports[0].formula)
+        _show_inputs(reports[0])
+        for report in reports:
+            print(f"w = {report.w:<8g}  {report.output}  ({_kept(report)})")
+        return reports
 
-    Example: neon inspect neon_w1.safetensors
-    """
+    def _merge_folders(self, progress: "Progress") -> "Sequence[FolderReport]":
+        from neon.merge import merge_folders
 
-    file: tyro.conf.Positional[Path]
-    """checkpoint of any readable format"""
-    key: Key = None
-    """nesting of the state dict, such as model_ema; chosen and printed if not given"""
-    json: bool = False
-    """print JSON"""
+        reports = merge_folders(
+            self.base,
+            self.self_trained,
+            self._ws(),
+            self.output,
+            components=self.component,
+            variant=self.variant,
+            shard_size=self.shard_size,
+            key=self.key,
+            self_trained_key=self.self_trained_key,
+            overwrite=self.overwrite,
+            progress=progress,
+            precision=self._precision(),
+            patterns=self._patterns(),
+        )
+        first = reports[0]
+        print(first.formula)
+        for name, merged in first.components.items():
+            if name:
+                print(f"component     {name}")
+            _show_inputs(merged)
+        print(shown(f"copied        {', '.join(first.copied) or 'nothing'}"))
+        for left_out in first.left_out:
+            print(shown(f"left out      {left_out}"))
+        for report in reports:
+            print(f"w = {report.w:<8g}  {report.output}  ({'; '.join(map(_kept, report.components.values()))})")
+        return reports
 
-    def __call__(self) -> None:
-        facts = self._facts()
-        tensors = facts.pop("tensors")
-        if self.json:
-            print(json_module.dumps({**facts, "tensors": tensors}, indent=2))
-            return
-        metadata = facts.pop("metadata")
-        facts["key"] = facts["key"] or "(the file itself)"
-        facts["candidates"] = ", ".join(name or "(the file itself)" for name in facts["candidates"])
-        for name, value in facts.items():
-            if value is not None:
-                print(shown(f"{name:<13} {value:,}" if isinstance(value, int) else f"{name:<13} {value}"))
-        for name, value in metadata.items():
-            if name not in (*facts, "buffers"):  # as many names as a network has layers
-                print(shown(f"{name:<13} {value}"))
-        print(f"tensors       {len(tensors)}")
-        names = {name: shown(name) for name in tensors}
-        width = max(map(len, names.values()))
-        for name, tensor in tensors.items():
-            print(f"  {names[name]:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+    def _precision(self) -> "Precision":
+        from neon.merge.precision import Precision
 
-    def _facts(self) -> dict[str, Any]:
-        from neon.runtime.files import sha256_file
+        return Precision(dtype=self.dtype, rounding=self.rounding, seed=self.seed)
 
-        read = self._read_header() or self._read_checkpoint()
-        return {
-            "file": str(self.file),
-            "format": read.format,
-            "bytes": sum(file.stat().st_size for file in read.files),
-            "sha256": sha256_file(self.file),
-            "architecture": read.described.get("architecture"),
-            "config": read.described.get("config"),
-            "key": read.key,
-            "candidates": list(read.candidates),
-            "parameters": sum(math.prod(t["shape"]) for t in read.tensors.values() if "float" in t["dtype"]),
-            "metadata": read.metadata,
-            "tensors": read.tensors,
-        }
+    def _patterns(self) -> dict[str, float]:
+        found = dict[str, float]()
+        for text in self.w_of:
+            pattern, equals, w = text.rpartition("=")
+            if not equals or not pattern:
+                raise RequestError(f"--w-of {text}: expected a pattern of names and its w, such as *norm*=0")
+            found[pattern] = number(f"--w-of {pattern}", w)
+        return found
 
-    def _read_header(self) -> "_Contents | None":
-        """That of a safetensors file that says of what architecture it is, without torch; None: another file."""
-        from neon.checkpoint.header import METADATA, dtype_name, entries_in_order, is_safetensors, read_header
+    def _mergekit(self) -> bytes:
+        """What --export-mergekit writes; nothing without it."""
+        if self.export_mergekit is None:
+            return b""
+        import yaml
 
-        if self.key or not self.file.is_file():
-            return None
-        with open(self.file, "rb") as file:
-            if not is_safetensors(file.read(16)):
-                return None
-        try:
-            header, _ = read_header(self.file)
-        except RequestError:  # or it begins like one
-            return None
-        metadata: dict[str, str] = header.get(METADATA, {})
-        if "architecture" not in metadata:
-            return None
-        tensors = {
-            name: {"shape": entry["shape"], "dtype": dtype_name(self.file, name, entry["dtype"])}
-            for name, entry in entries_in_order(header)
-        }
-        return _Contents((self.file,), "safetensors", "", ("",), metadata, metadata, tensors)
+        from neon.merge.recipe import mergekit_recipe
+        from neon.runtime.files import check_writable
 
-    def _read_checkpoint(self) -> "_Contents":
-        from neon.checkpoint import open_checkpoint
-        from neon.model import described
+        check_writable(self.export_mergekit, overwrite=True)
+        recipe = mergekit_recipe(self.base, self.self_trained, self._ws(), self._patterns(), self._precision())
+        return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
 
-        with open_checkpoint(self.file, self.key) as checkpoint:
-            tensors = {
-                name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-                for name, spec in checkpoint.specs.items()
-            }
-            return _Contents(
-                checkpoint.files,
-                checkpoint.format,
-                checkpoint.key,
-                checkpoint.candidates,
-                checkpoint.metadata,
-                described(checkpoint),
-                tensors,
-            )
+    def _ws(self) -> list[float]:
+        return [number("-w", text) for text in self.w]
 
 
-class _Contents(NamedTuple):
-    """What `neon inspect` reads in a checkpoint."""
+class _Bar:
+    """What shows the progress of a merge, of which each component begins anew."""
 
-    files: Sequence[Path]
-    format: str
-    key: str
-    candidates: Sequence[str]
-    metadata: dict[str, str]
-    """as the file has it"""
-    described: dict[str, str]
-    """with architecture and config, if they are recognised"""
-    tensors: dict[str, dict[str, Any]]
-    """shape and dtype by name"""
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < self._bar.n:
+            self._bar.reset(total)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+
+def _show_inputs(report: "MergeReport") -> None:
+    from neon.checkpoint.common import listing
+
+    print(f"base          {report.base}{_key_text(report.base_key, report.base_candidates)}")
+    print(f"self-trained  {report.self_trained}{_key_text(report.self_trained_key, report.self_trained_candidates)}")
+    buffers = f" (of these {len(report.buffers)} as buffers: {listing(report.buffers, 1)})" if report.buffers else ""
+    print(f"tensors       {report.merged_tensors} merged, {report.copied_tensors} copied{buffers}")
+
+
+def _kept(report: "MergeReport") -> str:
+    return (
+        f"update off by {report.relative_error:.2%}, {report.share_lost:.2%} of it lost in rounding, "
+        f"{report.share_kept:.2%} kept on average"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

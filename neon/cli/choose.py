@@ -4,7 +4,7 @@ torch and what needs it are imported where a command runs, so that `neon --help`
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,12 +203,12 @@ def say_what_is_added(command: str, w: tuple[float, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Align(ResidentFlags):
-    """Predict the best w from few images: those of the same noise at w = -0.5, 0 and 0.5.
+    """Predict the best w from few images: those of the same noise at w = -0.5, 0, 0.5 and one more.
 
-    Mean and covariance of their features are interpolated in w, and compared with those of real images. With a small
-    feature network it costs less than one evaluation, and tells whether the others are worth it; with Inception it
-    takes 4,096 images at each w and about five minutes of a processor. `neon tune` finds the w to use. What follows +-
-    is the standard error of the images, not of the interpolation.
+    Mean and variances of their features are interpolated in w, and compared with those of real images. With any
+    feature network it costs about a tenth of an evaluation of 10,000 images, and tells whether evaluations are worth
+    it. `neon tune` finds the w to use. What follows +- is the standard error of the images; the interval of w holds
+    the error of the interpolation, too.
 
     Example: neon align --base base.safetensors --self-trained tuned.pth --features net.safetensors --stats train.npz
     """
@@ -229,8 +229,8 @@ class Align(ResidentFlags):
     """folder or zip of real images: also the cosine between gradients of the loss on these and on `synthetic`"""
     synthetic: Path | None = None
     """folder or zip of images of the base, with `real`"""
-    num_images: int = 300
-    """images at each of the three w, at least twice as many as there are features"""
+    num_images: int = 250
+    """images at each of the four w, at least 20"""
     batch_size: int = 64
     """images per forward pass of one process"""
     seed: int = 0
@@ -259,9 +259,9 @@ class Align(ResidentFlags):
         from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
         from neon.runtime.threads import use_threads
-        from neon.tune.align import features_at, prediction_text, rounding
+        from neon.tune.align import features_at, predict_from_few, prediction_text, rounding
         from neon.tune.gradients import gradient_alignment
-        from neon.tune.predict import GROUPS, NODES, predict
+        from neon.tune.predict import GROUPS
 
         if (file := self.json) is not None:
             processes.on_main(lambda: check_writable(file, overwrite=True))
@@ -273,11 +273,10 @@ class Align(ResidentFlags):
             raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")
         use_threads(processes.device, model, extractor)
         reference = load_statistics(self.stats, model, extractor)
-        fewest = 2 * max(extractor.dim, GROUPS)
-        if self.num_images < fewest:
+        if self.num_images < (fewest := 2 * GROUPS):
             raise RequestError(
-                f"--num_images {self.num_images}: too few for the covariance of {extractor.dim} features; "
-                f"expected at least {fewest}, better twice as many"
+                f"--num_images {self.num_images}: too few to tell their noise; "
+                f"expected at least {fewest}, better hundreds"
             )
         sets = None
         if self.real is not None and self.synthetic is not None:
@@ -287,20 +286,22 @@ class Align(ResidentFlags):
         left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))
         compared = sets and gradient_alignment(model, *sets, seed=self.seed, processes=processes)
         base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        prediction = predict(
-            features_at(
+        live = LiveMerge(model.network, base, trained)
+
+        def sample(ws: Sequence[float]) -> "torch.Tensor":
+            return features_at(
                 model,
-                LiveMerge(model.network, base, trained),
-                NODES,
+                live,
+                ws,
                 settings,
                 extractor,
                 self.num_images,
                 seed=self.seed,
                 batch_size=self.batch_size,
                 processes=processes,
-            ),
-            reference,
-        )
+            )
+
+        prediction = predict_from_few(sample, reference, processes)
         metric = extractor.score_name
 
         def write() -> None:
@@ -311,7 +312,6 @@ class Align(ResidentFlags):
                 figures = {
                     "metric": metric,
                     "num_images": self.num_images,
-                    "nodes": NODES,
                     "seed": self.seed,
                     "sign": prediction.sign,
                     **asdict(prediction),

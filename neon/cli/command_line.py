@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from neon.errors import RequestError, WorkError, is_first_process, one_line
+from neon.runtime.hub import fetched, is_hub_name
 from neon.runtime.signals import Stopped, answered
 
 Command = Callable[[], int | None]
@@ -27,6 +28,10 @@ Scales = Annotated[list[str], tyro.conf.arg(metavar="G [G ...]")]
 """scales of a second network, as text likewise"""
 SWITCH_VALUES = {"1": True, "true": True, "0": False, "false": False}
 """how the published programs also spell a switch: `--cond=1`, `--cond true`"""
+OUTPUTS = ("out", "outdir", "output", "json", "run_dir")
+"""fields that name what is written"""
+PUSHED_TO = "repository"
+"""the field that names a place on the Hub and no input"""
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """what torch says of a GPU and of a CPU that has no more of it"""
 
@@ -42,9 +47,34 @@ def run_program(program: type[Command], argv: Sequence[str] | None = None, *, na
     def run() -> int | None:
         with values_refused():
             command = parse(program, words, called)
-        return command()
+        return with_hub_files(command)()
 
     return exit_code(called, run)
+
+
+def with_hub_files(command: Command) -> Command:
+    """The command, with every `hf:` name among its values as the path in the Hub's cache that it was fetched to.
+
+    Raises:
+        RequestError, WorkError: as `fetched`, or an output is such a name.
+    """
+    if not dataclasses.is_dataclass(command):
+        return command
+    values = {field.name: getattr(command, field.name) for field in dataclasses.fields(command) if field.init}
+    changed = {name: _fetched(name, value) for name, value in values.items()}
+    new = {name: value for name, value in changed.items() if value is not values[name]}
+    return dataclasses.replace(command, **new) if new else command
+
+
+def _fetched(name: str, value: Any) -> Any:
+    """`value` of field `name`, the same object if there is nothing to fetch."""
+    if dataclasses.is_dataclass(value):
+        return with_hub_files(value)  # type: ignore[arg-type]  # settings that are part of a command
+    if not isinstance(value, str | Path) or not is_hub_name(value) or name == PUSHED_TO:
+        return value
+    if name in OUTPUTS:
+        raise RequestError(f"--{name} {value}: an output is written here; `neon push` brings a folder to the Hub")
+    return type(value)(fetched(value))
 
 
 def parse(program: type[Command], words: Sequence[str], name: str) -> Command:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from neon.errors import RequestError, WorkError
-from neon.runtime.download import NoConnectionError, download, download_from_hub
+from neon.errors import NoConnectionError, RequestError, WorkError
+from neon.runtime.download import download
 from neon.runtime.files import check_writable
+from neon.runtime.hub import download_from_hub
 from neon.runtime.published_files import Architecture, PublishedFile, published_files
 from neon.runtime.signals import Stopped
 

@@ -72,8 +72,9 @@ class MakeFeatures:
         from neon.runtime.threads import use_threads
 
         name = self.checked_name()
-        at_least_one(dim=self.dim, total_images=self.total_images)
-        between(0, 2**32 - 1, seed=self.seed)
+        at_least_one(total_images=self.total_images)
+        between(1, 16_384, dim=self.dim)
+        between(0, 999_999, seed=self.seed)
         with processes(self.device) as group:
             if group.world_size > 1:
                 raise RequestError("one process trains a small network; start it without torchrun")

@@ -77,7 +77,7 @@ class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
     """
 
     network: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="BASE")]]
-    """the model to improve: a checkpoint, file or URL"""
+    """the model to improve: a checkpoint, file or URL, or hf:ORG/REPO on the Hugging Face Hub"""
     real: FileOrFolder = None
     """real images that the choice is made against: statistics (.npz), or a folder or zip; without them nothing is
     scored"""

@@ -27,10 +27,10 @@ def words_of_recipe(program: type[Command], words: Sequence[str]) -> list[str]:
     Raises:
         RequestError: the recipe cannot be read, names what is no flag, or holds a value that is none.
     """
-    path = _named(words)
+    path = named_recipe(words)
     if path is None:
         return list(words)
-    recipe = _read(path)
+    recipe = read_recipe(path, EXPECTED)
     base = recipe.pop(BASE, None)
     settings = recipe.pop(SETTINGS, None)
     known = _flags(program)
@@ -55,7 +55,7 @@ def _positional(words: Sequence[str]) -> int:
     return next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
 
 
-def _named(words: Sequence[str]) -> Path | None:
+def named_recipe(words: Sequence[str]) -> Path | None:
     """What stands behind --recipe."""
     for i, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -66,28 +66,28 @@ def _named(words: Sequence[str]) -> Path | None:
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The table of flags in a recipe."""
+def read_recipe(path: Path, expected: str) -> dict[str, Any]:
+    """The table of flags in a recipe; `expected`: what a recipe is, for the RequestError of a file that is none."""
     import yaml
 
     try:
         if path.stat().st_size > LARGEST:
-            raise RequestError(f"{path}: {path.stat().st_size:,} bytes are no recipe; {EXPECTED}")
+            raise RequestError(f"{path}: {path.stat().st_size:,} bytes are no recipe; {expected}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: cannot be read ({reason(error)}); {EXPECTED}") from error
+        raise RequestError(f"{path}: cannot be read ({reason(error)}); {expected}") from error
     try:
         try:
             found = json.loads(text)
         except ValueError:
             found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: neither JSON nor YAML ({error}); {EXPECTED}") from error
+        raise RequestError(f"{path}: neither JSON nor YAML ({error}); {expected}") from error
     if isinstance(found, dict) and VERSION_KEY in found:
         check_version(path, found[VERSION_KEY])
         found = found.get("recipe")
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise RequestError(f"{path}: no table of flags; {EXPECTED}")
+        raise RequestError(f"{path}: no table of flags; {expected}")
     return dict(found)
 
 

@@ -23,6 +23,7 @@ from neon.report.card import Card, write_card
 from neon.report.words import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
+from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain import Snapshot, usual_micro_batch
@@ -201,7 +202,7 @@ def _write_card(plan: ImprovePlan, base: Base, outcome: Outcome) -> None:
     card = Card(
         architecture=model.architecture,
         weights=tuple(path.name for path in outcome.weights),
-        base=base.path.name,
+        base=short_name(base.path),
         base_sha256=sha256_file(base.path),
         w=point.w,
         settings=asdict(settings),

@@ -14,6 +14,7 @@ from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
 from neon.runtime.distributed import Processes
+from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import TrackerName
 from neon.sampling import sample_block
@@ -53,7 +54,7 @@ def improve_unscored(
         last = snapshots[-1]
         grids = _grids(plan, base, model, settings, last, processes)
         shown = Unscored(
-            title=f"Neon: {base.path.name}, merged",
+            title=f"Neon: {short_name(base.path)}, merged",
             grids=grids,
             notes=(UNSCORED, *notes_of(plan, self_training)),
             provenance=identity,

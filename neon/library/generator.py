@@ -28,8 +28,8 @@ from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
-from neon.merge.files import FORMULA
 from neon.merge.pair import open_self_trained
+from neon.merge.streaming import FORMULA
 from neon.metrics.reference import NamedFeatures
 from neon.model import (
     GenerativeModel,
@@ -45,6 +45,7 @@ from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.download import local_file, shared_file
 from neon.runtime.files import check_not_input, check_writable, hashes, sha256_file
+from neon.runtime.hub import short_name
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -267,7 +268,8 @@ def load(
     writes them), else with the published ones.
 
     Args:
-        path: file, folder or index of shards, or a URL, which is downloaded once.
+        path: file, folder or index of shards; or what is downloaded once: a URL, or a name on the Hugging Face Hub,
+            `hf:ORG/REPO[/FILE][@REVISION]`.
         key: nesting of the state dict, such as "ema"; chosen if not given.
         device: "cpu", "cuda" or "cuda:1", say; by default a GPU where there is one.
         precision: "fp32", "tf32", "bf16" or "fp16"; by default on a GPU as published, on a CPU float32.
@@ -285,7 +287,7 @@ def load(
         path=local_file(path),
         key=key,
         kind=model,
-        autoencoder=None if autoencoder is None else Path(autoencoder),
+        autoencoder=None if autoencoder is None else local_file(autoencoder),
         precision=precision,
     )
     loaded = origin.open(place)
@@ -655,6 +657,7 @@ def _with_own_network(model: GenerativeModel) -> GenerativeModel:
 
 def _provenance(base: Generator, self_trained: Path, w: float, key: str | None) -> dict[str, str]:
     """What the metadata tell of an extrapolated generator, with what those of its base do."""
+    name = short_name(base.origin.path)
     known = {name: text for name, text in base.model.file_metadata.items() if name not in _NESTINGS}
     with open_self_trained(self_trained, base.origin.key, key) as snapshot:
         sampler = sampler_of(snapshot.metadata)
@@ -662,9 +665,9 @@ def _provenance(base: Generator, self_trained: Path, w: float, key: str | None) 
         **known,
         "formula": FORMULA,
         "w": repr(w + 0.0),  # -0.0 becomes 0.0
-        "base": base.origin.path.name if base.path is not None else f"an extrapolation of {base.origin.path.name}",
+        "base": name if base.path is not None else f"an extrapolation of {name}",
         "base_sha256": base._sha256(),
-        "self_trained": self_trained.name,
+        "self_trained": short_name(self_trained),
         "self_trained_sha256": sha256_file(self_trained),
         **({} if sampler is None else {SAMPLER: sampler_text(sampler)}),
     }

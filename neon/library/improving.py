@@ -11,6 +11,7 @@ from neon.improve.run import Base, improve
 from neon.improve.unscored import improve_unscored
 from neon.library.generator import Generator, PathLike, named_features, public, whole
 from neon.runtime.distributed import Processes
+from neon.runtime.hub import hub_name, short_name
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
 from neon.runtime.trackers import TrackerName
@@ -122,7 +123,7 @@ def improve_generator(
             plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh, log=log
         )  # fmt: skip
         return Improved(folder=out, path=None, weights=merges, w=None, text=text)
-    shown = Presentation(title=f"Neon: {base.path.name}, improved", real=inputs.pictures)
+    shown = Presentation(title=f"Neon: {short_name(base.path)}, improved", real=inputs.pictures)
     outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh, log=log)
     path = outcome.weights[0] if outcome.weights else None
     w = None if path is None else outcome.recommended[1].w
@@ -149,7 +150,7 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
     """What is asked for, by the names of the flags of `neon improve`, as JSON."""
     origin = generator.origin
     given = {
-        "base": origin.path,
+        "base": hub_name(origin.path) or origin.path,
         "key": origin.key,
         "vae": origin.autoencoder,
         "precision": origin.precision,

@@ -112,7 +112,7 @@ def merge_flat(
 
 
 def _merge_piece(base: torch.Tensor, self_trained: torch.Tensor, w: float, out: torch.Tensor, name: str) -> None:
-    work = _work_dtype(base.dtype, self_trained.dtype)
+    work = work_dtype(base.dtype, self_trained.dtype)
     b, s = base.to(work), self_trained.to(work)
     suspect = False
     if w == 0:
@@ -147,7 +147,7 @@ def _sum_is_finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(values.to(work).sum()))
 
 
-def _work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:
+def work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:
     return torch.promote_types(_WORK_DTYPES[base], _WORK_DTYPES[self_trained])
 
 
@@ -158,7 +158,7 @@ def differ(base: torch.Tensor, self_trained: torch.Tensor) -> bool:
         return not torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (base, self_trained)))
     if len(floats) == 1:
         base, self_trained = base.to(floats[0]), self_trained.to(floats[0])
-    work = _work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
+    work = work_dtype(base.dtype, self_trained.dtype) if floats else torch.int64
     b, s = base.to(work), self_trained.to(work)
     return not torch.equal(b, s) and not bool(((b == s) | (b.isnan() & s.isnan())).all())
 
@@ -183,7 +183,7 @@ class Change:
     def add(self, base: torch.Tensor, self_trained: torch.Tensor) -> None:
         """Count one tensor, or a part of one; elements that are not finite in both count for nothing."""
         chunk = SERIAL_CHUNK if base.device.type == "cpu" else _DEVICE_CHUNK
-        work = _work_dtype(base.dtype, self_trained.dtype)
+        work = work_dtype(base.dtype, self_trained.dtype)
         for b, s in zip(base.reshape(-1).split(chunk), self_trained.reshape(-1).split(chunk), strict=True):
             self._add_piece(b.to(work), s.to(work))
 
@@ -218,6 +218,8 @@ class UpdateStats:
     lost: float = 0.0  # of these, elements where the result equals the base
     exact: float = 0.0  # sum of squares of the update
     error: float = 0.0  # sum of squares of (realised - exact update)
+    along: float = 0.0  # inner product of the realised and the exact update
+    moved: float = 0.0  # sum of squares of self-trained - base
     norm: float = 0.0  # sum of squares of the base
     noise: float = 0.0  # sum of squares of what of the update may be the rounding of the file of the smaller dtype
 
@@ -232,6 +234,11 @@ class UpdateStats:
         return math.sqrt(self.error / self.exact) if self.exact else 0.0
 
     @property
+    def share_kept(self) -> float:
+        """The realised update along the exact one, over its length: near 1 where rounding errs about a right mean."""
+        return self.along / self.exact if self.exact else 1.0
+
+    @property
     def relative_noise(self) -> float:
         """Norm of the rounding of whichever weights have the smaller dtype over that of base - self_trained."""
         return math.sqrt(self.noise / self.exact) if self.exact else 0.0
@@ -244,43 +251,90 @@ class UpdateStats:
         for b, s, m in zip(*(t.reshape(-1).split(_SAMPLE_PIECE) for t in (base, self_trained, merged)), strict=True):
             self._add_piece(b, s, w, m)
 
+    @torch.no_grad()
+    def add_kept_in(self, dtype: torch.dtype, base: torch.Tensor, self_trained: torch.Tensor) -> None:
+        """Count what would be left of a part of the update at w = 1 if base and result were kept in `dtype`.
+
+        Raises:
+            DegenerateError: the base or the result overflows it.
+        """
+        for b, s in zip(*(t.reshape(-1).split(_SAMPLE_PIECE) for t in (base, self_trained)), strict=True):
+            if b.numel():
+                stride = _stride(b)
+                sample, kept = b[::stride], b[::stride].to(dtype)
+                if not torch.equal(torch.isfinite(kept), torch.isfinite(sample)):
+                    raise DegenerateError(f"the weights overflow {dtype}")
+                moved = kept.double() - (sample - s[::stride])
+                self._count(kept, moved, 1.0, merge_tensor(kept, moved, 1.0), b.numel() / kept.numel())
+
     def _add_piece(self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor) -> None:
-        stride = 1 if base.numel() <= _SAMPLE_ALL else _SAMPLE_STRIDE
-        wide = torch.promote_types(_work_dtype(base.dtype, self_trained.dtype), torch.float64)
-        b, s, m = (t[::stride].to(wide) for t in (base, self_trained, merged))
-        stands_for = base.numel() / b.numel()  # elements of the tensor per element of the sample
+        stride = _stride(base)
+        b, s, m = (t[::stride] for t in (base, self_trained, merged))
+        self._count(b, s, w, m, base.numel() / b.numel())
+
+    def _count(
+        self, base: torch.Tensor, self_trained: torch.Tensor, w: float, merged: torch.Tensor, stands_for: float
+    ) -> None:
+        """Count a sample, of which each element stands for so many of the tensor."""
+        wide = torch.promote_types(work_dtype(base.dtype, self_trained.dtype), torch.float64)
+        b, s, m = (t.to(wide) for t in (base, self_trained, merged))
         update, realised = w * (b - s), m - b
         if base.dtype != self_trained.dtype and not (base.is_complex() or self_trained.is_complex()):
-            self.noise += stands_for * _rounding(base[::stride], self_trained[::stride]) * w**2
+            self.noise += stands_for * _rounding(base, self_trained) * w**2
         finite = torch.isfinite(update) & torch.isfinite(realised)
         update, realised = torch.where(finite, update, 0), torch.where(finite, realised, 0)
         self.wanted += stands_for * int(torch.count_nonzero(update))
-        self.lost += stands_for * int(torch.count_nonzero((update != 0) & (realised == 0)))
-        self.exact += stands_for * float(update.abs().square().sum())
+        stayed = m == base.to(merged.dtype).to(wide)
+        self.lost += stands_for * int(torch.count_nonzero((update != 0) & stayed))
+        self.along += stands_for * float((realised * update.conj()).sum().real)
+        squares = stands_for * float(update.abs().square().sum())
+        self.exact += squares
+        self.moved += squares / w**2
         self.norm += stands_for * float(torch.where(torch.isfinite(b), b, 0).abs().square().sum())
         self.error += stands_for * float((realised - update).abs().square().sum())
 
-    def warnings(self, w: float, *, any_differ: bool) -> list[str]:
+    def warnings(
+        self,
+        w: float,
+        *,
+        any_differ: bool,
+        is_added: bool = False,
+        advice: str = "merge float32 weights if there are any",
+        is_random: bool = False,
+    ) -> list[str]:
         """What a user should know about the merge at this w, in sentences with figures.
 
-        `any_differ`: whether base and self-trained do, anywhere.
+        Args:
+            any_differ: whether base and self-trained do, anywhere.
+            is_added: the self-trained weights are the base's with an adapter on them: of no other file's rounding.
+            advice: what to do where rounding spoils the update.
+            is_random: rounded stochastically, which moves few elements, and these too far.
         """
         found = []
-        if self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR:
+        if is_random and self.relative_error > _BAD_ERROR:
+            found.append(
+                f"w = {w:g}: stochastic rounding adds noise of {self.relative_error:.1%} of the update, of mean 0; "
+                f"{advice}"
+            )
+        elif not is_random and (self.share_lost > _BAD_LOSS or self.relative_error > _BAD_ERROR):
             found.append(
                 f"w = {w:g}: rounding spoils the update: {self.share_lost:.1%} of the elements that should move do "
-                f"not, and the realised update is {self.relative_error:.1%} off; merge float32 weights if there are any"
+                f"not, and the realised update is {self.relative_error:.1%} off; {advice}"
             )
-        if self.relative_noise > _BAD_ERROR:
+        if self.relative_noise > _BAD_ERROR and not is_added:
             found.append(
                 "base and self-trained differ in dtype, and rounding to the smaller one is "
                 f"{self.relative_noise:.1%} of what they differ by, which w multiplies; merge weights of one dtype"
             )
         if not any_differ:
             found.append("base and self-trained are equal: nothing to extrapolate")
-        elif w != 0 and (text := Change(moved=self.exact / w**2, norm=self.norm).warning()):
+        elif w != 0 and (text := Change(moved=self.moved, norm=self.norm).warning()):
             found.append(text)
         return found
+
+
+def _stride(piece: torch.Tensor) -> int:
+    return 1 if piece.numel() <= _SAMPLE_ALL else _SAMPLE_STRIDE
 
 
 def _rounding(a: torch.Tensor, b: torch.Tensor) -> float:

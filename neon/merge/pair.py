@@ -9,14 +9,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from neon.checkpoint import Checkpoint, open_checkpoint
-from neon.checkpoint.naming import Renamed, fitted, names_differ
+from neon.checkpoint.naming import Renamed, fitted
 from neon.errors import RequestError, warn
+from neon.merge.adapters import AdaptedCheckpoint, adapted, is_over, weights_of
 from neon.merge.entries import Roles, check_pair, roles_of
 from neon.merge.extrapolate import Change, differ
+from neon.merge.ties import under_names_of
 from neon.model import Network, buffers_of, described, load_weights
 
 _BUFFER_BYTES = 1 << 22  # large enough for sequential disk speed, small enough to stay in a shared cache
@@ -34,6 +37,8 @@ class Pair:
     roles: Roles
     notes: tuple[str, ...]
     """what a user should know, in sentences"""
+    adapter: AdaptedCheckpoint | None = None
+    """the self-trained side, where it is an adapter over the base"""
 
 
 @contextlib.contextmanager
@@ -46,25 +51,39 @@ def open_pair(
     """Open both files and refuse what cannot be merged.
 
     Args:
+        self_trained: a file of weights, or a LoRA adapter (a file or its folder) that is read as what it makes of the
+            base.
         key: nesting of the base's state dict (see `open_checkpoint`), and of the self-trained one if it has it.
         self_trained_key: nesting of the self-trained state dict.
 
     Raises:
         RequestError: a file cannot be read, their weights are not of one network, or are quantised.
     """
-    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key) as original:
-        names = fitted(b.specs, original.specs) or {name: name for name in original.specs}
-        s = Renamed(original, names)
-        notes = [] if all(name == held for name, held in names.items()) else [f"{s.path}: {names_differ(names)}"]
+    with open_both(base, self_trained, key, self_trained_key) as (b, original, s, notes):
         _check_same_network(b, s)
         buffers = buffers_of(b)
         if buffers is None and (said := buffers_of(original)) is not None:
-            buffers = frozenset(name for name, held in names.items() if held in said)
+            buffers = frozenset(name for name, held in s.names_held.items() if held in said)
         try:
-            roles = roles_of(b.specs, s.specs, lambda name: _values_differ(b, s, name), buffers)
+            roles = roles_of(b.specs, s.specs, lambda name: values_differ(b, s, name), buffers)
         except RequestError as error:
             raise _of_both(b, s, error) from None
-        yield Pair(b, s, roles, (*notes, *roles.notes))
+        adapter = original if isinstance(original, AdaptedCheckpoint) else None
+        yield Pair(b, s, roles, (*notes, *roles.notes), adapter)
+
+
+@contextlib.contextmanager
+def open_both(
+    base: PathLike, self_trained: PathLike, key: str | None = None, self_trained_key: str | None = None
+) -> Iterator[tuple[Checkpoint, Checkpoint, Renamed, list[str]]]:
+    """Both files as `open_pair` opens them, whether or not they can be merged.
+
+    Yields the base; the self-trained file as it is, and under the names of the base where they fit; and what a user
+    should know, in sentences.
+    """
+    with open_checkpoint(base, key) as b, open_self_trained(self_trained, key, self_trained_key, b) as original:
+        view, notes = under_names_of(b, original)
+        yield b, original, view, [*(original.notes if isinstance(original, AdaptedCheckpoint) else ()), *notes]
 
 
 def check_same_network(
@@ -119,8 +138,18 @@ def load_self_trained_network(
     return second
 
 
-def open_self_trained(path: PathLike, base_key: str | None, key: str | None) -> Checkpoint:
-    """The self-trained file of a pair, at its own key, else at that of the base if it has it; errors as `open_pair`."""
+def open_self_trained(
+    path: PathLike, base_key: str | None, key: str | None, base: Checkpoint | None = None
+) -> Checkpoint:
+    """The self-trained file of a pair, at its own key, else at that of the base if it has it; errors as `open_pair`.
+
+    An adapter is opened over the `base`; without one it is the file of its factors, which has the metadata.
+    """
+    file = _open_weights(weights_of(Path(path)), base_key, key)
+    return file if base is None or not is_over(file, base) else adapted(file, Path(path), base)
+
+
+def _open_weights(path: Path, base_key: str | None, key: str | None) -> Checkpoint:
     if key is None and base_key is not None:
         with contextlib.suppress(RequestError):  # the published pairs differ in nesting: then its own usual place
             return open_checkpoint(path, base_key)
@@ -175,7 +204,8 @@ def _parsed(text: str | None) -> object:
         return text
 
 
-def _values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+def values_differ(base: Checkpoint, self_trained: Checkpoint, name: str) -> bool:
+    """Whether a tensor of two files differs in any value; reading ends at the first piece that does."""
     return any(differ(*parts) for _, parts in read_pieces(name, (base, self_trained), [new_buffer(), new_buffer()]))
 
 
@@ -190,11 +220,14 @@ def view_as(buffer: torch.Tensor, dtype: torch.dtype, count: int) -> torch.Tenso
 
 
 def read_pieces(
-    name: str, files: Sequence[Checkpoint], buffers: Sequence[torch.Tensor]
+    name: str, files: Sequence[Checkpoint], buffers: Sequence[torch.Tensor], widest: int = 1
 ) -> Iterator[tuple[int, list[torch.Tensor]]]:
-    """One tensor of each file, side by side: where a piece starts, and its elements, which live until the next."""
+    """One tensor of each file, side by side: where a piece starts, and its elements, which live until the next.
+
+    A piece fits a buffer of `new_buffer` also as elements of `widest` bytes.
+    """
     dtypes, numel = [file.dtype(name) for file in files], files[0].specs[name].numel
-    step = _BUFFER_BYTES // max(dtype.itemsize for dtype in dtypes)
+    step = _BUFFER_BYTES // max(widest, *(dtype.itemsize for dtype in dtypes))
     for start in range(0, numel, step):
         count = min(step, numel - start)
         parts = [view_as(buffer, dtype, count) for buffer, dtype in zip(buffers, dtypes, strict=False)]

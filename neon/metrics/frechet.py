@@ -102,6 +102,70 @@ class MomentTarget:
         return np.asarray(shifts + weights @ moments.trace + self._trace - 2 * roots)
 
 
+class DirectionMoments(NamedTuple):
+    """What a DirectionTarget needs of K sets of images: all of it can be interpolated between the sets."""
+
+    mean: NDArray[np.float64]
+    """[K, F]"""
+    variance: NDArray[np.float64]
+    """of each direction [K, F]"""
+    overlap: NDArray[np.float64]
+    """tr sqrt(S S') over what it were if S' had the eigenvectors of S [K]; at most 1, but for noise"""
+    num_images: int
+    """N, of each set"""
+
+
+class DirectionTarget:
+    """Real statistics as a target of few images, fewer than features if need be, at K settings of a generator.
+
+    With s the eigenvalues of the real covariance S and s' the variances of images along its eigenvectors,
+
+        tr sqrt(S S') = overlap * sum sqrt(s s').
+
+    Means and variances of N images are those of many, but for noise. tr sqrt(S S') is not: N images span N directions,
+    of the F. So it is compared with that of a control, the same rows with a random sign for each value: the same
+    variances and the same sizes of images, but no correlations, so that of many images its overlap is 1. What few
+    images take off both is alike, and their ratio is the overlap.
+
+    Args:
+        statistics: of the real features.
+        features: of N images at each setting [K, N, F].
+    """
+
+    def __init__(self, statistics: Statistics, features: NDArray[np.floating]) -> None:
+        variances, basis = np.linalg.eigh((statistics.sigma + statistics.sigma.T) / 2)
+        self._roots, self._mean = np.sqrt(variances.clip(min=0)), statistics.mu @ basis
+        self._rows = features.astype(np.float64) @ basis
+        self._signs = np.random.default_rng(0).choice((-1.0, 1.0), size=self._rows.shape[1:])
+
+    def moments(self, images: NDArray[np.integer]) -> DirectionMoments:
+        """Those of some of the images, at each setting."""
+        rows, signs = self._rows[:, images], self._signs[images]
+        mean = rows.mean(axis=1)
+        centred = (rows - mean[:, None]) / np.sqrt(len(images) - 1)
+        found = np.array([nuclear_norm(setting * self._roots) for setting in centred])
+        control = np.array([nuclear_norm(setting * signs * self._roots) for setting in centred])
+        overlap = np.divide(found, control, out=np.ones_like(found), where=control > 0)
+        return DirectionMoments(mean, np.square(centred).sum(axis=1), overlap, len(images))
+
+    def distances(self, moments: DirectionMoments, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Fréchet distances [m], as of many images, where the K moments are combined with `weights` [m, K]."""
+        variances = weights @ moments.variance
+        # The mean of N images is off by their variance / N.
+        shifts = np.square(weights @ moments.mean - self._mean).sum(axis=1) - variances.sum(axis=1) / moments.num_images
+        roots = (weights @ moments.overlap) * (np.sqrt(variances.clip(min=0)) @ self._roots)
+        return np.asarray(shifts + variances.sum(axis=1) + np.square(self._roots).sum() - 2 * roots)
+
+
+def nuclear_norm(rows: NDArray[np.float64]) -> float:
+    """Sum of the singular values of `rows` [N, F], from the smaller of its two Gram matrices.
+
+    Of centred features / sqrt(N - 1), multiplied by R with R Rᵀ = S, it is tr sqrt(S S'). Right to about 1e-7.
+    """
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    return float(np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum())
+
+
 def frechet_distance(a: Statistics, b: Statistics) -> float:
     """Fréchet distance between `a` and `b`; see `FrechetReference.distance`."""
     return FrechetReference(a).distance(b)

@@ -72,7 +72,7 @@ class NamedFeatures:
         return found
 
     def facts(self, extractors: Sequence[FeatureExtractor]) -> dict[str, Any]:
-        """What tells the `extractors` that were loaded from others, as JSON: others than the first in `beside`."""
+        """What tells the `extractors` from others, as JSON: those after the first in `other_features`."""
         facts = [
             {
                 "features": extractor.name,
@@ -82,7 +82,7 @@ class NamedFeatures:
             }
             for name, extractor in zip(self.names, extractors, strict=True)
         ]
-        return {**facts[0], "beside": facts[1:]} if len(facts) > 1 else facts[0]
+        return {**facts[0], "other_features": facts[1:]} if len(facts) > 1 else facts[0]
 
     def _load(self, name: str, device: torch.device) -> FeatureExtractor:
         network, _ = _parsed(name)

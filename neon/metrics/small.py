@@ -19,6 +19,8 @@ from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
 
 BATCH = 128
+LARGEST = 1 << 24
+"""stride and width: beyond, sizes overflow before they can be held against those of a file"""
 LARGEST_SIDE = 16
 """of what the first layer hands on, by `usual_stride`"""
 
@@ -45,6 +47,8 @@ class SmallFeatures(nn.Module, FeatureExtractor):
         super().__init__()
         if not isinstance(name, str) or not all(isinstance(number, int) for number in (dim, stride, width)):
             raise TypeError(f"{name!r} with {dim!r} features, stride {stride!r}, width {width!r}")
+        if not (1 <= stride <= LARGEST and 2 <= width <= LARGEST):
+            raise ValueError(f"stride {stride}, width {width}")
         self.name, self.dim = name, dim
         self.image_shape = tuple(image_shape)
         unusual = {key: value for key, value, usual in (("stride", stride, 1), ("width", width, 64)) if value != usual}

@@ -5,7 +5,6 @@ File names, settings and names of features are foreign text: they stand in code,
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from neon import __version__
-from neon.errors import RequestError, shown
+from neon.errors import RequestError
 from neon.report.frame import filled
 from neon.report.record import Report
 from neon.report.words import conclusions, explained, score_table
 from neon.runtime.files import as_json, atomic_write, sha256_file
+from neon.runtime.markdown import block, code, escaped, line
 
 CARD_FILE = "README.md"
 TASK = "unconditional-image-generation"
@@ -72,35 +72,35 @@ def write_card(folder: str | os.PathLike[str], report: Report, card: Card) -> Pa
 
 def card_text(report: Report, card: Card, hashes: Mapping[str, str]) -> str:
     """The card as Markdown; `hashes` are the SHA-256 of its weights by their names."""
-    result, *more = map(_escaped, conclusions(report))
+    result, *more = map(escaped, conclusions(report))
     drawn = card.settings if card.synthetic_settings is None else card.synthetic_settings
     used = next((name for name in card.weights if name.endswith(".safetensors")), card.weights[0])
     shape = ", ".join(map(str, (16, *card.image_shape)))
     return filled(
         "card.md",
         metadata=_metadata(report, card),
-        title=f"{_code(card.base)}, improved by Neon",
+        title=f"{code(card.base)}, improved by Neon",
         result="\n\n".join([f"**{result}**", *more]),
         synthetic_images=f"{card.synthetic_images:,}",
         training_images=f"{card.training_images:,}",
-        base=_code(card.base),
-        sampled_with="the settings below" if drawn == card.settings else _code(_json(drawn)),
+        base=code(card.base),
+        sampled_with="the settings below" if drawn == card.settings else code(_json(drawn)),
         w=f"{card.w:g}",
-        architecture=_code(card.architecture),
+        architecture=code(card.architecture),
         images=_images(card),
-        python=_block(
+        python=block(
             "python",
             f"import neon\n\nmodel = neon.load({json.dumps(used) if used.isascii() else repr(used)})\n"
             f"images = model.sample(16, seed=0)  # uint8 [{shape}]",
         ),
-        shell=_block("sh", f"neon sample --network {_line(shlex.quote(used))} --num_images 16 --outdir samples"),
-        settings=_block("json", _json(card.settings)),
+        shell=block("sh", f"neon sample --network {line(shlex.quote(used))} --num_images 16 --outdir samples"),
+        settings=block("json", _json(card.settings)),
         table=_table(report),
-        real=_code(card.real),
+        real=code(card.real),
         protocol=_protocol(report),
-        explained=_escaped(explained(report)),
+        explained=escaped(explained(report)),
         hashes="\n".join(
-            f"- {_code(name)}, SHA-256 {_code(digest)}"
+            f"- {code(name)}, SHA-256 {code(digest)}"
             for name, digest in [*hashes.items(), (card.base, card.base_sha256)]
         ),
         version=__version__,
@@ -118,9 +118,9 @@ def _metadata(report: Report, card: Card) -> str:
     score = EvalResult(
         task_type=TASK,
         dataset_type="custom",
-        dataset_name=_line(card.real),
-        metric_type=_line(report.metric),
-        metric_name=_line(_metric_name(report)),
+        dataset_name=line(card.real),
+        metric_type=line(report.metric),
+        metric_name=line(_metric_name(report)),
         metric_value=best.distance,
         metric_args={"num_images": best.blocks[0].num_images, "blocks": len(best.blocks)},
     )
@@ -128,8 +128,8 @@ def _metadata(report: Report, card: Card) -> str:
         license=UNKNOWN_LICENSE,
         library_name="neon",
         pipeline_tag=TASK,
-        tags=["neon", "image-generation", _line(card.architecture)],
-        model_name=f"{_line(card.base)}, improved by Neon",
+        tags=["neon", "image-generation", line(card.architecture)],
+        model_name=f"{line(card.base)}, improved by Neon",
         eval_results=[score],
     )
     return str(data.to_yaml())
@@ -153,7 +153,7 @@ def _protocol(report: Report) -> str:
     blocks, images = len(report.base.blocks), report.base.blocks[0].num_images
     how_many = f"{blocks} block{'s' if blocks > 1 else ''}" + ("" if images is None else f" of {images:,} images each")
     return (
-        f"by {_escaped(_metric_name(report))}, on {how_many}, whose seeds are disjoint from those that settings and w "
+        f"by {escaped(_metric_name(report))}, on {how_many}, whose seeds are disjoint from those that settings and w "
         "were chosen on"
     )
 
@@ -164,33 +164,10 @@ def _table(report: Report) -> str:
     marked = [[""] * len(head)] + [["**" if row is report.best and cell else "" for cell in line]
                                    for row, line in zip(report.rows, lines, strict=True)]  # fmt: skip
     every = [
-        "| " + " | ".join(f"{mark}{_escaped(cell)}{mark}" for cell, mark in zip(line, marks, strict=True)) + " |"
-        for line, marks in zip([head, *lines], marked, strict=True)
+        "| " + " | ".join(f"{mark}{escaped(cell)}{mark}" for cell, mark in zip(cells, marks, strict=True)) + " |"
+        for cells, marks in zip([head, *lines], marked, strict=True)
     ]
     return "\n".join([every[0], "|---|" + "---:|" * (len(head) - 1), *every[1:]])
-
-
-def _line(text: str) -> str:
-    """Foreign text on one line, without control characters."""
-    return shown(" ".join(text.split()))
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown, and its tables, show as it is."""
-    return re.sub(r"([\\`*_\[\]<>&|~$])", r"\\\1", _line(text))
-
-
-def _code(text: str) -> str:
-    """Text as a code span, within backticks more than it has in a row. Not for tables, which end cells in code, too."""
-    line = _line(text)
-    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    blank = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{ticks}{blank}{line}{blank}{ticks}"
-
-
-def _block(language: str, text: str) -> str:
-    """Text as a code block; no line of it may begin with what is foreign."""
-    return f"```{language}\n{text}\n```\n"
 
 
 def _json(settings: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
-"""Files behind a URL or on the Hugging Face Hub, fetched whole or not at all."""
+"""Files behind a URL, fetched whole or not at all; and the one door to these and to the Hugging Face Hub."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import io
@@ -18,8 +17,9 @@ from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neon.errors import RequestError, WorkError, one_line
-from neon.runtime.files import write_failure
+from neon.errors import NoConnectionError, RequestError, WorkError, one_line
+from neon.runtime.files import disk_full, write_failure
+from neon.runtime.hub import fetched, is_hub_name
 from neon.runtime.signals import Stopped
 
 if TYPE_CHECKING:
@@ -38,10 +38,6 @@ _MAX_ZIP_END = 65557
 """bytes in which the end of a zip archive begins: its record and the longest comment"""
 _ARCHIVES = (".pth", ".pt", ".ckpt", ".npz", ".zip")
 _BINARY = (*_ARCHIVES, ".pkl", ".safetensors")
-
-
-class NoConnectionError(WorkError):
-    """A server that cannot be reached, which need not be asked for its other files."""
 
 
 def is_url(name: str) -> bool:
@@ -74,12 +70,14 @@ def cached_path(url: str) -> Path:
 
 
 def local_file(name: str | os.PathLike[str]) -> Path:
-    """`name` itself if it is a path; if it is a URL, the file behind it, downloaded unless it is in the cache.
+    """`name` itself if it is a path; of a URL or a name on the Hub the file behind it, from the cache if it is there.
 
     Raises:
-        RequestError, WorkError: as `download`.
+        RequestError, WorkError: as `download`, or `fetched`.
     """
     name = os.fspath(name)
+    if is_hub_name(name):
+        return fetched(name)
     if not is_url(name):
         return Path(name)
     path = cached_path(name)
@@ -93,7 +91,7 @@ def local_file(name: str | os.PathLike[str]) -> Path:
 
 def shared_file(name: str, processes: "Processes") -> Path:
     """`local_file` for several processes: one of each node downloads, the main one first (nodes may share a disk)."""
-    if not is_url(name):
+    if not (is_url(name) or is_hub_name(name)):
         return Path(name)
     processes.on_main(lambda: local_file(name))
     failure: RequestError | WorkError | None = None
@@ -103,7 +101,7 @@ def shared_file(name: str, processes: "Processes") -> Path:
         except (RequestError, WorkError) as error:
             failure = error
     processes.raise_first(failure)
-    return cached_path(name)
+    return cached_path(name) if is_url(name) else fetched(name)
 
 
 def substitute(path: Path) -> str | None:
@@ -174,49 +172,6 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
         raise
     except OSError as error:
         raise write_failure(error, path) from error
-
-
-def download_from_hub(repository: str, name: str, path: Path, flaw: Callable[[Path], str | None] = substitute) -> None:
-    """Fetch file `name` of a repository of the Hugging Face Hub to `path`, which appears whole or not at all.
-
-    A connection that breaks is taken up again, but a download that is killed starts anew: huggingface_hub (2.4)
-    writes to a name of its own in every run. Until the file is whole, `path`.part is the folder that it works in.
-
-    Raises:
-        RequestError: no such repository or file, or not for this user.
-        NoConnectionError: the Hub cannot be reached.
-        WorkError: the download fails, the disk is full, or the file has a `flaw`.
-    """
-    from huggingface_hub import errors, hf_hub_download
-
-    folder = path.with_name(f"{path.name}.part")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        found = Path(hf_hub_download(repository, name, local_dir=folder))
-    except errors.LocalEntryNotFoundError as error:
-        reason = one_line(error.__cause__ or error)
-        if isinstance(error.__cause__, errors.HfHubHTTPError):
-            raise WorkError(f"{repository}: Hugging Face refuses ({reason}); try again later") from error
-        raise NoConnectionError(
-            f"{repository}: no connection to Hugging Face ({reason}); check the network and run again"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise RequestError(
-            f"{repository}: Hugging Face has no such repository, or not for you; if it asks for a login: "
-            "`hf auth login`"
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise RequestError(f"{name}: not in the repository {repository}; was it renamed there?") from error
-    except Exception as error:  # what its HTTP client raises is not of one kind, and changes between versions
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(error, folder) from error
-        raise WorkError(f"{repository}: huggingface_hub failed ({one_line(error)}); run again") from error
-    else:
-        if (wrong := flaw(found)) is not None:
-            raise WorkError(f"{repository}: {wrong}")
-        os.replace(found, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _inode(path: Path) -> int | None:
@@ -344,13 +299,7 @@ def _write(chunk: bytes, file: io.FileIO, part: Path) -> None:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError as error:
-        raise _disk_full(error, part) from error
-
-
-def _disk_full(error: OSError, part: Path) -> WorkError:
-    free = shutil.disk_usage(part.parent).free // 1_000_000
-    reason = f"{error.strerror}, {free} MB free"
-    return WorkError(f"{part}: writing failed ({reason}); make room, or raise `ulimit -f`, and run again to go on")
+        raise disk_full(error, part) from error
 
 
 def _bar(done: int, total: int | None) -> Any:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -157,6 +158,13 @@ def write_failure(error: OSError, path: str | os.PathLike[str]) -> RequestError 
     return WorkError(f"{path}: writing failed ({why}); nothing was written")
 
 
+def disk_full(error: Exception, part: Path) -> WorkError:
+    """The error to raise when what is downloaded to `part` finds no room there."""
+    free = shutil.disk_usage(part.parent).free // 1_000_000
+    why = f"{getattr(error, 'strerror', None) or error}, {free} MB free"
+    return WorkError(f"{part}: writing failed ({why}); make room, or raise `ulimit -f`, and run again to go on")
+
+
 def as_json(value: Any) -> Any:
     """`value` as JSON can hold it: tuples become lists, numbers that are not finite their names, such as "inf"."""
     if isinstance(value, dict):
@@ -205,7 +213,7 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
         cells = (row.get(name) for name in columns)
         writer.writerow([json.dumps(as_json(cell)) if isinstance(cell, dict) else cell for cell in cells])
     with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(text.getvalue().encode(errors="backslashreplace"))  # a damaged log may hold half a character
 
 
 def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:

@@ -1,18 +1,19 @@
-"""The w of the lowest Frechet distance, predicted from a few hundred images at each of a few w.
+"""The w of the lowest Frechet distance, predicted from a few hundred images at each of four w.
 
 Image i, sampled from the same noise and as the same class, changes smoothly with the weights, and so do mean and
-covariance of the features of N such images. They are measured at K values of w, the nodes; at any other w each of their
-elements is that of the polynomial through the nodes. If features are linear in w the mean is so too and the covariance
-a parabola, which three nodes give exactly.
+variances of the features of N such images. They are measured at K values of w, the nodes; at any other w each of them
+is that of the polynomial through the nodes, and the distance is computed from these (`neon.metrics.DirectionTarget`,
+which also takes off what few images add to it, with more features than images, too). It is no parabola itself, as it
+has the roots of variances in it.
 
-The distance itself is no parabola, as it has the root of a covariance in it; it is computed from the interpolated
-moments. All nodes see the same noise, so few images move the whole curve up and down far more than along w. What they
-add to the distance depends on w, though, and is taken off as far as it falls as 1 / N: that needs twice as many images
-as features (of 2,048 features 300 images predict a w far too low, with small errors).
+Three nodes tell on which side the lowest distance is, the fourth lies there. All nodes see the same noise, so few
+images move the whole curve up and down far more than along w.
 
-Standard errors are those of the images. What interpolation in w adds is not in them: nothing measured tells it.
+The interval of w is where the slope of the curve may be 0: it is within the noise of the images, told by leaving out
+groups of them, and within what the last node changed in it, which is the error of an interpolation without that node
+and so more than that of one with it.
 
-Letters: K nodes, N images, F features.
+Letters: K nodes, N images, F features, W values of w.
 """
 
 import math
@@ -24,14 +25,16 @@ import torch
 from torch import Tensor
 
 from neon.errors import DegenerateError, RequestError
-from neon.metrics import MomentTarget, Statistics
+from neon.metrics import DirectionTarget, Statistics
 
 Sign = Literal["w > 0", "w < 0", "undecided"]
 
 NODES = (-0.5, 0.0, 0.5)
-"""near enough for a polynomial, and far enough for its rounding noise to stay small; no evaluation beyond w = 0.5"""
+"""near enough for a polynomial, and far enough for its rounding noise to stay small"""
 RANGE = (-1.0, 2.0)
-"""of w in which the lowest point is looked for"""
+"""of w in which the lowest point is looked for, as far as the nodes reach"""
+REACH = 0.5
+"""beyond the outermost nodes, as far as a polynomial is trusted"""
 _STEP = 0.125
 """between the w at which the curve is computed"""
 GROUPS = 10
@@ -60,21 +63,32 @@ def sign_of(slope: Estimate) -> Sign:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a curve of predicted distances says."""
+    """What a curve of predicted distances says; standard errors are those of the images."""
 
+    nodes: tuple[float, ...]
+    """the w at which images were sampled"""
     slope: Estimate
     """of the distance in w, at w = 0"""
     w: Estimate
-    """where the distance is lowest; an end of `RANGE` if it falls until there"""
+    """where the distance is lowest; an end of `curve` if it falls until there"""
+    interval: tuple[float, float]
+    """of that w, 95%, images and interpolation; an end of `curve` stands for all that is beyond"""
     gain: Estimate
     """the distance at w = 0 less the lowest; never below 0, so it says something only beyond a few standard errors"""
     curve: dict[float, float]
-    """the distance at each w, as of many images: less the bias that distances of few images have"""
+    """the distance at each w, as of many images"""
 
     @property
     def sign(self) -> Sign:
-        """The sign of the best w, as far as the slope tells."""
-        return sign_of(self.slope)
+        """The sign of the best w, as far as its interval tells."""
+        low, high = self.interval
+        return "w > 0" if low > 0 else "w < 0" if high < 0 else "undecided"
+
+    def next_node(self) -> float:
+        """Where one more node tells most, after `NODES`: beyond them, or between if the lowest distance surely is."""
+        low, high = self.interval
+        between = NODES[0] < low and high < NODES[-1]
+        return math.copysign(0.25 if between else 1.0, self.w.value)
 
 
 def interpolation(nodes: Sequence[float], w: float) -> Tensor:
@@ -84,7 +98,7 @@ def interpolation(nodes: Sequence[float], w: float) -> Tensor:
 
 
 def predict(features: Tensor, reference: Statistics, nodes: Sequence[float] = NODES) -> Prediction:
-    """The prediction from features [K, N, F] of the same N images at the w of `nodes`.
+    """The prediction from features [K, N, F] of the same N images at the w of `nodes`, a fourth last if there is one.
 
     Args:
         reference: of real images, on the same features.
@@ -98,39 +112,75 @@ def predict(features: Tensor, reference: Statistics, nodes: Sequence[float] = NO
         raise RequestError(f"{count} images say nothing of the noise; expected at least {2 * GROUPS}, better hundreds")
     if not features.isfinite().all():
         raise DegenerateError("some of the features are not finite; look at the weights and at the images")
-    steps = range(round(RANGE[0] / _STEP), round(RANGE[1] / _STEP) + 1)
-    ws = [step * _STEP for step in steps]
-    distance_of = distances_along(reference, nodes, ws)
-    whole, without = leave_out(lambda rows: distance_of(features[:, rows].double()), count)
-    # Distances of few images are too high, and the more so the more images vary, which moves the lowest point: with 300
-    # images of 256 features from w = 0.78 to 0.66. The part of the bias that falls as 1 / N is told by the groups.
-    bias = (GROUPS - 1) * (without.mean(0) - whole)
-    curve, curves = whole - bias, without - bias * GROUPS / (GROUPS - 1)
+    ws = within_reach(nodes)
+    whole, without = leave_out(distances_along(reference, nodes, ws, features), count)
+    curve, curves = whole[0], without[:, 0]
+    slopes, slopes_without = (torch.gradient(x, spacing=_STEP, dim=-1)[0] for x in (whole, without))
+    noise = standard_error(slopes_without[:, 0])
+    # What the last node changed, as far as it is not noise itself.
+    changed = (slopes[0] - slopes[1]).square() - standard_error(slopes_without[:, 0] - slopes_without[:, 1]).square()
+    uncertain = ((CERTAIN * noise).square() + changed.clip(min=0)).sqrt()
     at_0 = ws.index(0.0)
 
     def found(curve: Tensor) -> Tensor:
-        """Slope, w and gain."""
+        """w and gain."""
         w, lowest = lowest_point(ws, curve)
-        slope = (curve[at_0 + 1] - curve[at_0 - 1]) / (2 * _STEP)
-        return torch.stack([slope, w, curve[at_0] - lowest])
+        return torch.stack([w, curve[at_0] - lowest])
 
-    values, errors = found(curve), standard_error(torch.stack([found(one) for one in curves]))
-    slope, w, gain = (
-        Estimate(value=value, error=error) for value, error in zip(values.tolist(), errors.tolist(), strict=True)
+    (w, gain), errors = found(curve).tolist(), standard_error(torch.stack([found(one) for one in curves])).tolist()
+    return Prediction(
+        nodes=tuple(nodes),
+        slope=Estimate(value=float(slopes[0, at_0]), error=float(noise[at_0])),
+        w=Estimate(value=w, error=errors[0]),
+        interval=interval_around(w, ws, slopes[0], uncertain),
+        gain=Estimate(value=gain, error=errors[1]),
+        curve=dict(zip(ws, curve.tolist(), strict=True)),
     )
-    return Prediction(slope=slope, w=w, gain=gain, curve=dict(zip(ws, curve.tolist(), strict=True)))
 
 
-def distances_along(reference: Statistics, nodes: Sequence[float], ws: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """The function from features [K, N, F] at `nodes` to Frechet distances [len(ws)]."""
-    target = MomentTarget(reference)
-    factors = torch.stack([interpolation(nodes, w) for w in ws]).numpy()
+def within_reach(nodes: Sequence[float]) -> list[float]:
+    """The w at which the curve is computed."""
+    first, last = max(RANGE[0], min(nodes) - REACH), min(RANGE[1], max(nodes) + REACH)
+    return [step * _STEP for step in range(math.ceil(first / _STEP), math.floor(last / _STEP) + 1)]
 
-    def distances(features: Tensor) -> Tensor:
-        moments = target.moments([Statistics.from_features(at_node) for at_node in features])
-        return torch.from_numpy(target.distances(moments, factors))
+
+def distances_along(
+    reference: Statistics, nodes: Sequence[float], ws: Sequence[float], features: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The function from indices of images to Frechet distances [2, W]: by all nodes, and without a fourth.
+
+    `features` [K, N, F] are those of all images at `nodes`.
+    """
+    target = DirectionTarget(reference, features.numpy())
+    both = []
+    for used in (nodes, nodes[: len(NODES)]):
+        factors = torch.zeros(len(ws), len(nodes), dtype=torch.float64)
+        factors[:, : len(used)] = torch.stack([interpolation(used, w) for w in ws])
+        both.append(factors.numpy())
+
+    def distances(images: Tensor) -> Tensor:
+        moments = target.moments(images.numpy())
+        return torch.stack([torch.from_numpy(target.distances(moments, factors)) for factors in both])
 
     return distances
+
+
+def interval_around(w: float, ws: Sequence[float], slopes: Tensor, uncertain: Tensor) -> tuple[float, float]:
+    """From where a curve of these slopes [W] surely falls to where it surely rises; the ends of `ws` if nowhere."""
+    after = next(i for i, at in enumerate(ws) if at >= w)
+    before = after if ws[after] == w else after - 1
+    low = _crossing(ws[after::-1], (slopes + uncertain)[: after + 1].flip(0))
+    high = _crossing(ws[before:], (uncertain - slopes)[before:])
+    return min(low, w), max(high, w)
+
+
+def _crossing(ws: Sequence[float], values: Tensor) -> float:
+    """Where values first fall below 0, between two of `ws`; the last of `ws` if they do not."""
+    below = next((i for i, value in enumerate(values) if value < 0), len(ws))
+    if below in (0, len(ws)):
+        return ws[max(below - 1, 0)]
+    first, second = float(values[below - 1]), float(values[below])
+    return ws[below - 1] + first / (first - second) * (ws[below] - ws[below - 1])
 
 
 def lowest_point(ws: Sequence[float], curve: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,334 @@
+"""Names on the Hub wherever a file is named, and `neon push`, against a server on this machine."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+import neon
+from edm.calculate_fid import ScoreEDM
+from neon.cli import main
+from neon.cli.command_line import parse, with_hub_files
+from neon.cli.improve import Improve
+from neon.cli.programs import Evaluate, Sample
+from neon.demo.assets import BASE, FEATURES, TRAIN_STATISTICS
+from neon.errors import NoConnectionError, RequestError, WorkError
+from neon.runtime.hub import fetched, hub_name, parsed
+from tests.hub_server import COMMIT, OLD_COMMIT, HubServer, only_this, serving
+
+CONFIG = b'{"architectures": ["Toy"]}'
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The server, and nothing else that huggingface_hub could ask or find."""
+    with serving() as server:
+        only_this(server, tmp_path / "hf", monkeypatch)
+        server.repositories["some/demo"] = {"improved.safetensors": BASE.read_bytes(), "README.md": b"# Demo\n"}
+        server.repositories["some/data"] = {"train.npz": TRAIN_STATISTICS.read_bytes()}
+        yield server
+
+
+def weights(value: float) -> bytes:
+    return save({"a": torch.full((3,), value), "b": torch.full((2, 2), value)}, {"format": "pt"})
+
+
+def model(value: float, **more: bytes) -> dict[str, bytes]:
+    return {"config.json": CONFIG, "model.safetensors": weights(value), **more}
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "revision"),
+    [
+        ("hf:some/model", "", None),
+        ("hf:some/model@v1", "", "v1"),
+        ("hf:some/model/unet", "unet", None),
+        ("hf:some/mo.del-1/a/b.safetensors@refs/pr/1", "a/b.safetensors", "refs/pr/1"),
+    ],
+)
+def test_a_name_says_repository_file_and_revision(name: str, inside: str, revision: str | None) -> None:
+    found = parsed(Path(name))
+    assert (found.repository.split("/")[0], found.inside, found.revision) == ("some", inside, revision)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf:", "hf:model", "hf:/model", "hf:a/b@", "hf:a/b/../c.bin", "hf:a/b@x@y", "hf://a/b", "hf:a b/c"],
+)
+def test_a_malformed_name_is_refused_before_anything_is_asked(
+    hub: HubServer, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", name]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "not a name on the Hub; expected hf:ORG/REPO" in line
+    assert hub.asked == []
+
+
+def test_what_is_in_the_cache_is_not_fetched_again_and_knows_its_name(hub: HubServer) -> None:
+    path = fetched("hf:some/demo/improved.safetensors")
+    assert path.read_bytes() == BASE.read_bytes()
+    hub.asked.clear()
+    assert fetched("hf:some/demo/improved.safetensors") == path
+    assert not [asked for asked in hub.asked if asked[0] == "GET" and "resolve" in asked[1]]
+    assert hub_name(path) == f"hf:some/demo/improved.safetensors@{COMMIT}"
+    assert (
+        hub_name(fetched("hf:some/demo/improved.safetensors@v1")) == f"hf:some/demo/improved.safetensors@{OLD_COMMIT}"
+    )
+    assert hub_name(BASE) is None
+
+
+def test_a_repository_of_one_file_of_weights_is_that_file(hub: HubServer) -> None:
+    assert fetched("hf:some/demo").name == "improved.safetensors"
+
+
+def test_of_a_folder_no_code_and_no_other_format_is_fetched(hub: HubServer) -> None:
+    others = ("model.py", "a.msgpack", "a.onnx", "a.gguf", "pytorch_model.bin", "training_args.bin", "x.pkl")
+    hub.repositories["some/model"] = model(1.0, **dict.fromkeys(others, b"no"))
+    folder = fetched("hf:some/model")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_bin_is_fetched_only_for_the_model_that_has_no_safetensors(hub: HubServer) -> None:
+    hub.repositories["some/pipeline"] = {
+        "model_index.json": b"{}",
+        **{f"unet/{name}": data for name, data in model(1.0).items()},
+        "unet/pytorch_model.bin": b"no",
+        "text/config.json": CONFIG,
+        "text/pytorch_model.bin": b"yes",
+        "text/optimizer.bin": b"no",
+    }
+    folder = fetched("hf:some/pipeline")
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.bin"))
+    assert found == ["text/pytorch_model.bin"]
+    assert sorted(path.name for path in fetched("hf:some/pipeline/unet").iterdir()) == sorted(model(1.0))
+
+
+def test_an_index_comes_with_its_shards(hub: HubServer) -> None:
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    hub.repositories["some/shards"] = {
+        "config.json": CONFIG,
+        "model.safetensors.index.json": json.dumps({"weight_map": {"a": names[0], "b": names[1]}}).encode(),
+        names[0]: save({"a": torch.ones(3)}),
+        names[1]: save({"b": torch.ones(2)}),
+    }
+    assert main(["inspect", "hf:some/shards/model.safetensors.index.json"]) == 0
+    assert main(["inspect", "hf:some/shards"]) == 0
+
+
+def test_two_models_are_merged(hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories |= {"some/base": model(1.0), "some/tuned": model(1.5)}
+    out = tmp_path / "merged"
+    names = ["--base", "hf:some/base", "--self-trained", f"hf:some/tuned@{COMMIT}"]
+    assert main(["merge", *names, "-w", "1", "--output", str(out)]) == 0
+    assert load_file(out / "model.safetensors")["a"].tolist() == [0.5] * 3
+    assert (out / "config.json").read_bytes() == CONFIG
+    card = (out / "README.md").read_text()
+    assert f"hf:some/base/model.safetensors@{COMMIT}" in card and "hf:some/tuned" in card
+    assert main(["convert", "hf:some/base", str(tmp_path / "flat.safetensors")]) == 0
+
+
+FEW = [
+    *("--num_synthetic", "16", "--training_images", "64", "--batch", "16", "--snapshots", "1", "--num_steps", "2"),
+    *("--set", "solver=euler", "--processes", "1", "--device", "cpu"),
+]  # fmt: skip
+
+
+def test_a_model_on_the_hub_is_improved(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["improve", "hf:some/demo", *FEW, "--out", str(out)]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert record["recipe"]["base"] == f"hf:some/demo/improved.safetensors@{COMMIT}"
+    assert not [path for path in out.glob("*.html") if str(tmp_path) in path.read_text()]
+    merged = load_file(next(out.glob("*.safetensors")))
+    assert merged.keys() == load_file(BASE).keys()
+    assert main(["improve", "--recipe", str(out / "run.json"), "--out", str(tmp_path / "again"), "--dry-run"]) == 0
+
+
+SCORED = ["--real", "hf:some/data/train.npz", "--features", str(FEATURES)]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "fields"),
+    [
+        (Improve, ["hf:some/demo", *SCORED, "--vae", "hf:some/demo"], {"network", "real", "vae"}),
+        (
+            Evaluate,
+            ["--network", "hf:some/demo", "--num_images", "9", "--ref", "hf:some/data/train.npz"],
+            {"network", "ref"},
+        ),
+        (Sample, ["--network", "hf:some/demo", "--num_images", "9", "--outdir", "x"], {"network"}),
+        (
+            ScoreEDM,
+            ["--network", "hf:some/demo", "--ref", "hf:some/data/train.npz", "--seeds", "0-9"],
+            {"network_pkl", "ref"},
+        ),
+    ],
+    ids=["improve", "evaluate", "sample", "edm"],
+)
+def test_every_input_of_a_command_can_be_a_name(
+    hub: HubServer, command: type, words: list[str], fields: set[str]
+) -> None:
+    ready = with_hub_files(parse(command, words, "neon"))
+    for field in fields:
+        name = "some--data" if field in ("real", "ref") else "some--demo"
+        path = Path(getattr(ready, field))
+        assert name in str(path) and path.is_file()
+
+
+def test_the_library_loads_a_name(hub: HubServer) -> None:
+    assert neon.load("hf:some/demo", device="cpu").sample(1, num_steps=2, solver="euler").shape[0] == 1
+
+
+def test_the_endpoint_of_the_environment_holds(hub: HubServer) -> None:
+    code = "import sys; from neon.cli import main; sys.exit(main(['inspect', 'hf:some/demo', '--json']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["architecture"] == "edm"
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "message"),
+    [
+        ("hf:some/none", None, "no such repository, or not for you; if it asks for a login: `hf auth login`"),
+        ("hf:some/none/a.bin", None, "no such repository"),
+        ("hf:some/demo/a.bin", None, "no such file in the repository"),
+        ("hf:some/demo/unet", None, "not in the repository some/demo"),
+        ("hf:some/demo/a.safetensors.index.json", None, "not in the repository some/demo"),
+        ("hf:some/demo@v9", None, "no such revision"),
+        ("hf:some/demo/improved.safetensors@v9", None, "no such revision"),
+        ("hf:some/demo", (403, "GatedRepo"), "gated; ask for access on its page and log in (`hf auth login`, or HF"),
+        ("hf:some/demo/a.bin", (401, "GatedRepo"), "gated; ask for access"),
+        ("hf:some/data", None, "no weights as safetensors in it; name a file, as hf:some/data/FILE"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    hub: HubServer, name: str, refused: tuple[int, str] | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if refused is not None:
+        hub.refused["some/demo"] = refused
+    assert main(["inspect", name]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neon")]
+    assert line.startswith(f"neon inspect: {name}: ") and message in line
+
+
+def test_offline_the_cache_is_used_and_what_is_not_there_is_said(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["some/model"] = model(1.0)
+    names = ["hf:some/model", "hf:some/demo/improved.safetensors", "hf:some/demo"]
+    there = [fetched(name) for name in names]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert [fetched(name) for name in names] == there
+    for name in ("hf:some/data/train.npz", "hf:some/other"):
+        with pytest.raises(RequestError, match=f"^{name}: not whole in the cache, and HF_HUB_OFFLINE is set"):
+            fetched(name)
+    assert hub.asked == []
+
+
+def test_no_network_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*arguments: object, **keywords: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    for name in ("hf:some/demo", "hf:some/demo/a.bin"):
+        with pytest.raises(NoConnectionError, match=rf"^{name}: no connection to Hugging Face \(nobody answers\)"):
+            fetched(name)
+
+
+def test_a_server_that_fails_is_said(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.refused["some/demo"] = (400, "")
+    with pytest.raises(WorkError, match="Hugging Face refuses"):
+        fetched("hf:some/demo/a.bin")
+
+
+def test_an_output_is_no_name_on_the_hub(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "hf:some/demo", "hf:some/new"]) == 2
+    assert "an output is written here; `neon push` brings a folder to the Hub" in capsys.readouterr().err
+    assert "some/new" not in hub.repositories
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder as a run leaves it."""
+    folder = tmp_path / "run"
+    (folder / "self-training").mkdir(parents=True)
+    texts = {
+        "README.md": "# Demo\n", "report.html": '<a href="https://a.b/c/d">"/srv/models/base.safetensors"</a>',
+        "scores.json": '{"base": "/srv/models/base.safetensors"}', "scores.csv": "w,fid\n1,2\n", "run.json": "{}",
+        "notes.txt": f"in {Path.home()}/models", "evaluations.jsonl": "{}", "out.log": "", "model.py": "", ".lock": "",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "improved.safetensors").write_bytes(weights(1.0))
+    (folder / "self-training/snapshot.safetensors").write_bytes(weights(2.0))
+    return folder
+
+
+PUSHED = {"README.md", "improved.safetensors", "report.html", "scores.csv", "scores.json"}
+
+
+def test_a_dry_run_of_push_lists_files_and_asks_nothing(
+    hub: HubServer, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(run), "hf:some/new", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("bytes  ")[1] for line in lines if "bytes  " in line} == PUSHED
+    left_out = {line.split("left out  ")[1].split(" (")[0] for line in lines if "left out  " in line}
+    assert left_out == {path.name for path in run.iterdir()} - PUSHED
+    assert lines[-1].endswith("would go to hf:some/new; nothing was uploaded")
+    assert hub.asked == []
+
+
+def test_what_is_pushed_can_be_named(hub: HubServer, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main(["push", str(run), "hf:some/new", "--private"]) == 0
+    pushed = hub.repositories["some/new"]
+    assert set(pushed) == PUSHED
+    assert pushed["report.html"] == b'<a href="https://a.b/c/d">"base.safetensors"</a>'
+    assert json.loads(pushed["scores.json"]) == {"base": "base.safetensors"}
+    assert "/srv" in (run / "report.html").read_text()
+    [created] = hub.created
+    assert created["name"] == "new" and (created.get("visibility") == "private" or created.get("private"))
+    assert "Bearer hf_secret" in hub.tokens
+    assert fetched("hf:some/new").read_bytes() == weights(1.0)
+
+
+def test_a_pipeline_is_pushed_with_its_components(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("unet", "images"):
+        (tmp_path / "pipe" / name).mkdir(parents=True)
+    (tmp_path / "pipe/model_index.json").write_text("{}")
+    for name, data in model(1.0).items():
+        (tmp_path / "pipe/unet" / name).write_bytes(data)
+    assert main(["push", str(tmp_path / "pipe"), "hf:some/pipe", "--dry-run"]) == 0
+    assert "unet/model.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["hf:some/new/file.bin", "hf:some/new@v1", "some/new"])
+def test_push_goes_to_a_whole_repository(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(run), name]) == 2
+    assert "expected hf:ORG/REPO" in capsys.readouterr().err
+
+
+def test_push_needs_weights_and_somebody_logged_in(
+    hub: HubServer, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["push", str(run), "hf:some/new"]) == 2
+    assert "nobody is logged in; `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.refused["some/new"] = (403, "")
+    assert main(["push", str(run), "hf:some/new"]) == 2
+    assert "Hugging Face does not let you (403)" in capsys.readouterr().err
+    (run / "improved.safetensors").unlink()
+    assert main(["push", str(run), "hf:some/new", "--dry-run"]) == 2
+    assert "holds no weights to upload" in capsys.readouterr().err
+    assert main(["push", str(run / "none"), "hf:some/new"]) == 2
+    assert "not a folder" in capsys.readouterr().err
+    assert "some/new" not in hub.repositories
