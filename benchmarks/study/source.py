@@ -1,5 +1,6 @@
 """Synthetic sets that another architecture has drawn, for the training of this one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from neon.noise import Purpose, image_seeds
@@ -11,18 +12,12 @@ from study.plan import SelfTrained, at
 GIVEN = {
     "imm": at(num_steps=2, guidance=1.5),
     "xAR": at(num_steps=8, guidance=1.0),
-    "flow": at(num_steps=5),
 }
 """the sampler that each family draws with"""
 
 
 def write_foreign_set(direction: SelfTrained, family: Family, folder: Path) -> None:
-    """The set S of another family's first base, where `SelfTraining` looks for its own.
-
-    A model that knows no classes draws images without; those are given the class of the nearest real image.
-    """
-    from dataclasses import replace
-
+    """The set S of another family's first base, where `SelfTraining` looks for its own."""
     source = FAMILIES[direction.source]()
     model = source.load(source.bases[0], False)
     settings = replace(model.default_settings, **dict(GIVEN[direction.source].changes))

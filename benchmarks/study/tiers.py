@@ -159,8 +159,6 @@ def tier_d() -> Iterator[Plan]:
     for source in ("imm", "xAR"):
         foreign = SelfTrained(sampler=VAR_GIVEN, source=source, num=1000)
         yield "VAR", Row(method=f"Neon, S of {source}", sampler=VAR_GIVEN, direction=foreign, w=BOTH_WAYS)
-    foreign = SelfTrained(sampler=EULER5, source="flow", num=1000)
-    yield "digits", Row(method="Neon, S of flow", sampler=EULER5, direction=foreign, w=BOTH_WAYS)
 
 
 def tier_e() -> Iterator[Plan]:
