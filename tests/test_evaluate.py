@@ -187,3 +187,11 @@ def test_a_model_is_no_feature_network(tmp_path: Path) -> None:
     save_model(tmp_path / "model.safetensors", tiny_edm())
     with pytest.raises(RequestError, match="not a feature network"):
         load_features(tmp_path / "model.safetensors")
+
+
+def test_small_networks_are_found_where_they_lay_before() -> None:
+    from neon.metrics import features
+
+    assert features.SmallFeatures is SmallFeatures and features.load_features is load_features
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = features.anything_else

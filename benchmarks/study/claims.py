@@ -198,8 +198,8 @@ def sign_flips(rows: Rows) -> Verdict | None:
         claim="the best w is below 0 where the sampler seeks diversity",
         # Shares are a rough sign of what a sampler seeks: none of these need be one that the paper means.
         verdict=HELD if flips == len(diverse) else OPEN,
-        figures=f"below 0 in {flips} of {len(diverse)} rows whose base has more recall than precision, which is a rough "
-        f"sign of such a sampler (not all of their searches looked below 0): {text}",
+        figures=f"below 0 in {flips} of {len(diverse)} rows whose base has more recall than precision, which is a "
+        f"rough sign of such a sampler (not all of their searches looked below 0): {text}",
     )
 
 

@@ -1,9 +1,10 @@
 """Feature extractors: images in, features out, and the names that go into scores."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,3 +51,10 @@ class FeatureExtractor(ABC):
 def features_of(extractor: FeatureExtractor, images: Tensor, batch_size: int = 500) -> Tensor:
     """Features of many images in memory: uint8 [N, C, H, W] -> float32 [N, F]."""
     return torch.cat([extractor(batch) for batch in images.split(batch_size)])
+
+
+def __getattr__(name: str) -> Any:
+    """`SmallFeatures` and `load_features`, which lay here before: code of others names them so."""
+    if name in ("SmallFeatures", "load_features"):
+        return getattr(importlib.import_module("neon.metrics.small"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
