@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from study.summary import estimate, fair_row, spread, values_of
+from study.tiers import METHODS_OF_SIZES, METHODS_OF_STEPS
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -84,7 +85,7 @@ def w_in_range(rows: Rows) -> Verdict | None:
 
 
 def thousand_suffice(rows: Rows) -> Verdict | None:
-    small, usual, large = (find(rows, name) for name in ("Neon, S of 250", "Neon", "Neon, S of 4000"))
+    small, usual, large = (find(rows, name) for name in METHODS_OF_SIZES.values())
     if not (small and usual and large):
         return None
     gain, half = paired(large, usual)
@@ -99,15 +100,7 @@ def thousand_suffice(rows: Rows) -> Verdict | None:
 
 
 def budget_is_u_shaped(rows: Rows) -> Verdict | None:
-    names = {
-        6: "Neon, 6 steps",
-        12: "Neon, 12 steps",
-        25: "Neon, 25 steps",
-        50: "Neon",
-        100: "Neon, 100 steps",
-        200: "Neon, 200 steps",
-    }
-    found = {steps: row for steps, name in names.items() if (row := find(rows, name)) is not None}
+    found = {steps: row for steps, name in METHODS_OF_STEPS.items() if (row := find(rows, name)) is not None}
     if len(found) < 4:
         return None
     best = min(found, key=lambda steps: mean(found[steps]))

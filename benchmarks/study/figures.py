@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from study.summary import estimate, values_of
+from study.tiers import METHODS_OF_SIZES, METHODS_OF_STEPS
 
 Rows = Sequence[Mapping[str, Any]]
 COLOURS = {"base": "#888888", "best": "#222222", "neon": "#c1272d", "sims": "#0072b2"}
@@ -64,19 +65,10 @@ def frontier(rows: Rows, path: Path) -> None:
 
 def budget_and_size(rows: Rows, path: Path) -> None:
     """Distance against the steps of self-training, and against the size of S; w chosen at each."""
-    steps = {
-        6: "Neon, 6 steps",
-        12: "Neon, 12 steps",
-        25: "Neon, 25 steps",
-        50: "Neon",
-        100: "Neon, 100 steps",
-        200: "Neon, 200 steps",
-    }
-    sizes = {250: "Neon, S of 250", 1000: "Neon", 4000: "Neon, S of 4000"}
     figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True)
     for axis, points, label in (
-        (axes[0], steps, "steps of self-training (S of 1,000)"),
-        (axes[1], sizes, "images in S (50 steps)"),
+        (axes[0], METHODS_OF_STEPS, "steps of self-training (S of 1,000)"),
+        (axes[1], METHODS_OF_SIZES, "images in S (50 steps)"),
     ):
         found = [(x, value) for x, method in points.items() if (value := _mean(rows, method)) is not None]
         if found:

@@ -23,6 +23,9 @@ NOISY = at(solver="euler", num_steps=5, sigma_max=10.0, sigma_min=0.12, rho=12.0
 """a sampler that adds more noise than it takes away: it seeks diversity"""
 FAIR = "base, best levels"
 """the fair baseline of rows of as many calls"""
+METHODS_OF_STEPS = {steps: "Neon" if steps == 50 else f"Neon, {steps} steps" for steps in (6, 12, 25, 50, 100, 200)}
+METHODS_OF_SIZES = {size: "Neon" if size == 1000 else f"Neon, S of {size}" for size in (250, 1000, 4000)}
+"""rows by the steps of self-training and by the images in S; 50 and 1,000 are the family's own"""
 
 
 def neon(

@@ -1,4 +1,4 @@
-"""`neon merge`, `neon inspect` and `neon convert`: checkpoints in every published format."""
+"""`neon merge` and `neon convert`: checkpoints in every published format."""
 
 import dataclasses
 import sys
@@ -164,18 +164,7 @@ class Merge:
                     f"{flag}: is of folders merged into a folder; name a folder as --base and, without a suffix, as "
                     "--output"
                 )
-        reports = merge_files(
-            self.base,
-            self.self_trained,
-            self._ws(),
-            self.output,
-            key=self.key,
-            self_trained_key=self.self_trained_key,
-            overwrite=self.overwrite,
-            progress=progress,
-            precision=self._precision(),
-            patterns=self._patterns(),
-        )
+        reports = merge_files(**self._asked(progress))
         print(reports[0].formula)
         _show_inputs(reports[0])
         for report in reports:
@@ -186,19 +175,7 @@ class Merge:
         from neon.merge import merge_folders
 
         reports = merge_folders(
-            self.base,
-            self.self_trained,
-            self._ws(),
-            self.output,
-            components=self.component,
-            variant=self.variant,
-            shard_size=self.shard_size,
-            key=self.key,
-            self_trained_key=self.self_trained_key,
-            overwrite=self.overwrite,
-            progress=progress,
-            precision=self._precision(),
-            patterns=self._patterns(),
+            **self._asked(progress), components=self.component, variant=self.variant, shard_size=self.shard_size
         )
         first = reports[0]
         print(first.formula)
@@ -212,6 +189,21 @@ class Merge:
         for report in reports:
             print(f"w = {report.w:<8g}  {report.output}  ({'; '.join(map(_kept, report.components.values()))})")
         return reports
+
+    def _asked(self, progress: "Progress") -> dict[str, Any]:
+        """What is asked of a merge of files and of one of folders alike, by the names of their arguments."""
+        return {
+            "base": self.base,
+            "self_trained": self.self_trained,
+            "ws": self._ws(),
+            "output": self.output,
+            "key": self.key,
+            "self_trained_key": self.self_trained_key,
+            "overwrite": self.overwrite,
+            "progress": progress,
+            "precision": self._precision(),
+            "patterns": self._patterns(),
+        }
 
     def _precision(self) -> "Precision":
         from neon.merge.precision import Precision

@@ -36,11 +36,6 @@ class KernelScores:
     """images of each side in one of them"""
 
 
-def subset_size(num_real: int, num_generated: int) -> int:
-    """How many images of each side are in a subset."""
-    return min(SUBSET_SIZE, num_real, num_generated)
-
-
 def kernel_distance(real: Tensor, generated: Tensor) -> KernelScores:
     """The kernel distance of features [N, F] and [M, F] of any float dtype, computed in float64 on the CPU.
 
@@ -59,7 +54,7 @@ def kernel_distance(real: Tensor, generated: Tensor) -> KernelScores:
     # Imports torchvision: 1.7 s that only those who use it pay.
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-    size = subset_size(len(real), len(generated))
+    size = min(SUBSET_SIZE, len(real), len(generated))
     found = kid_features_to_metric(
         generated.detach().to(torch.float64),
         real.detach().to(torch.float64),

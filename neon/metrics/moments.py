@@ -212,19 +212,18 @@ class Statistics:
         optional = ("count", NETWORK)
         arrays = read_arrays(path, ("mu", "sigma"), optional=optional, contents="statistics")
         own = _named(arrays.pop(NETWORK, None))
-        others = _other_features(path)
-        if features is not None and features != own and (own is not None or features in others):
-            if features not in others:
-                raise RequestError(
-                    f"{path}: holds statistics of the features {' and '.join(filter(None, [own, *others]))}, not of "
-                    f"{features}; use statistics made with the same features (`neon stats`)"
-                )
+        others = _other_features(path) if features not in (None, own) else []
+        if features in others:
             names = {name: f"{features}.{name}" for name in ("mu", "sigma", "count")}
             of_it = read_arrays(
                 path, (names["mu"], names["sigma"]), optional=(names["count"],), contents="statistics"
             )  # fmt: skip
-            arrays = {name: of_it[long] for name, long in names.items() if long in of_it}
-            own = features
+            arrays, own = {name: of_it[long] for name, long in names.items() if long in of_it}, features
+        elif own is not None and features not in (None, own):
+            raise RequestError(
+                f"{path}: holds statistics of the features {' and '.join([own, *others])}, not of {features}; use "
+                "statistics made with the same features (`neon stats`)"
+            )
         count = arrays.pop("count", None)
         return cls(
             **arrays, count=None if count is None else _sample_count(path, count), name=str(path), features=own
