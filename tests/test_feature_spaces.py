@@ -26,11 +26,11 @@ FLAGS = "--num_images 40 --batch_size 8 --num_steps 2 --device cpu --json scores
 SCORE = f"evaluate --network base.safetensors --ref both.npz {FLAGS}"
 
 
-def write_second(folder: Path, name: str = "other5", seed: int = 7) -> None:
-    """Another feature network than that of `write_pair`, of five features."""
+def write_second(folder: Path, name: str = "other5", seed: int = 7, dim: int = 5) -> None:
+    """Another feature network than that of `write_pair`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        SmallFeatures(name, (1, 8, 8), 5, 3).save(folder / f"{name}.safetensors")
+        SmallFeatures(name, (1, 8, 8), dim, 3).save(folder / f"{name}.safetensors")
 
 
 def run(command: str) -> int:
@@ -265,6 +265,24 @@ def test_a_wrong_request_is_one_line(here: Path, capsys: pytest.CaptureFixture[s
     assert run(command if "--ref" in command else f"{command} --ref both.npz") == 2
     words = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert re.search(said, words), words
+
+
+def test_statistics_without_a_name_serve_one_network_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_second(here, "other6", dim=6)
+    networks = "--features features.safetensors other6.safetensors"
+    for command in (f"{SCORE} {networks}".replace("both", "real"), f"fid real real.npz {networks} --device cpu"):
+        assert run(command) == 2
+        said = capsys.readouterr().err
+        assert "real.npz: does not say of which network" in said and "tiny6 and other6" in said
+
+
+def test_a_recipe_holds_several_networks(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks = ["features.safetensors", "other5.safetensors"]
+    recipe = {"base": "base.safetensors", "real": "both.npz", "features": networks, "select_images": 20}
+    for features, expected in ((networks, 0), (["features.safetensors", "--model=evil.py:M"], 2)):
+        Path("run.json").write_text(json.dumps({**recipe, "features": features}))
+        assert run("improve --recipe run.json --dry-run --num_steps 2 --device cpu") == expected
+    assert "expected names, and none that begins as flags do" in capsys.readouterr().err
 
 
 def test_statistics_that_are_already_there_or_unknown_are_not_kept_beside(

@@ -272,7 +272,7 @@ class Align(ResidentFlags):
         if others:
             raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")
         use_threads(processes.device, model, extractor)
-        reference = load_statistics(self.stats, model, extractor)
+        [reference] = load_statistics(self.stats, model, [extractor])
         if self.num_images < (fewest := 2 * GROUPS):
             raise RequestError(
                 f"--num_images {self.num_images}: too few to tell their noise; "

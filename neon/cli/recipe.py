@@ -112,7 +112,10 @@ def _words(path: Path, name: str, value: Any, default: Any) -> Iterator[str]:
             raise RequestError(f"{path}: {name} is {value!r}; expected true or false")
         yield f"--{name}" if value else f"--no-{name}"
     elif isinstance(value, list | tuple):
-        if not all(isinstance(part, int | float) and not isinstance(part, bool) for part in value):
+        if isinstance(default, tuple) and all(isinstance(part, str) for part in (*default, *value)):
+            if any(not part or part.startswith("-") for part in value):
+                raise RequestError(f"{path}: {name} is {value!r}; expected names, and none that begins as flags do")
+        elif not all(isinstance(part, int | float) and not isinstance(part, bool) for part in value):
             raise RequestError(f"{path}: {name} is {value!r}; expected numbers")
         yield f"--{name}"
         yield from map(str, value)

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from neon.evaluate import (
     real_features,
     scores_in,
     scores_json,
+    side_by_side,
     tally_images,
     unfinished,
     warn_of_few,
@@ -46,7 +47,7 @@ from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.kernel import KERNEL_PROTOCOL
-from neon.metrics.reference import INCEPTION, INCEPTION_DIM, features_in, load_statistics
+from neon.metrics.reference import INCEPTION, INCEPTION_DIM, load_statistics, statistics_in
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
@@ -88,7 +89,7 @@ def score_network(
     ref = shared_file(flags.ref, processes)
     extractors = flags.extractors(processes.device)
     use_threads(processes.device, model, *extractors)
-    statistics = [load_statistics(ref, model, extractor) for extractor in extractors]
+    statistics = load_statistics(ref, model, extractors)
     for extractor in extractors:
         warn_of_few(len(sampling.seeds), extractor.dim)
     model_at = _models(path, model, sampling.settings, flags)
@@ -331,7 +332,7 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
     statistics: list[list[Statistics]] = []
     for path, dataset in zip(paths, images, strict=True):
         if dataset is None:
-            statistics.append([features_in(path, extractor) for extractor in extractors])
+            statistics.append(statistics_in(path, extractors))
             continue
         tallies.append(
             tally_images(
@@ -348,24 +349,24 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
         for path, of_path in zip(paths, statistics, strict=True):
             for side in of_path:
                 warn_of_few(side.count, side.dim, f"{path}: ")
-        references = [
-            Reference(extractor=extractor, frechet=FrechetReference(real))
-            for extractor, real in zip(extractors, statistics[1], strict=True)
-        ]
+        real: list[RealFeatures | None] = [None] * len(extractors)
         if flags.precision_recall:
-            references = [
-                replace(one, real=RealFeatures(manifold=Manifold(t.features, k=flags.nearest_k), kernel=t.features))
-                for one, t in zip(references, tallies[1], strict=True)
+            real = [
+                RealFeatures(manifold=Manifold(tally.features, k=flags.nearest_k), kernel=tally.features)
+                for tally in tallies[1]
             ]
+        references = [
+            Reference(extractor=extractor, frechet=FrechetReference(of_it), real=features)
+            for extractor, of_it, features in zip(extractors, statistics[1], real, strict=True)
+        ]
         if images[0] is not None:
             scores = scores_in(references, tallies[0], str(flags.a))
         else:
-            first, *others = (
+            found = [
                 Scores(distance=reference.frechet.distance(one), num_images=one.count)
                 for reference, one in zip(references, statistics[0], strict=True)
-            )
-            named = {reference.metric: one for reference, one in zip(references[1:], others, strict=True)}
-            scores = replace(first, beside=named)
+            ]
+            scores = side_by_side(references, found)
         few = [one.metric for one, side in zip(references, statistics[1], strict=True) if are_few(side.count, side.dim)]
         protocols = {one.metric: dict(one.extractor.protocol) for one in references if one.extractor.protocol}
         _report_pair(scores, {one.metric: one.extractor.dim for one in references}, flags, few, protocols)

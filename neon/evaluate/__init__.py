@@ -10,6 +10,7 @@ from neon.evaluate.reference import (
     real_features,
     references_at,
     scores_in,
+    side_by_side,
     warn_of_few,
 )
 from neon.evaluate.run import SAVE_EVERY_SECONDS, evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "scores_from",
     "scores_in",
     "scores_json",
+    "side_by_side",
     "stored_images",
     "tally_images",
     "unfinished",

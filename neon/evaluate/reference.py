@@ -49,7 +49,7 @@ class Reference:
         """The name of the distance: `fid`, or `fd_<features>`."""
         return self.extractor.score_name
 
-    def scores(self, tally: Tally, name: str, seconds: float | None = None) -> Scores:
+    def scores(self, tally: Tally, name: str) -> Scores:
         """Scores of what was tallied in this feature space.
 
         Raises:
@@ -67,21 +67,21 @@ class Reference:
         if self.real is not None and self.real.kernel is not None:
             kernel = kernel_distance(self.real.kernel, tally.features)
             found["kernel"], found["kernel_std"] = kernel.mean, kernel.std
-        return Scores(distance=distance, num_images=tally.done, seconds=seconds, **found)
+        return Scores(distance=distance, num_images=tally.done, **found)
 
 
 def scores_in(
     references: Sequence[Reference], tallies: Sequence[Tally], name: str, seconds: float | None = None
 ) -> Scores:
-    """Scores in the first feature space, with those in the others beside them; errors as of `Reference.scores`."""
-    first, *others = (
-        reference.scores(tally, name, None if number else seconds)
-        for number, (reference, tally) in enumerate(zip(references, tallies, strict=True))
-    )
-    if not others:
-        return first
-    beside = {reference.metric: scores for reference, scores in zip(references[1:], others, strict=True)}
-    return replace(first, beside=beside)
+    """What was tallied, scored in each feature space; `seconds` are those of all. Errors as of `Reference.scores`."""
+    found = [reference.scores(tally, name) for reference, tally in zip(references, tallies, strict=True)]
+    return replace(side_by_side(references, found), seconds=seconds)
+
+
+def side_by_side(references: Sequence[Reference], scores: Sequence[Scores]) -> Scores:
+    """The scores in the first feature space, with those in the others beside them."""
+    first, *others = scores
+    return replace(first, beside={one.metric: of_it for one, of_it in zip(references[1:], others, strict=True)})
 
 
 def real_features(
@@ -141,7 +141,7 @@ def references_at(
         RequestError: they do not fit the model or the features, or are too few for these.
     """
     if is_statistics(path):
-        found = [load_statistics(path, model, extractor) for extractor in extractors]
+        found = load_statistics(path, model, extractors)
     else:
         dataset = ImageDataset(path)
         if tuple(dataset.image_shape) != tuple(model.image_shape):

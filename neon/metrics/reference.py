@@ -116,15 +116,30 @@ def _parsed(name: str) -> tuple[type[PublishedNetwork] | None, Path | None]:
     return NETWORKS[network], Path(file) if file else None
 
 
-def load_statistics(ref: Path, model: GenerativeModel, extractor: FeatureExtractor) -> Statistics:
-    """The statistics in `ref`; a RequestError if they are of other features, or of images of another resolution."""
-    statistics = features_in(ref, extractor)
+def load_statistics(ref: Path, model: GenerativeModel, extractors: Sequence[FeatureExtractor]) -> list[Statistics]:
+    """`statistics_in` the file `ref`; a RequestError, too, if they are of images of another resolution."""
+    found = statistics_in(ref, extractors)
     _check_resolution(ref, model.image_shape[-1])
-    return statistics
+    return found
 
 
-def features_in(path: Path, extractor: FeatureExtractor) -> Statistics:
-    """The statistics in `path` of the features of `extractor`; a RequestError if they are of others."""
+def statistics_in(path: Path, extractors: Sequence[FeatureExtractor]) -> list[Statistics]:
+    """The statistics in `path` of the features of each of `extractors`.
+
+    Raises:
+        RequestError: they are of others, or do not say whose they are and are to serve several.
+    """
+    found = [_statistics_of(path, extractor) for extractor in extractors]
+    if sum(statistics.features is None for statistics in found) > 1:
+        names = " and ".join(extractor.name for extractor in extractors)
+        raise RequestError(
+            f"{path}: does not say of which network its statistics are, and they can be of one only; make those of "
+            f"{names} with `neon stats`"
+        )
+    return found
+
+
+def _statistics_of(path: Path, extractor: FeatureExtractor) -> Statistics:
     statistics = Statistics.load(path, extractor.identity)
     if statistics.dim != extractor.dim:
         raise RequestError(
@@ -140,7 +155,7 @@ def statistics_beside(path: Path, extractors: Sequence[FeatureExtractor]) -> lis
     Raises:
         RequestError: their features are not known, or are among those of `extractors`.
     """
-    found = []
+    found, own = list[Statistics](), [extractor.identity for extractor in extractors]
     for statistics in load_all_statistics(path):
         features = statistics.features
         if features is None and statistics.dim == INCEPTION_DIM:
@@ -150,7 +165,7 @@ def statistics_beside(path: Path, extractors: Sequence[FeatureExtractor]) -> lis
                 f"{path}: statistics of {statistics.dim} features that do not say of which network; make them again "
                 "with `neon stats`"
             )
-        if features in [extractor.identity for extractor in extractors]:
+        if features in own:
             raise RequestError(
                 f"{path}: holds statistics of {features}, which are computed here; leave one of them out"
             )
