@@ -10,6 +10,6 @@
 
 set -euo pipefail
 port=$((20000 + SLURM_JOB_ID % 20000))
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node=8 --rdzv_id="$SLURM_JOB_ID" \
   --rdzv_backend=c10d --rdzv_endpoint="$head:$port" "$@"

@@ -17,7 +17,7 @@ SCORE = (
 )
 TORCHRUN = shlex.quote(str(Path(sys.executable).with_name("torchrun")))
 STAND_INS = {
-    "scontrol": "printf 'localhost\\nlocalhost\\n'",
+    "scontrol": "echo localhost; sleep 0.2; echo localhost",  # not at once: a reader of the first line only kills it
     "srun": '"$@" & first=$!; "$@" & second=$!; wait $first && wait $second',
     "torchrun": f'exec {TORCHRUN} "${{@/proc_per_node=8/proc_per_node=1}}"',
 }
