@@ -84,6 +84,7 @@ def improve(
         provenance = processes.on_main(lambda: {**identity, **_provenance(plan, given)})
         shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training)))
         outcome = choose(given, shown, provenance, self_training)
+        model.network.load_state_dict(scorer.base)  # whoever handed it in finds it as it was
         seconds = {**self_training.seconds, "evaluation": outcome.seconds, "all": time.monotonic() - begun}
         processes.on_main(lambda: _write_card(plan, base, outcome))
         processes.on_main(lambda: _write_scores(outcome, out, seconds))

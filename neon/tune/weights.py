@@ -53,7 +53,7 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
 
 
 def write_pipelines(
-    base: Path, self_trained: Path, ws: Sequence[float], weights: Path, sampler: dict[str, Any]
+    base: Path, self_trained: Path, ws: Sequence[float], weights: Path, sampler: dict[str, Any] | None
 ) -> list[Path]:
     """Folders of pipelines with the merges at `ws`, named as the files `weights`; none unless `base` is of a pipeline.
 
