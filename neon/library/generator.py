@@ -457,7 +457,8 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
 
     Args:
         base: the generator before its self-training.
-        self_trained: what `self_train` returns, any other file of self-trained weights, or a generator loaded from one.
+        self_trained: what `self_train` returns, any other file of self-trained weights (or its name on the Hub, as for
+            `load`), or a generator loaded from one.
         w: any finite number.
         key: nesting of the state dict in the file of `self_trained`; by default that of the base if it is there.
 
@@ -508,8 +509,8 @@ def score(
 
     Args:
         generator: what is sampled.
-        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
-            folder or zip of images of the model's size, whose statistics are computed anew in every call.
+        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file, a URL or a name on
+            the Hub), or a folder or zip of images of the model's size, whose statistics are computed in every call.
         features: "inception", or the file of a feature network; or several, which score the same images: the scores in
             the others are `beside` those in the first.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
