@@ -81,6 +81,11 @@ class GenerativeModel(nn.Module, ABC):
     """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
     file_metadata: Mapping[str, str] = MappingProxyType({})
     """what the file says of itself that `load_model` has read it from"""
+    lora_targets: tuple[str, ...] = ()
+    """layers that a self-training by LoRA adapts unless told otherwise, by the last words of their names; ():
+    every linear layer and convolution"""
+    component: str = ""
+    """what pipelines of diffusers call the network (`unet`, `transformer`), in an adapter of it; "": it is in none"""
     precision: Precision = FP32
     """what it computes in; set by `__init__` if that takes it, never afterwards"""
     sampling_precision: ClassVar[Precision] = FP32
@@ -601,6 +606,22 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
     own, found = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (network.state_dict(), state))
     _check_fit(own, found, source)
     network.load_state_dict(state)
+
+
+@torch.no_grad()
+def read_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the weights of a file into `network`, a tensor at a time, every name and shape checked.
+
+    Raises:
+        RequestError: the file cannot be read, or names or shapes differ; both sides are listed.
+    """
+    own = network.state_dict()
+    with open_checkpoint(path) as file:
+        names = _our_names(own, {name: name for name in file.names()})
+        found = {name: file.specs[held].shape for name, held in names.items()}
+        _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, found, path)
+        for name, held in names.items():
+            own[name].copy_(file.tensor(held))
 
 
 def _check_fit(

@@ -10,6 +10,7 @@ from typing import Any
 
 from neon.data.images import ImageDataset
 from neon.errors import WorkError
+from neon.lora.settings import RECORD, LoRA, recorded_lora
 from neon.merge.pair import open_self_trained
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -37,6 +38,9 @@ class SelfTraining:
     batch_size: int
     """images per forward pass while sampling"""
     seed: int
+    lora: LoRA | None = None
+    """factors that are trained in the place of the weights"""
+    gradient_checkpointing: bool = False
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -82,6 +86,8 @@ class SelfTraining:
                 processes=processes,
                 micro_batch=self.micro_batch,
                 title="self-training",
+                lora=self.lora,
+                gradient_checkpointing=self.gradient_checkpointing,
                 log=self.log,
             )
         last = snapshots[-1]
@@ -117,6 +123,7 @@ def self_training_of(
         micro_batch=usual_micro_batch(recipe.batch_size, model.batch_multiple, largest_micro_batch),
         batch_size=plan.batch_size,
         seed=plan.seed,
+        lora=recorded_lora(record.get(RECORD)),
     )
 
 
