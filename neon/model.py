@@ -84,6 +84,9 @@ class GenerativeModel(nn.Module, ABC):
     lora_targets: tuple[str, ...] = ()
     """layers that a self-training by LoRA adapts unless told otherwise, by the last words of their names; ():
     every linear layer and convolution"""
+    example_kind: str = ""
+    """what sets of examples are called that `encode` makes once and for all, drawing nothing; "": images are encoded at
+    every visit"""
     component: str = ""
     """what pipelines of diffusers call the network (`unet`, `transformer`), in an adapter of it; "": it is in none"""
     precision: Precision = FP32
@@ -406,6 +409,7 @@ def load_model(
         kind = architecture(kind)
     with open_checkpoint(path, key) as file:
         checkpoint = unwrapped(file)
+        _check_whole(path, file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -423,6 +427,15 @@ def load_model(
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
         model.file_metadata = dict(file.metadata)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_whole(path: str | os.PathLike[str], file: Checkpoint) -> None:
+    """Refuse a file with the factors of a LoRA, which is no network without its base."""
+    if any(".lora_A." in name or ".lora_down." in name for name in file.specs):
+        raise RequestError(
+            f"{path}: holds a LoRA, factors beside the layers of a base, and no network of its own; name its base, and "
+            "this as the self-trained side, or merge both (neon merge)"
+        )
 
 
 def initialised(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
+from neon.data.encoded import ExampleSet, encode_set
 from neon.data.fingerprint import fingerprint
 from neon.data.images import TrainingImages
 from neon.data.sampler import SAMPLER, sampler_text
@@ -53,6 +54,8 @@ from neon.sampling import check_classes
 from neon.trained import Trained, WholeNetwork, checkpoint_gradients
 
 STATE_FILE = "training-state.pt"
+EXAMPLES = "examples"
+"""folder of what images are encoded as, where that is done once"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -147,6 +150,49 @@ def usual_micro_batch(batch: int, multiple: int, largest: int) -> int:
     At least `multiple`.
     """
     return multiple * largest_divisor(max(batch // multiple, 1), max(largest // multiple, 1))
+
+
+def encoded_once(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    processes: Processes,
+    batch_size: int = 64,
+) -> TrainingImages:
+    """The set of what `model` encodes the images of `dataset` as, made in `folder` or found there.
+
+    `dataset` itself where it is encoded, or the model encodes images at every visit. `folder` is that of a run which is
+    held for the model; `batch_size` images are encoded at a time.
+
+    Raises:
+        RequestError: the images do not fit the model, or `folder` holds something else.
+        WorkError: examples are not finite, or the disk is full.
+    """
+    if dataset.encoded or not model.example_kind:
+        return dataset
+
+    def encode(images: Tensor) -> Tensor:
+        with model.precision.allowed_on(processes.device):
+            examples = model.encode(images, ImageNoise([0] * len(images), images.device)).cpu()
+        if not examples.isfinite().all():
+            raise WorkError(
+                f"{dataset.path}: {model.example_kind} are not finite in {model.precision.name}; compute in another "
+                "precision (--precision bf16 or fp32)"
+            )
+        return examples
+
+    encode_set(
+        encode,
+        dataset,
+        folder,
+        kind=model.example_kind,
+        image_shape=model.image_shape,
+        batch_size=batch_size,
+        processes=processes,
+        identity={"neon": __version__, "precision": model.precision.name},
+        fresh=False,
+    )
+    return ExampleSet(folder, model.example_kind)
 
 
 def train(
@@ -281,7 +327,8 @@ def train_in_folder(
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
     with held_by_main(folder, record, processes, fresh=fresh):
-        snapshots = train(model, dataset, folder, processes=processes, **settings)
+        examples = encoded_once(model, dataset, Path(folder) / EXAMPLES, processes)
+        snapshots = train(model, examples, folder, processes=processes, **settings)
     return snapshots
 
 

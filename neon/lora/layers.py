@@ -62,8 +62,15 @@ def _last_words(name: str) -> str:
 
 def added_parameters(network: nn.Module, lora: LoRA) -> int:
     """How many numbers the factors have; errors as `layers_of`."""
-    weights = [layer.weight for layer in layers_of(network, lora.targets).values()]
-    return sum(lora.rank * (len(weight) + weight[0].numel()) for weight in weights)  # type: ignore[arg-type, index]
+    weights = map(weight_of, layers_of(network, lora.targets).values())
+    return sum(lora.rank * (len(weight) + weight[0].numel()) for weight in weights)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of one of `layers_of`."""
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight
 
 
 def inject(network: nn.Module, lora: LoRA, seed: int) -> dict[str, Any]:
@@ -91,8 +98,8 @@ def inject(network: nn.Module, lora: LoRA, seed: int) -> dict[str, Any]:
     with torch.no_grad():
         for name, layer in layers.items():
             down, up = factors_of(found[name])
-            for factor in (down, up):
-                factor.data = factor.to(torch.promote_types(layer.weight.dtype, torch.float32))  # type: ignore[union-attr, arg-type]
+            dtype = torch.promote_types(weight_of(layer).dtype, torch.float32)
+            down.data, up.data = down.to(dtype), up.to(dtype)
             bound = 1 / math.sqrt(down[0].numel())
             down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
             up.zero_()
@@ -123,18 +130,19 @@ def _of_weight() -> type[nn.Module]:
             self._active_adapter = adapter_name
             self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
             self.scaling[adapter_name] = lora_alpha / r
-            self.lora_A[adapter_name] = nn.Linear(self.in_features, r, bias=False)
-            self.lora_B[adapter_name] = nn.Linear(r, self.out_features, bias=False)
+            inputs, outputs = self._get_in_out_features(base_layer)
+            self.lora_A[adapter_name] = nn.Linear(inputs, r, bias=False)
+            self.lora_B[adapter_name] = nn.Linear(r, outputs, bias=False)
             self._move_adapter_to_device_of_base_layer(adapter_name)
             self.set_adapter(self.active_adapters)
 
         def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-            weight = module.weight
-            return weight[0].numel(), len(weight)  # type: ignore[arg-type, index, operator]
+            weight = weight_of(module)
+            return weight[0].numel(), len(weight)
 
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:
             down, up = factors_of(self)
-            weight = self.base_layer.weight
+            weight = weight_of(self.base_layer)
             changed = weight + self.scaling[ADAPTER] * (up @ down).view_as(weight)
             return functional_call(self.base_layer, {"weight": changed}, args, kwargs)
 

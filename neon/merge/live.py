@@ -92,7 +92,7 @@ class _Whole(Beside):
         return LiveMerge(self._network, self._base, self._state)
 
     @cached_property
-    def length(self) -> float:  # type: ignore[override]
+    def length(self) -> float:
         names = [name for name, _ in self._network.named_parameters()]
         steps = (self._state[name].double() - self._base[name].cpu().double() for name in names)
         return math.sqrt(sum(map(_square, steps)))

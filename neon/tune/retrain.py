@@ -18,7 +18,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.trackers import TrackerName
 from neon.sampling import write_samples
-from neon.selftrain import train, usual_micro_batch
+from neon.selftrain import EXAMPLES, encoded_once, train, usual_micro_batch
 from neon.tune.plan import TunePlan
 
 
@@ -75,9 +75,11 @@ class SelfTraining:
             )  # fmt: skip
         with self.timed("self_training"):
             model = self.load(True)
+            examples = folder / f"{EXAMPLES}{suffix}"
+            dataset = encoded_once(model, ImageDataset(synthetic), examples, processes, self.batch_size)
             snapshots = train(
                 model,
-                ImageDataset(synthetic),
+                dataset,
                 folder / f"{self.name}{suffix}",
                 num_steps=self.num_steps,
                 snapshot_steps=self.snapshot_steps,
