@@ -23,7 +23,8 @@ class LowRank(Trained):
     """The factors of a LoRA that is put into the network of `model`, in place.
 
     A snapshot is one file in the form of diffusers: the factors of each layer, and the config of PEFT in the metadata,
-    beside what those of whole networks say.
+    beside what those of whole networks say. The scale is in the second factor, for there are readers of such files that
+    look at no config.
     """
 
     def __init__(self, model: GenerativeModel, lora: LoRA, seed: int, *, tells_moved: bool) -> None:
@@ -69,6 +70,7 @@ class LowRank(Trained):
             shape = layer.base_layer.weight.shape
             down, up = self._of(layer, result)
             tensors[f"{front}{name}.lora_A.weight"] = down.reshape(-1, *shape[1:])
+            up = self.lora.scale * up
             tensors[f"{front}{name}.lora_B.weight"] = up.reshape(shape[0], -1, *[1] * (len(shape) - 2))
         config = {f"{front}{name}": value for name, value in self._config().items()}
         said = {
@@ -84,10 +86,10 @@ class LowRank(Trained):
         return down, up
 
     def _config(self) -> dict[str, object]:
-        """What PEFT is told to make the same layers."""
+        """What PEFT is told to make the same layers of the file."""
         return {
             "r": self.lora.rank,
-            "lora_alpha": self.lora.alpha,
+            "lora_alpha": self.lora.rank,
             "target_modules": sorted(self._layers),
             "lora_dropout": 0.0,
             "use_rslora": False,
