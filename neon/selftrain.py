@@ -38,6 +38,7 @@ from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
+from neon.runtime.hub import in_words
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     FINGERPRINT,
@@ -115,7 +116,7 @@ def training_identity(
         "neon": __version__,
         "base_sha256": base_sha256,
         "config": model.config,
-        "data": str(data),
+        "data": in_words(data),
         "data_fingerprint": fingerprint(data),
         **facts,
     }

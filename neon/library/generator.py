@@ -46,7 +46,7 @@ from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.download import local_file, shared_file
 from neon.runtime.files import check_not_input, check_writable, hashes, sha256_file
-from neon.runtime.hub import short_name
+from neon.runtime.hub import output_path, short_name, with_fetched
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -220,7 +220,7 @@ class Generator:
                 in .safetensors, or cannot be written.
             WorkError: the disk is full.
         """
-        path = Path(path)
+        path = output_path(path)
         if path.suffix != ".safetensors":
             raise RequestError(f"{path}: generators are saved as safetensors; end the name in .safetensors")
         check_not_input(path, self.origin.path)
@@ -337,7 +337,7 @@ def sample_set(
         RequestError: a number, class or setting makes no sense, or `path` holds something else or cannot be written.
         WorkError: the disk is full; what is written stays, and the next call goes on from there.
     """
-    path, group = Path(path), generator._processes(processes)
+    path, group = output_path(path), generator._processes(processes)
     which = _images(generator, Purpose.SYNTHETIC, num_images, seed, label, batch_size, settings)
     check_enough(num_images, group)
     numbered = {"num_images": num_images, "seed": seed}
@@ -422,8 +422,9 @@ def self_train(
         None if value is None else whole(name, value)
         for name, value in (("batch", batch), ("micro_batch", micro_batch), ("save_interval", save_interval))
     )
-    images, group = Path(images), generator._processes(processes)
     check_lora(lora_rank, lora_alpha, lora_targets)
+    group, outdir = generator._processes(processes), output_path(outdir)
+    images = shared_file(os.fspath(images), group)
     dataset = ImageDataset(images)
     model = generator.origin.open(group.device, for_training=True)
     lora = lora_of(lora_rank, lora_alpha, lora_targets, model.lora_targets)
@@ -473,7 +474,8 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
 
     Args:
         base: the generator before its self-training.
-        self_trained: what `self_train` returns, any other file of self-trained weights, or a generator loaded from one.
+        self_trained: what `self_train` returns, any other file of self-trained weights (or its name on the Hub, as for
+            `load`), or a generator loaded from one.
         w: any finite number.
         key: nesting of the state dict in the file of `self_trained`; by default that of the base if it is there.
 
@@ -489,7 +491,7 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
             )
         key = key or self_trained.origin.key
         self_trained = self_trained.path
-    path, opened = Path(self_trained), base.origin
+    path, opened = local_file(self_trained), base.origin
     trained = load_self_trained(base.model.network, opened.path, path, opened.key, key)
     warn_of_snapshot(path, base.model, base.settings, opened.key, key)
     model = _with_own_network(base.model)
@@ -524,8 +526,8 @@ def score(
 
     Args:
         generator: what is sampled.
-        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
-            folder or zip of images of the model's size, whose statistics are computed anew in every call.
+        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file, a URL or a name on
+            the Hub), or a folder or zip of images of the model's size, whose statistics are computed in every call.
         features: "inception", or the file of a feature network; or several, which score the same images: the scores in
             the others are `beside` those in the first.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
@@ -557,7 +559,7 @@ def score(
     with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)
         compared = real_features(
-            None if real_images is None else Path(real_images),
+            None if real_images is None else shared_file(os.fspath(real_images), group),
             extractors,
             nearest_k=nearest_k,
             kernel=True,
@@ -695,5 +697,5 @@ def named_features(
 ) -> NamedFeatures:
     """The feature networks that a caller names, one or several."""
     several = (features,) if isinstance(features, (str, os.PathLike)) else features
-    weights = None if inception_weights is None else Path(inception_weights)
-    return NamedFeatures(names=tuple(os.fspath(name) for name in several), inception_weights=weights, resize=resize)
+    weights = None if inception_weights is None else local_file(inception_weights)
+    return NamedFeatures(names=tuple(map(with_fetched, several)), inception_weights=weights, resize=resize)
