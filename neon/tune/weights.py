@@ -36,7 +36,10 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
         except RequestError as error:  # a pickle that cannot be copied
             warn(f"{error}; the improved weights are .safetensors only")
     if tuner.weights[point.snapshot].is_adapter:
-        written.append(_adapter(tuner, point))
+        try:
+            written.append(_adapter(tuner, point))
+        except RequestError as error:  # one that changes no layer
+            warn(f"{error}; there is no {IMPROVED_LORA}")
     return tuple(written)
 
 
@@ -69,7 +72,7 @@ def _adapter(tuner: Tuner, point: Point) -> Path:
     """The adapter that makes the merge at `point` of the base: of diffusers for a pipeline's network, else PEFT's."""
     plan = tuner.plan
     output = tuner.scorer.folder / IMPROVED_LORA
-    write_adapter(
+    report = write_adapter(
         plan.base,
         tuner.snapshots[point.snapshot],
         point.w,
@@ -79,4 +82,6 @@ def _adapter(tuner: Tuner, point: Point) -> Path:
         self_trained_key=tuner.own_key,
         overwrite=True,
     )
+    for text in report.warnings:
+        warn(f"{output}: {text}")
     return output
