@@ -157,7 +157,7 @@ def recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePl
         "vae": origin.autoencoder,
         "precision": origin.precision,
         "settings": asdict(generator.settings),
-        **asdict(plan),
+        **plan.facts(),
     }
     if real is not None:
         report = None if real.report == real.select else real.report
