@@ -46,6 +46,8 @@ class DiffusersModel(GenerativeModel):
         self.config = config if self.kind.frozen else {name: value for name, value in config.items() if name != "place"}
         self.precision, self.min_snr = precision, min_snr
         self.network = self.kind.network()
+        self.component, self.lora_targets = self.kind.in_adapters, self.kind.lora_targets
+        self.example_kind = self.kind.example_kind
         self.num_classes, self.image_shape = self.kind.num_classes, self.kind.image_shape
         self.default_settings: DiffusionSettings = self.kind.default_settings
         self.tunable = _tunable(self.default_settings, self.kind.prediction)

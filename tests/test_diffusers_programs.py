@@ -90,6 +90,25 @@ def test_the_improved_pipeline_is_one_of_the_library(improved: Improved) -> None
     assert torch.equal(generator.sample(3), torch.from_numpy((theirs * 255).round()).permute(0, 3, 1, 2).byte())
 
 
+def test_an_improvement_by_lora_is_an_adapter_that_peft_puts_on_the_denoiser(
+    improved: Improved, files: Path, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    base = neon.load(files / "pixels", device="cpu").with_settings(num_steps=2)
+    plan = {**PLAN, "lora_rank": 2, "lr": 0.3}
+    merges = neon.improve_model(base, tmp_path / "merges", **plan)
+    assert (tmp_path / "merges" / "improved-1" / "model_index.json").exists()
+    wanted = neon.load(merges.weights[1], device="cpu")
+    real = neon.sample_set(wanted, 100, tmp_path / "real", seed=7)
+    features = improved.folder.parent / "few.safetensors"
+    found = neon.improve_model(base, tmp_path / "run", real=real, features=features, **plan)
+    assert [path.name for path in found.weights] == ["improved.safetensors", "improved-lora"]
+    unet = diffusers.UNet2DModel.from_pretrained(files / "pixels" / "unet")
+    adapted = peft.PeftModel.from_pretrained(unet, tmp_path / "run" / "improved-lora").merge_and_unload()
+    weights = load_state(tmp_path / "run" / "improved.safetensors")
+    torch.testing.assert_close(dict(adapted.state_dict()), weights, rtol=1e-4, atol=1e-5)
+
+
 def test_the_card_and_the_text_name_both_forms(improved: Improved) -> None:
     card = (improved.folder / "README.md").read_text()
     assert "`improved.safetensors`, SHA-256" in card and "`improved`, SHA-256" in card

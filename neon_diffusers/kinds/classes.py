@@ -25,6 +25,7 @@ class Classes(Kind):
     pipelines = ("DiTPipeline",)
     component = "transformer"
     denoisers = dict.fromkeys(("DiTTransformer2DModel", "Transformer2DModel"), "DiTTransformer2DModel")
+    example_kind = "moments of diffusers latents"
     frozen: ClassVar = {COMPONENT: (CLASS,)}
 
     def __init__(self, pipeline: Pipeline) -> None:
