@@ -420,6 +420,8 @@ def load_model(
             raise RequestError(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
+        if "loss" in arguments and "loss" not in inspect.signature(kind).parameters:
+            raise RequestError(f"--loss: the training loss of {kind.architecture} has no settings; leave it out")
         model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
         names = _our_names(model.network.state_dict(), {name: name for name in file.names()})
         if any(name != held for name, held in names.items()):

@@ -1,6 +1,8 @@
 """A pipeline of diffusers as a GenerativeModel: its denoiser is what is trained and merged."""
 
 import functools
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -39,12 +41,14 @@ class DiffusersModel(GenerativeModel):
     sampling_precision = TF32
     training_precision = TF32
 
-    def __init__(self, config: dict[str, Any], *, precision: Precision = FP32, min_snr: float | None = None) -> None:
-        """`min_snr`: gamma by which the loss weighs timesteps; None: all alike."""
+    def __init__(
+        self, config: dict[str, Any], *, precision: Precision = FP32, loss: Mapping[str, float] | None = None
+    ) -> None:
+        """`loss`: {"min_snr": gamma} by which it weighs timesteps; by default all weigh the same."""
         super().__init__()
         self.kind = kind_of(Pipeline.of(config))
         self.config = config if self.kind.frozen else {name: value for name, value in config.items() if name != "place"}
-        self.precision, self.min_snr = precision, min_snr
+        self.precision, self.min_snr = precision, _min_snr(loss or {})
         self.network = self.kind.network()
         self.component, self.lora_targets = self.kind.in_adapters, self.kind.lora_targets
         self.example_kind = self.kind.example_kind
@@ -159,6 +163,14 @@ class DiffusersModel(GenerativeModel):
                 return predict(x, t)
 
         return call
+
+
+def _min_snr(loss: Mapping[str, float]) -> float | None:
+    """The one setting of the loss; a RequestError for others, or a number that is not positive."""
+    for name, value in loss.items():
+        if name != "min_snr" or not 0 < value < math.inf:
+            raise RequestError(f"--loss {name}={value:g}: expected min_snr and a positive number, such as min_snr=5")
+    return loss.get("min_snr")
 
 
 def _tunable(own: DiffusionSettings, prediction: str) -> Tunables:

@@ -113,7 +113,7 @@ def test_the_loss_is_the_error_of_what_the_scheduler_asks_for(
     assert terms.shape == (2,)
     alone = [model.training_loss(examples[i : i + 1], labels[i : i + 1], ImageNoise(SEEDS[i : i + 1])) for i in (0, 1)]
     torch.testing.assert_close(terms, torch.cat(alone))
-    weighted = type(model)(config, min_snr=1e-30)  # so little that nothing is left
+    weighted = type(model)(config, loss={"min_snr": 1e-30})  # so little that nothing is left
     weighted.network, weighted.kind = model.network, model.kind
     assert weighted.training_loss(examples, labels, ImageNoise(SEEDS[:2])).max() < 1e-10
 

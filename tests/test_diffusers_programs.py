@@ -21,12 +21,13 @@ from tests.programs import (
     evaluation_goes_on,
     images,
     in_worlds,
+    losses,
     same_files,
     training_goes_on,
     work_in,
     write_real,
 )
-from tests.tiny import tiny_colour_images
+from tests.tiny import tiny_colour_images, tiny_edm
 from tests.workers import Workers
 
 PLAN = {
@@ -48,6 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = load_model(pipelines.dit(folder / "dit"))
     moved = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in model.network.state_dict().items()}
     save_model(folder / "tuned.safetensors", model, moved)
+    save_model(folder / "edm.safetensors", tiny_edm(0))
     write_real(folder, tiny_colour_images(60))
     return folder
 
@@ -90,23 +92,19 @@ def test_the_improved_pipeline_is_one_of_the_library(improved: Improved) -> None
     assert torch.equal(generator.sample(3), torch.from_numpy((theirs * 255).round()).permute(0, 3, 1, 2).byte())
 
 
-def test_an_improvement_by_lora_is_an_adapter_that_peft_puts_on_the_denoiser(
-    improved: Improved, files: Path, tmp_path: Path
-) -> None:
+def test_a_lora_of_the_denoiser_is_one_that_peft_puts_on_it(here: Path) -> None:
     peft = pytest.importorskip("peft")
-    base = neon.load(files / "pixels", device="cpu").with_settings(num_steps=2)
-    plan = {**PLAN, "lora_rank": 2, "lr": 0.3}
-    merges = neon.improve_model(base, tmp_path / "merges", **plan)
-    assert (tmp_path / "merges" / "improved-1" / "model_index.json").exists()
-    wanted = neon.load(merges.weights[1], device="cpu")
-    real = neon.sample_set(wanted, 100, tmp_path / "real", seed=7)
-    features = improved.folder.parent / "few.safetensors"
-    found = neon.improve_model(base, tmp_path / "run", real=real, features=features, **plan)
-    assert [path.name for path in found.weights] == ["improved.safetensors", "improved-lora"]
-    unet = diffusers.UNet2DModel.from_pretrained(files / "pixels" / "unet")
-    adapted = peft.PeftModel.from_pretrained(unet, tmp_path / "run" / "improved-lora").merge_and_unload()
-    weights = load_state(tmp_path / "run" / "improved.safetensors")
-    torch.testing.assert_close(dict(adapted.state_dict()), weights, rtol=1e-4, atol=1e-5)
+    base = neon.load("pixels", device="cpu").with_settings(num_steps=2)
+    merges = neon.improve_model(base, "run", **{**PLAN, "lora_rank": 2})
+    [snapshot] = here.glob("run/self-training/snapshot*")
+    assert (
+        run(f"merge --base pixels --self_trained {snapshot} -w 1 --output lora --as-adapter --adapter-format peft") == 0
+    )
+    unet = diffusers.UNet2DModel.from_pretrained("pixels/unet")
+    adapted = peft.PeftModel.from_pretrained(unet, "lora").merge_and_unload()
+    torch.testing.assert_close(dict(adapted.state_dict()), load_state(merges.weights[1]), rtol=1e-3, atol=1e-4)
+    whole = diffusers.UNet2DModel.from_pretrained("run/improved-1/unet").state_dict()
+    torch.testing.assert_close(dict(whole), load_state(merges.weights[1]), rtol=0, atol=0)
 
 
 def test_the_card_and_the_text_name_both_forms(improved: Improved) -> None:
@@ -140,6 +138,19 @@ def test_killed_runs_go_on(here: Path) -> None:
     flags = "--network dit --data real --batch 12 --total_images 48 --save_interval 24 --lr 1e-3 --outdir"
     assert len(training_goes_on(run_selftrain, flags, killed_after=3)) == 2
     evaluation_goes_on(scores, "--network dit --num_images 20 --batch_size 4 --set num_steps=2 --run_dir evaluation")
+
+
+def test_the_loss_may_weigh_timesteps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--network pixels --data grey --batch 4 --total_images 8 --outdir"
+    assert run("sample --network pixels --num_images 8 --outdir grey --set num_steps=2") == 0
+    for name, loss in (("usual", ""), ("weighed", " --loss min_snr=5")):
+        assert run_selftrain(f"{flags} {name}{loss}") == 0
+    assert losses("weighed")[0] < losses("usual")[0]
+    for loss, said in (("min_snr=0", "a positive number"), ("gamma=5", "expected min_snr"), ("min_snr", "NAME=NUMBER")):
+        assert run_selftrain(f"{flags} out --loss {loss}") == 2
+        assert said in capsys.readouterr().err
+    assert run("selftrain --network edm.safetensors --data grey --total_images 8 --outdir out --loss min_snr=5") == 2
+    assert "has no settings" in capsys.readouterr().err
 
 
 def test_a_pipeline_is_merged_as_a_folder_and_sampled_from_there(here: Path) -> None:

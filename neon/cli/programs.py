@@ -7,7 +7,7 @@ the flags of any architecture, of a user's own too. Images, labels and precision
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -379,6 +379,17 @@ class AnyModelFlags(NetworkFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossFlags(AnyModelFlags):
+    """The network, and how it is trained."""
+
+    loss: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=NUMBER ..")] = ()
+    """settings of the training loss, such as min_snr=5 for pipelines of diffusers; by default the model's own"""
+
+    def _origin(self, path: Path) -> "Origin":
+        return replace(super()._origin(path), loss=self.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnyImageFlags(SamplerFlags, AnyModelFlags, NumberedImages):
     """The network, its sampler and its images."""
 
@@ -394,7 +405,7 @@ class Sample(AnyImageFlags, SampleProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selftrain(AnyModelFlags, BudgetFlags, TrainProgram):
+class Selftrain(LossFlags, BudgetFlags, TrainProgram):
     """Train a network briefly on its own samples, by the model's recipe; snapshots are what Neon merges.
 
     A killed run goes on where it was; on a CPU to the bits of one that was never killed, whatever the number of

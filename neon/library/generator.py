@@ -60,7 +60,7 @@ from neon.selftrain import (
     training_identity,
     usual_micro_batch,
 )
-from neon.settings import SETTINGS, settings_json, usual_settings, with_settings
+from neon.settings import SETTINGS, loss_settings, settings_json, usual_settings, with_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,9 +120,13 @@ class Origin:
     """of a model that has one; None: where it usually lies"""
     precision: str | None = None
     """None: as published for a GPU, float32 on a CPU"""
+    loss: tuple[str, ...] = ()
+    """settings of the training loss, NAME=NUMBER each, in place of the model's own"""
 
     def open(self, device: torch.device, **arguments: Any) -> GenerativeModel:
         """The model, whole; `arguments` and errors as `neon.model.load_model`, and those of its autoencoder."""
+        if self.loss:
+            arguments["loss"] = loss_settings(self.loss)
         model = load_model(
             self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
         )  # fmt: skip
@@ -134,7 +138,7 @@ class Origin:
         files = {"model_sha256": self._code(), "autoencoder_sha256": model.autoencoder_file(self.autoencoder)}
         # Nothing for float32, as runs before there was a choice.
         precision = {} if model.precision.name == "fp32" else {"precision": model.precision.name}
-        return {**hashes(files), **precision}
+        return {**hashes(files), **precision, **({"loss": list(self.loss)} if self.loss else {})}
 
     def _code(self) -> Path | None:
         """The file with the class of a model of one's own; None: there is none, or it was typed in."""

@@ -159,6 +159,8 @@ def recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePl
         "settings": asdict(generator.settings),
         **plan.facts(),
     }
+    if origin.loss:
+        given["loss"] = list(origin.loss)
     if real is not None:
         report = None if real.report == real.select else real.report
         given |= {"real": real.select, "report_real": report, "real_images": real.manifold}
