@@ -66,6 +66,8 @@ RAISED_BY = {
     ("neon/selftrain.py", "--precision"): {*TRAINERS, "improve"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
+    ("neon/model.py", "--loss"): {"selftrain", "improve"},
+    ("neon/settings.py", "--loss"): {"selftrain", "improve"},
     ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
