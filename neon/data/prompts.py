@@ -4,13 +4,17 @@ Beside images they stand in `metadata.jsonl`, a line {"file_name": ..., "text": 
 loader of the library datasets has them.
 """
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+from neon.data.listing import plain
 from neon.errors import RequestError, reason
 from neon.noise import Purpose
 
-METADATA_FILE = "metadata.jsonl"
+TEXTS_FILE = "metadata.jsonl"
+TEXT_FORM = '{"file_name": ..., "text": ...}'
 FEWEST = 100
 """prompts of a purpose, below which synthetic set, selection and report share all of them"""
 _APART = (Purpose.SYNTHETIC, Purpose.SELECTION, Purpose.REPORT)
@@ -52,6 +56,29 @@ def sharing(num_prompts: int) -> str:
         return f"{whole}, of which synthetic set, selection and report have a third each"
     least = FEWEST * len(_APART)
     return f"{whole} for synthetic set, selection and report alike; from {least} on each has prompts of its own"
+
+
+def text_lines(texts: Iterable[tuple[str, str]]) -> bytes:
+    """`metadata.jsonl` of images and their prompts, by name."""
+    lines = (json.dumps({"file_name": name, "text": text}) for name, text in texts)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def parse_texts(data: bytes) -> dict[str, str]:
+    """The prompt of each image by `metadata.jsonl`, names with slashes; a ValueError if a line is none."""
+    by_name = dict[str, str]()
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} of {TEXTS_FILE} is no JSON") from error
+        name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise ValueError(f"line {number} of {TEXTS_FILE} has no file_name with a text")
+        by_name[plain(name)] = text
+    return by_name
 
 
 def _are_enough(num_prompts: int) -> bool:

@@ -153,6 +153,7 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
         "base": hub_name(origin.path) or origin.path,
         "key": origin.key,
         "vae": origin.autoencoder,
+        **({} if origin.prompts is None else {"prompts": origin.prompts}),
         "precision": origin.precision,
         "settings": asdict(generator.settings),
         **asdict(plan),
