@@ -332,7 +332,7 @@ def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size:
         raise RequestError(
             f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
         )
-    if model.prompts == ():
+    if model.prompts is not None and (not model.prompts or dataset.labels is None):
         raise RequestError(
             f"{dataset.path}: no {TEXTS_FILE}, but the model is asked by prompts; expected a line "
             f"{TEXT_FORM} for each image"

@@ -1,5 +1,6 @@
 """Pipelines that are asked by prompts: sampled as the library does, and each prompt embedded once."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ pytest.importorskip("transformers", minversion="5")
 
 import diffusers
 
+from neon.cli import main
 from neon.errors import RequestError
 from neon.model import load_model, open_autoencoder, save_model
 from neon.noise import ImageNoise
@@ -154,3 +156,44 @@ def test_a_long_prompt_is_cut_and_it_is_said(prompted: dict[str, Path], capsys: 
     )
     assert torch.equal(images(cut, (1,), (0,)), images(whole, (1,), (0,)))
     assert capsys.readouterr().err.count("more than 12 tokens are cut") == 1
+
+
+class Runs:
+    """What a pickle runs that is loaded without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def test_nothing_of_text_encoders_or_tokenizers_runs(
+    prompted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = edited(prompted["stable"], tmp_path / "hostile"), tmp_path / "ran"
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    code = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Tokenizer"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **code}))
+    for place in (folder, folder / "tokenizer"):
+        (place / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+        monkeypatch.syspath_prepend(str(place))
+    assert torch.equal(images(opened(folder)), images(opened(prompted["stable"])))
+    assert not ran.exists()
+    weights = folder / "text_encoder" / "model.safetensors"
+    weights.unlink()
+    torch.save({"x": Runs(ran)}, weights.with_name("pytorch_model.bin"))
+    with pytest.raises(RequestError, match="refused"):
+        opened(folder)
+    assert not ran.exists()
+
+
+def test_a_set_of_a_pipeline_is_drawn_and_trained_on(prompted: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    network = ["--network", str(prompted["flow"])]
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--num_images", "4", "--num_steps", "2"]
+    drawn = str(tmp_path / "synthetic")
+    assert main(["sample", *network, *asked, "--outdir", drawn]) == 0
+    words = ["--data", drawn, "--outdir", str(tmp_path / "run"), "--total_images", "4", "--batch", "2"]
+    assert main(["selftrain", *network, *words]) == 0
+    assert len(list((tmp_path / "run").glob("snapshot-*.safetensors"))) == 1

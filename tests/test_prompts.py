@@ -174,6 +174,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("{", "line 2 of metadata.jsonl is no JSON"),
+        ('{"file_name": "00000001.png", "text": "\\ud800"}', "line 2 of metadata.jsonl is no JSON"),
         ("[" * 100_000, "line 2 of metadata.jsonl is no JSON"),
         ("[]", "line 2 of metadata.jsonl has no file_name"),
         ('{"file_name": "00000001.png", "label": 3}', "has no file_name with a text"),

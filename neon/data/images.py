@@ -424,10 +424,10 @@ class Prompted(Labelled):
         self.sampler = whole.sampler
         assert self.texts is not None
         numbers = {text: number for number, text in enumerate(prompts)}
-        if other := next((text for text in self.texts if text not in numbers), None):
+        if others := [text for text in self.texts if text not in numbers]:
             raise RequestError(
-                f"{self.path}: its prompt {other[:60]!r} is none of the {len(prompts):,} that the network is asked by; "
-                "name a file with all of them, with --prompts"
+                f"{self.path}: its prompt {others[0][:60]!r} is none of the {len(prompts):,} that the network is asked "
+                "by; name a file with all of them, with --prompts"
             )
         self.labels = torch.tensor([numbers[text] for text in self.texts])
 

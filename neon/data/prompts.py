@@ -72,6 +72,7 @@ def parse_texts(data: bytes) -> dict[str, str]:
             continue
         try:
             entry = json.loads(line)
+            json.dumps(entry, ensure_ascii=False).encode()  # half a character of two is no text
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {TEXTS_FILE} is no JSON") from error
         name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))

@@ -1,7 +1,7 @@
 """What kinds over latents have in common: images as an AutoencoderKL sees them."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Latents(Kind):
         self.shape = (config.get("in_channels", 4), height, width)
         self.codec: Codec | None = None
         self._see(vae.get("out_channels", 3), downsampling(vae))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Latents":
+        """Itself: models with networks of their own share what is frozen."""
+        return self
 
     def encode(self, images: Tensor) -> Tensor:
         """Mean and deviation of latents, [B, 2C, h, w]."""
