@@ -49,6 +49,8 @@ class DiffusersModel(GenerativeModel):
         self.config = config if self.kind.frozen else {name: value for name, value in config.items() if name != "place"}
         self.precision, self.min_snr = precision, min_snr
         self.network = self.kind.network()
+        self.component, self.lora_targets = self.kind.in_adapters, self.kind.lora_targets
+        self.example_kind = self.kind.example_kind
         self.num_classes, self.image_shape = self.kind.num_classes, self.kind.image_shape
         self.default_settings: Settings = self.kind.default_settings
         self.tunable = _tunable(self.default_settings, self.kind.prediction)
@@ -89,30 +91,36 @@ class DiffusersModel(GenerativeModel):
         Raises:
             RequestError: it takes fewer steps, or its configuration makes no sense.
         """
-        own = self.kind.scheduler
+        own, source = self.kind.scheduler, self.kind.pipeline.source
+        if settings.scheduler in UNABLE.get(self.kind.prediction, ()):
+            raise RequestError(
+                f"{source}: its network predicts the {self.kind.prediction}, which {settings.scheduler} does not know; "
+                "set another scheduler"
+            )
+        if settings.num_steps > self._trained_steps:
+            raise RequestError(
+                f"num_steps is {settings.num_steps}; expected at most {self._trained_steps}, as many timesteps as the "
+                "network was trained on"
+            )
         try:
             scheduler = made(settings.scheduler, own.config, **settings.changed)
-            if settings.num_steps > self._trained_steps:
-                raise RequestError(
-                    f"num_steps is {settings.num_steps}; expected at most {self._trained_steps}, as many "
-                    "timesteps as the network was trained on"
-                )
             scheduler.set_timesteps(settings.num_steps, device=self._network_device)
         except RequestError:
             raise
         except Exception as error:  # a foreign configuration, of which diffusers checks little
             raise RequestError(
-                f"{self.kind.pipeline.source}: no {settings.scheduler} can be made of its scheduler's configuration "
-                f"({type(error).__name__}: {error}); set another one"
+                f"{source}: {settings.scheduler} with {settings.num_steps} steps cannot be made of its scheduler's "
+                f"configuration ({type(error).__name__}: {error}); set another one, or other num_steps"
             ) from error
         return scheduler
 
     def calls(self, settings: Settings) -> int | None:
         """None: the scheduler takes no such number of steps."""
-        if settings.num_steps > self._trained_steps:
-            return None
         guided = getattr(settings, "guidance", 1) != 1
-        return self._evaluated * len(self.scheduler(settings).timesteps) * (2 if guided else 1)
+        try:
+            return self._evaluated * len(self.scheduler(settings).timesteps) * (2 if guided else 1)
+        except RequestError:
+            return None
 
     def converged(self, settings: Settings) -> Settings:
         return replace(settings, num_steps=max(settings.num_steps, min(CONVERGED, self._trained_steps)))

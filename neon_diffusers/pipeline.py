@@ -3,12 +3,13 @@
 Nothing that they name is imported. `described` reads any pipeline; `Pipeline.of` refuses one that names code.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neon.checkpoint.weight_sets import DENOISERS, PIPELINE_FILE
+from neon.checkpoint.weight_sets import DENOISERS, PIPELINE_FILE, pipeline_of
 from neon.errors import RequestError
 from neon.runtime.hub import fetched, hub_name, is_hub_name
 from neon.runtime.small_json import read_table
@@ -88,16 +89,15 @@ def described(weights: Path) -> dict[str, Any] | None:
     folder or name on the Hub}, all as the folder says and nothing checked. Entries that begin with an underscore, which
     tell where a configuration comes from, are left out.
     """
-    inside = weights.absolute().parent
-    folder = inside if (inside / PIPELINE_FILE).is_file() else inside.parent
-    index = read_table(folder / PIPELINE_FILE)
-    if not index or (inside != folder and inside.name not in DENOISERS):
+    folder = pipeline_of(weights)
+    index = {} if folder is None else read_table(folder / PIPELINE_FILE)
+    if folder is None or not index:
         return None
     parts = {name: value for name, value in index.items() if not name.startswith("_") and isinstance(value, list)}
     return {
         "pipeline": index.get("_class_name"),
         "components": {name: [*value[:2], _config_in(folder, name)] for name, value in parts.items() if any(value)},
-        "place": hub_name(folder) or str(folder),
+        "place": hub_name(folder) or os.path.realpath(folder),
     }
 
 

@@ -11,7 +11,7 @@ from neon_diffusers.library import library
 
 DIFFUSION = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
     *("DEISMultistepScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
@@ -29,7 +29,16 @@ FLOW_PREDICTION = "flow"
 """what `FLOW` asks of its network: noise minus example"""
 _OTHER_FLOWS = ("stochastic_sampling", "use_dynamic_shifting", "invert_sigmas")
 """settings of `FLOW` by which it samples otherwise than here"""
-UNABLE: Mapping[str, tuple[str, ...]] = {}
+UNABLE: Mapping[str, tuple[str, ...]] = {
+    "sample": (
+        *(
+            "PNDMScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+        ),
+    )
+}
 """schedulers that do not know a prediction, by its name"""
 
 

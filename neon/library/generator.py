@@ -27,6 +27,7 @@ from neon.data.prompts import read_prompts
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
+from neon.lora.settings import check_lora, lora_of, record_of
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
 from neon.merge.pair import open_self_trained
@@ -46,7 +47,7 @@ from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.download import local_file, shared_file
 from neon.runtime.files import check_not_input, check_writable, hashes, sha256_file
-from neon.runtime.hub import short_name
+from neon.runtime.hub import output_path, short_name, with_fetched
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -86,6 +87,7 @@ _KEYWORDS = {
     },
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
+    **{name: name for name in ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")
 
@@ -227,7 +229,7 @@ class Generator:
                 in .safetensors, or cannot be written.
             WorkError: the disk is full.
         """
-        path = Path(path)
+        path = output_path(path)
         if path.suffix != ".safetensors":
             raise RequestError(f"{path}: generators are saved as safetensors; end the name in .safetensors")
         check_not_input(path, self.origin.path)
@@ -347,7 +349,7 @@ def sample_set(
         RequestError: a number, class or setting makes no sense, or `path` holds something else or cannot be written.
         WorkError: the disk is full; what is written stays, and the next call goes on from there.
     """
-    path, group = Path(path), generator._processes(processes)
+    path, group = output_path(path), generator._processes(processes)
     which = _images(generator, Purpose.SYNTHETIC, num_images, seed, label, batch_size, settings)
     check_enough(num_images, group)
     numbered = {"num_images": num_images, "seed": seed}
@@ -384,6 +386,10 @@ def self_train(
     ema: float | None = None,
     micro_batch: int | None = None,
     save_interval: int | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: Sequence[str] = (),
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -406,7 +412,13 @@ def self_train(
         micro_batch: images per forward pass, a divisor of `batch`; moves results by rounding (and dropout). By default
             the largest up to 64.
         save_interval: images between snapshots; by default there is one, at the end.
-        seed: 0 to 1023; of the order of the images and of the noise.
+        lora_rank: train factors of this rank beside layers, in the place of the weights (LoRA, by PEFT); snapshots hold
+            these alone.
+        lora_alpha: the product of the factors is multiplied with this over the rank; by default the rank.
+        lora_targets: the layers, by the last words of their names, or "all"; by default those that are usual for the
+            architecture.
+        gradient_checkpointing: compute activations once more for the backward pass, where the network can.
+        seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
 
@@ -422,9 +434,12 @@ def self_train(
         None if value is None else whole(name, value)
         for name, value in (("batch", batch), ("micro_batch", micro_batch), ("save_interval", save_interval))
     )
-    images, group = Path(images), generator._processes(processes)
+    check_lora(lora_rank, lora_alpha, lora_targets)
+    group, outdir = generator._processes(processes), output_path(outdir)
+    images = shared_file(os.fspath(images), group)
     dataset = ImageDataset(images)
     model = generator.origin.open(group.device, for_training=True)
+    lora = lora_of(lora_rank, lora_alpha, lora_targets, model.lora_targets)
     model.network.load_state_dict(generator.model.network.state_dict())
     recipe = _recipe(model, total_images, batch, lr, lr_rampup, ema)
     plan = {"batch": recipe.batch_size, "total_images": total_images, "save_interval": save_interval or total_images}
@@ -432,7 +447,8 @@ def self_train(
     usual = usual_micro_batch(recipe.batch_size, model.batch_multiple, LARGEST_MICRO_BATCH)
 
     def identify() -> dict[str, Any]:
-        return training_identity(model, images, generator._sha256(), generator.origin.facts(model))
+        facts = {**generator.origin.facts(model), **record_of(lora)}
+        return training_identity(model, images, generator._sha256(), facts)
 
     identity = group.on_main(identify)
     with threads_for(group.device, model), answered():
@@ -450,7 +466,9 @@ def self_train(
             micro_batch=micro_batch or usual,
             title="self-training",
             identity=identity,
-            on_snapshot=pickle_copies(generator.path, generator.origin.key, model),
+            on_snapshot=None if lora else pickle_copies(generator.path, generator.origin.key, model),
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):
@@ -468,7 +486,8 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
 
     Args:
         base: the generator before its self-training.
-        self_trained: what `self_train` returns, any other file of self-trained weights, or a generator loaded from one.
+        self_trained: what `self_train` returns, any other file of self-trained weights (or its name on the Hub, as for
+            `load`), or a generator loaded from one.
         w: any finite number.
         key: nesting of the state dict in the file of `self_trained`; by default that of the base if it is there.
 
@@ -484,7 +503,7 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
             )
         key = key or self_trained.origin.key
         self_trained = self_trained.path
-    path, opened = Path(self_trained), base.origin
+    path, opened = local_file(self_trained), base.origin
     trained = load_self_trained(base.model.network, opened.path, path, opened.key, key)
     warn_of_snapshot(path, base.model, base.settings, opened.key, key)
     model = _with_own_network(base.model)
@@ -519,8 +538,8 @@ def score(
 
     Args:
         generator: what is sampled.
-        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
-            folder or zip of images of the model's size, whose statistics are computed anew in every call.
+        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file, a URL or a name on
+            the Hub), or a folder or zip of images of the model's size, whose statistics are computed in every call.
         features: "inception", or the file of a feature network; or several, which score the same images: the scores in
             the others are `beside` those in the first.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
@@ -552,7 +571,7 @@ def score(
     with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)
         compared = real_features(
-            None if real_images is None else Path(real_images),
+            None if real_images is None else shared_file(os.fspath(real_images), group),
             extractors,
             nearest_k=nearest_k,
             kernel=True,
@@ -690,5 +709,5 @@ def named_features(
 ) -> NamedFeatures:
     """The feature networks that a caller names, one or several."""
     several = (features,) if isinstance(features, (str, os.PathLike)) else features
-    weights = None if inception_weights is None else Path(inception_weights)
-    return NamedFeatures(names=tuple(os.fspath(name) for name in several), inception_weights=weights, resize=resize)
+    weights = None if inception_weights is None else local_file(inception_weights)
+    return NamedFeatures(names=tuple(map(with_fetched, several)), inception_weights=weights, resize=resize)

@@ -23,7 +23,8 @@ class Flow(Text):
     """Prompts as the states before the last of both CLIP encoders side by side, then T5's, and pooled."""
 
     pipelines = ("StableDiffusion3Pipeline",)
-    component = "transformer"
+    component = in_adapters = "transformer"
+    lora_targets = (*Text.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     denoisers: ClassVar = {"SD3Transformer2DModel": "SD3Transformer2DModel"}
     frozen: ClassVar = {**Latents.frozen, "text_encoder": (CLIP_PROJECTED,), "text_encoder_2": (CLIP_PROJECTED,)}
     optional: ClassVar = {_T5: (T5,)}

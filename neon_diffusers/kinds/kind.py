@@ -8,6 +8,9 @@ To serve another one write a subclass in a module of its own and name it in `neo
 | `component`, `denoisers` | the denoiser's folder; the classes it may have, each with the one that is built |
 | `frozen` | further components that are read, and the classes they may have |
 | `schedulers` | the classes that its scheduler may have, by what the denoiser is trained for |
+| `lora_targets` | the layers that a LoRA adapts unless told otherwise: those of attention |
+| `in_adapters` | what adapters of diffusers call the denoiser ("": diffusers loads none into this class, PEFT does) |
+| `example_kind` | what sets of encoded images are called, if encoding is worth keeping ("": it is not) |
 | `__init__(pipeline)` | reads the checked description: sets `shape`, `image_shape`, `num_classes`, `default_settings` |
 | `network()` | builds the denoiser, from its configuration alone |
 | `predict(network, labels, settings)` | what samples: a function of x and timesteps (guidance belongs here) |
@@ -44,6 +47,9 @@ class Kind(ABC):
     denoisers: ClassVar[Mapping[str, str]]
     frozen: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     schedulers: ClassVar[tuple[str, ...]] = DIFFUSION
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    in_adapters: ClassVar[str] = ""
+    example_kind: ClassVar[str] = ""
 
     shape: tuple[int, int, int]
     """of what is noised: [C, h, w]"""

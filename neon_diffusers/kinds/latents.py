@@ -16,6 +16,7 @@ from neon_diffusers.vae import CLASS, COMPONENT, Codec, downsampling, load_codec
 class Latents(Kind):
     """Examples are means and deviations of latents; their size is the denoiser's `sample_size`."""
 
+    example_kind = "moments of diffusers latents"
     frozen: ClassVar = {COMPONENT: (CLASS,)}
     usual_size: ClassVar[int]
     """of latents whose denoiser does not tell"""

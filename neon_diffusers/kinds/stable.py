@@ -20,7 +20,7 @@ class StableDiffusion(Text):
     """Prompts as the last states of the encoder."""
 
     pipelines = ("StableDiffusionPipeline",)
-    component = "unet"
+    component = in_adapters = "unet"
     denoisers: ClassVar = {"UNet2DConditionModel": "UNet2DConditionModel"}
     frozen: ClassVar = {**Latents.frozen, "text_encoder": (CLIP,)}
     tokenizers: ClassVar = {"text_encoder": "tokenizer"}
