@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neon.errors import RequestError
-from neon.runtime.files import weight_map
+from neon.runtime.files import PIPELINE_FILE, weight_map
 
 SAFETENSORS = "safetensors"
-PIPELINE_FILE = "model_index.json"
-"""of a diffusers pipeline; its components lie in sub folders"""
+DENOISERS = ("unet", "transformer")
+"""what the component of a pipeline is called that is trained: the network that takes the noise away"""
 WEIGHT_SUFFIXES = {
     *(".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf"),
     *(".ggml", ".tflite", ".ot", ".npz", ".mlmodel", ".engine", ".pdparams"),

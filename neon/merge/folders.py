@@ -193,6 +193,8 @@ def _merge(
         reader = Reader(pair, progress, precision=precision)
         shards = shards_of(pair.base, match.base, size, reader.layout)
         notes = cut_ties(pair.base, pair.self_trained)
+        # A pipeline says in its configurations what it is; the files of its weights do not say it once more.
+        unsaid = {"architecture", "config"} - pair.base.metadata.keys()
         if match.base.index and (
             note := size_note(match.base.index, sum(spec.nbytes for spec in pair.base.specs.values()))
         ):
@@ -201,7 +203,8 @@ def _merge(
             job.warnings += notes
 
         def metadata(job: Job, hashes: Hashes) -> dict[str, str]:
-            return {**metadata_of(reader, job, hashes), **_FORMAT}
+            said = {name: text for name, text in metadata_of(reader, job, hashes).items() if name not in unsaid}
+            return {**said, **_FORMAT}
 
         with hashing(pair) as hashes:
             unknown = [metadata(job, (UNKNOWN_HASH, UNKNOWN_HASH)) for job in parts]
