@@ -76,31 +76,37 @@ class DiffusersModel(GenerativeModel):
         Raises:
             RequestError: it takes fewer steps, or its configuration makes no sense.
         """
-        own = self.kind.scheduler
+        own, source = self.kind.scheduler, self.kind.pipeline.source
+        if settings.scheduler in UNABLE.get(self.kind.prediction, ()):
+            raise RequestError(
+                f"{source}: its network predicts the {self.kind.prediction}, which {settings.scheduler} does not know; "
+                "set another scheduler"
+            )
+        if settings.num_steps > self._trained_steps:
+            raise RequestError(
+                f"num_steps is {settings.num_steps}; expected at most {self._trained_steps}, as many timesteps as the "
+                "network was trained on"
+            )
         changed = {} if settings.spacing == DEFAULT else {"timestep_spacing": settings.spacing}
         try:
             scheduler = made(settings.scheduler, own.config, **changed)
-            if settings.num_steps > self._trained_steps:
-                raise RequestError(
-                    f"num_steps is {settings.num_steps}; expected at most {self._trained_steps}, as many "
-                    "timesteps as the network was trained on"
-                )
             scheduler.set_timesteps(settings.num_steps, device=self._network_device)
         except RequestError:
             raise
         except Exception as error:  # a foreign configuration, of which diffusers checks little
             raise RequestError(
-                f"{self.kind.pipeline.source}: no {settings.scheduler} can be made of its scheduler's configuration "
-                f"({type(error).__name__}: {error}); set another one"
+                f"{source}: {settings.scheduler} with {settings.num_steps} steps cannot be made of its scheduler's "
+                f"configuration ({type(error).__name__}: {error}); set another one, or other num_steps"
             ) from error
         return scheduler
 
     def calls(self, settings: DiffusionSettings) -> int | None:
         """None: the scheduler takes no such number of steps."""
-        if settings.num_steps > self._trained_steps:
-            return None
         guided = getattr(settings, "guidance", 1) != 1
-        return self._evaluated * len(self.scheduler(settings).timesteps) * (2 if guided else 1)
+        try:
+            return self._evaluated * len(self.scheduler(settings).timesteps) * (2 if guided else 1)
+        except RequestError:
+            return None
 
     def converged(self, settings: DiffusionSettings) -> DiffusionSettings:
         return replace(settings, num_steps=max(settings.num_steps, min(CONVERGED, self._trained_steps)))

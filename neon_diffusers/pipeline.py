@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neon.checkpoint.weight_sets import DENOISERS, PIPELINE_FILE
+from neon.checkpoint.weight_sets import DENOISERS, PIPELINE_FILE, pipeline_of
 from neon.errors import RequestError
 from neon.runtime.hub import fetched, hub_name, is_hub_name
 from neon.runtime.small_json import read_table
@@ -88,10 +88,9 @@ def described(weights: Path) -> dict[str, Any] | None:
     folder or name on the Hub}, all as the folder says and nothing checked. Entries that begin with an underscore, which
     tell where a configuration comes from, are left out.
     """
-    inside = weights.absolute().parent
-    folder = inside if (inside / PIPELINE_FILE).is_file() else inside.parent
-    index = read_table(folder / PIPELINE_FILE)
-    if not index or (inside != folder and inside.name not in DENOISERS):
+    folder = pipeline_of(weights)
+    index = {} if folder is None else read_table(folder / PIPELINE_FILE)
+    if folder is None or not index:
         return None
     parts = {name: value for name, value in index.items() if not name.startswith("_") and isinstance(value, list)}
     return {

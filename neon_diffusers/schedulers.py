@@ -11,7 +11,7 @@ from neon_diffusers.library import library
 
 DIFFUSION = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"),
-    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
     *("DEISMultistepScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"),
     *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
@@ -23,7 +23,16 @@ WITH_ETA = ("DDIMScheduler",)
 SEARCHED = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler")
 """deterministic ones that a search for the best sampler tries beside the pipeline's own"""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-UNABLE: Mapping[str, tuple[str, ...]] = {}
+UNABLE: Mapping[str, tuple[str, ...]] = {
+    "sample": (
+        *(
+            "PNDMScheduler",
+            "EulerAncestralDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+        ),
+    )
+}
 """schedulers that do not know a prediction, by its name"""
 
 

@@ -31,6 +31,16 @@ _FILE = re.compile(
 _INDEX = re.compile(rf"{_STEM}\.{_FORMAT}(?:\.(?P<variant>\w+))?\.index(?:\.(?P<late>\w+))?\.json")
 
 
+def pipeline_of(path: Path) -> Path | None:
+    """The folder of the pipeline that `path` is, or is the denoiser's file or folder in; None: of none."""
+    inside = path.absolute() if path.is_dir() else path.absolute().parent
+    if inside.name in DENOISERS:
+        return inside.parent if (inside.parent / PIPELINE_FILE).is_file() else None
+    # Old pipelines have the denoiser's files beside the index; a file beside the folder of one is another.
+    other = path.is_file() and any((inside / name).is_dir() for name in DENOISERS)
+    return inside if (inside / PIPELINE_FILE).is_file() and not other else None
+
+
 @dataclass(frozen=True)
 class WeightSet:
     """Files of a folder that are one state dict."""

@@ -18,6 +18,7 @@ from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import TrackerName
 from neon.sampling import sample_block
+from neon.tune.weights import IMPROVED, write_pipelines
 
 WS = (0.5, 1.0, 1.5)
 """merge weights that gained in most of the published experiments"""
@@ -62,9 +63,9 @@ def improve_unscored(
 
         def write() -> list[str]:
             sampler = sampler_record(model.architecture, settings)
-            reports = merge_files(
-                base.path, last, WS, out / "improved-{w}.safetensors", key=base.key, overwrite=True, sampler=sampler
-            )
+            named = out / f"{IMPROVED}-{{w}}.safetensors"
+            reports = merge_files(base.path, last, WS, named, key=base.key, overwrite=True, sampler=sampler)
+            write_pipelines(base.path, last, WS, named, sampler)
             write_unscored(out, shown)
             return [report.output for report in reports]
 

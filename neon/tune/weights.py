@@ -1,10 +1,14 @@
 """The improved weights as files that know how to be sampled."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from neon.checkpoint.weight_sets import pipeline_of
 from neon.data.sampler import sampler_record
 from neon.errors import RequestError, warn
 from neon.merge import merge_files
+from neon.merge.folders import merge_folders
 from neon.tune.run import Tuner
 from neon.tune.search import Point
 
@@ -17,7 +21,8 @@ COPIED = (".pkl", ".pth", ".pt", ".ckpt")
 def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
     """The files of the merge at `point`, in the folder of the run: safetensors, and the format of a base of `COPIED`.
 
-    They carry the settings that w was chosen at (`neon.settings`). None for the base, w = 0.
+    Of a pipeline also a folder, which is the base's with this denoiser. They carry the settings that w was chosen at
+    (`neon.settings`). None for the base, w = 0.
     """
     if point.w == 0:
         return ()
@@ -44,4 +49,23 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
             written.append(write(plan.base.suffix))
         except RequestError as error:  # a pickle that cannot be copied
             warn(f"{error}; the improved weights are .safetensors only")
-    return tuple(written)
+    return (*written, *write_pipelines(plan.base, tuner.snapshots[point.snapshot], [point.w], written[0], sampler))
+
+
+def write_pipelines(
+    base: Path, self_trained: Path, ws: Sequence[float], weights: Path, sampler: dict[str, Any]
+) -> list[Path]:
+    """Folders of pipelines with the merges at `ws`, named as the files `weights`; none unless `base` is of a pipeline.
+
+    `{w}` in the name stands for w; `sampler` is the record of that which w belongs to.
+    """
+    folder = pipeline_of(base)
+    if folder is None:
+        return []
+    output = weights.with_suffix("")
+    try:
+        reports = merge_folders(folder, self_trained, ws, output, overwrite=True, sampler=sampler)
+    except RequestError as error:  # the base's folder cannot be copied as a whole, or holds that of the run
+        warn(f"{error}; the improved weights are {weights.name} only")
+        return []
+    return [Path(report.output) for report in reports]
