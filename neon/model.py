@@ -81,6 +81,14 @@ class GenerativeModel(nn.Module, ABC):
     """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
     file_metadata: Mapping[str, str] = MappingProxyType({})
     """what the file says of itself that `load_model` has read it from"""
+    lora_targets: tuple[str, ...] = ()
+    """layers that a self-training by LoRA adapts unless told otherwise, by the last words of their names; ():
+    every linear layer and convolution"""
+    example_kind: str = ""
+    """what sets of examples are called that `encode` makes once and for all, drawing nothing; "": images are encoded at
+    every visit"""
+    component: str = ""
+    """what pipelines of diffusers call the network (`unet`, `transformer`), in an adapter of it; "": it is in none"""
     precision: Precision = FP32
     """what it computes in; set by `__init__` if that takes it, never afterwards"""
     sampling_precision: ClassVar[Precision] = FP32
@@ -401,6 +409,7 @@ def load_model(
         kind = architecture(kind)
     with open_checkpoint(path, key) as file:
         checkpoint = unwrapped(file)
+        _check_whole(path, file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -418,6 +427,15 @@ def load_model(
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
         model.file_metadata = dict(file.metadata)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_whole(path: str | os.PathLike[str], file: Checkpoint) -> None:
+    """Refuse a file with the factors of a LoRA, which is no network without its base."""
+    if any(".lora_A." in name or ".lora_down." in name for name in file.specs):
+        raise RequestError(
+            f"{path}: holds a LoRA, factors beside the layers of a base, and no network of its own; name its base, and "
+            "this as the self-trained side, or merge both (neon merge)"
+        )
 
 
 def initialised(
@@ -601,6 +619,22 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
     own, found = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (network.state_dict(), state))
     _check_fit(own, found, source)
     network.load_state_dict(state)
+
+
+@torch.no_grad()
+def read_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the weights of a file into `network`, a tensor at a time, every name and shape checked.
+
+    Raises:
+        RequestError: the file cannot be read, or names or shapes differ; both sides are listed.
+    """
+    own = network.state_dict()
+    with open_checkpoint(path) as file:
+        names = _our_names(own, {name: name for name in file.names()})
+        found = {name: file.specs[held].shape for name, held in names.items()}
+        _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, found, path)
+        for name, held in names.items():
+            own[name].copy_(file.tensor(held))
 
 
 def _check_fit(

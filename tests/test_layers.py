@@ -17,6 +17,7 @@ LAYERS = (
     ("recipe", "published", "tunable"),
     ("model", "settings"),
     ("metrics", "merge", "sampling"),
+    ("trained", "lora"),
     ("selftrain", "evaluate"),
     ("report",),
     ("tune",),

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from study.claims import Rows, find, mean, paired, selected, verdicts
+from study.claims import Rows, at_same_sampler, find, mean, paired, selected, verdicts
 from study.summary import Estimate, by_method, differences_of, estimate, fair_row, values_of
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -131,7 +131,10 @@ def page(records: Mapping[str, Rows], planned: Mapping[str, Sequence[str]]) -> s
 
     def shown(key: str) -> Rows:
         tier, family = key.split("_")
-        return [row for row in records.get(tier, ()) if row["family"] == family]
+        own = [row for row in records.get(tier, ()) if row["family"] == family]
+        bases = (at_same_sampler(every, row) for row in own)  # which another tier may hold
+        others = {row["name"]: row for row in bases if row is not None and row not in own}
+        return [*others.values(), *own]
 
     template = TEMPLATE.read_text()
     found: dict[str, Any] = {

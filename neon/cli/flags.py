@@ -21,6 +21,7 @@ from neon.runtime.trackers import TrackerName
 if TYPE_CHECKING:
     import torch
 
+    from neon.lora.settings import LoRA
     from neon.metrics.features import FeatureExtractor
     from neon.metrics.reference import NamedFeatures
     from neon.model import GenerativeModel
@@ -408,6 +409,26 @@ class TrainingFlags:
             if not (0 < value < math.inf or (name in zero and value == 0)):
                 raise RequestError(f"--{name} {value}: expected a positive number")
         return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFlags:
+    """What is trained."""
+
+    lora_rank: Annotated[int | None, tyro.conf.arg(metavar="R")] = None
+    """train factors of this rank beside layers, in the place of the weights (LoRA); snapshots hold these alone"""
+    lora_alpha: Annotated[float | None, tyro.conf.arg(metavar="A")] = None
+    """the product of the factors is multiplied with A/R; by default A is R"""
+    lora_targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ..")] = ()
+    """the layers, by the last words of their names, or all; by default those that are usual for the architecture"""
+    gradient_checkpointing: bool = False
+    """compute activations once more for the backward pass, where a network can: less memory, more time"""
+
+    def lora(self, model: "GenerativeModel") -> "LoRA | None":
+        """The LoRA that is asked for; None: whole weights are trained."""
+        from neon.lora.settings import lora_of
+
+        return lora_of(self.lora_rank, self.lora_alpha, self.lora_targets, model.lora_targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImagePairFlags,
+    LoRAFlags,
     ModelName,
     NetworkFlags,
     NumberedImages,
@@ -155,7 +156,7 @@ class NumberedScoreProgram(NumberedImages, ScoreProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainProgram(TrainingFlags, NetworkFlags):
+class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
     """Train a network: briefly on its own samples, which gives what Neon merges, or from scratch."""
 
     largest_micro_batch: ClassVar[int] = 64
@@ -167,18 +168,23 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
+        from neon.lora.settings import check_lora, record_of
         from neon.runtime.distributed import processes
         from neon.runtime.files import sha256_file
         from neon.runtime.threads import use_threads
         from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
         check_installed(self.log)
+        check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         self.check()
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
             use_threads(group.device, model)
             self.print_precision(model, group)
+            lora = self.lora(model)
+            if lora is not None and base is None:
+                raise RequestError("--lora_rank: factors go beside weights that are trained; name the base network")
             plan = self.plan(model)
             published = self.recipe(model, plan, dataset)
             shortened = published if base is None else published.scaled_to(self.budget(plan))
@@ -187,7 +193,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
             usual = usual_micro_batch(plan.batch, model.batch_multiple, self.largest_micro_batch)
-            facts = self.facts(model, group)
+            facts = {**self.facts(model, group), **record_of(lora)}
             identity = group.on_main(
                 lambda: training_identity(model, self.data, None if base is None else sha256_file(base), facts)
             )
@@ -206,8 +212,10 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,
-                on_snapshot=pickle_copies(base, self.key, model),
+                on_snapshot=None if lora else pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
+                lora=lora,
+                gradient_checkpointing=self.gradient_checkpointing,
                 log=self.log,
             )
             if group.is_main:

@@ -104,6 +104,8 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: Trac
         micro_batch=plan.batch_gpu or usual,
         batch_size=plan.batch_size,
         seed=plan.seed,
+        lora=plan.lora(model),
+        gradient_checkpointing=plan.gradient_checkpointing,
         log=log,
     )
 
@@ -164,13 +166,14 @@ def say_what_is_left(
 
 def notes_of(plan: ImprovePlan, training: SelfTraining) -> tuple[str, ...]:
     """How the weights came about, as sentences."""
-    recipe = training.recipe
+    recipe, lora = training.recipe, training.lora
     return (
         f"Synthetic set: {plan.num_synthetic:,} images of the sampler. Self-training: {training.num_steps:,} steps of "
         f"{recipe.batch_size:,} images at learning rate {recipe.lr:g}"
         + (f", rising over {1000 * recipe.rampup_kimg:,.0f} images" if recipe.rampup_kimg else "")
         + (f"; averaged weights of half-life {1000 * recipe.halflife_kimg:,.0f} images" if recipe.halflife_kimg else "")
-        + ".",
+        + "."
+        + ("" if lora is None else f" Trained was a {lora.text}; the weights were left as they are."),
     )
 
 

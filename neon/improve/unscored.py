@@ -1,5 +1,6 @@
 """The method's promise without real images: one self-training, merges at usual w, and samples to look at."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from neon.data.sampler import sampler_record
 from neon.errors import DegenerateError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, identity_of, notes_of, say_what_is_left, self_trained, training_of
-from neon.merge import LiveMerge, load_self_trained, merge_files
+from neon.merge import merge_files
+from neon.merge.live import beside, copied_weights
 from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
@@ -87,8 +89,8 @@ def _grids(
     plan: ImprovePlan, base: Base, model: GenerativeModel, settings: Any, self_trained: Path, processes: Processes
 ) -> dict[float, Tensor]:
     """Images of the same noise at every w, uint8 [N, C, H, W] each."""
-    weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    live = LiveMerge(model.network, weights, load_self_trained(model.network, base.path, self_trained, base.key))
+    copied = partial(copied_weights, model.network)
+    live = beside(model.network, copied, base.path, self_trained, base.key).live()
     seeds, labels = image_seeds(Purpose.REPORT, plan.seed, SHOWN), model.set_labels(SHOWN, plan.seed)
     grids = {}
     for w in (0.0, *WS):

@@ -26,6 +26,7 @@ from neon.data.images import ImageDataset
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
+from neon.lora.settings import check_lora, lora_of, record_of
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
 from neon.merge.pair import open_self_trained
@@ -82,6 +83,7 @@ _KEYWORDS = {
     **{name: name for name in ("features", "inception_weights", "key", "model", "precision", "resize", "seed")},
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
+    **{name: name for name in ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")
 
@@ -372,6 +374,10 @@ def self_train(
     ema: float | None = None,
     micro_batch: int | None = None,
     save_interval: int | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: Sequence[str] = (),
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -394,7 +400,13 @@ def self_train(
         micro_batch: images per forward pass, a divisor of `batch`; moves results by rounding (and dropout). By default
             the largest up to 64.
         save_interval: images between snapshots; by default there is one, at the end.
-        seed: 0 to 1023; of the order of the images and of the noise.
+        lora_rank: train factors of this rank beside layers, in the place of the weights (LoRA, by PEFT); snapshots hold
+            these alone.
+        lora_alpha: the product of the factors is multiplied with this over the rank; by default the rank.
+        lora_targets: the layers, by the last words of their names, or "all"; by default those that are usual for the
+            architecture.
+        gradient_checkpointing: compute activations once more for the backward pass, where the network can.
+        seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
 
@@ -411,8 +423,10 @@ def self_train(
         for name, value in (("batch", batch), ("micro_batch", micro_batch), ("save_interval", save_interval))
     )
     images, group = Path(images), generator._processes(processes)
+    check_lora(lora_rank, lora_alpha, lora_targets)
     dataset = ImageDataset(images)
     model = generator.origin.open(group.device, for_training=True)
+    lora = lora_of(lora_rank, lora_alpha, lora_targets, model.lora_targets)
     model.network.load_state_dict(generator.model.network.state_dict())
     recipe = _recipe(model, total_images, batch, lr, lr_rampup, ema)
     plan = {"batch": recipe.batch_size, "total_images": total_images, "save_interval": save_interval or total_images}
@@ -420,7 +434,8 @@ def self_train(
     usual = usual_micro_batch(recipe.batch_size, model.batch_multiple, LARGEST_MICRO_BATCH)
 
     def identify() -> dict[str, Any]:
-        return training_identity(model, images, generator._sha256(), generator.origin.facts(model))
+        facts = {**generator.origin.facts(model), **record_of(lora)}
+        return training_identity(model, images, generator._sha256(), facts)
 
     identity = group.on_main(identify)
     with threads_for(group.device, model), answered():
@@ -438,7 +453,9 @@ def self_train(
             micro_batch=micro_batch or usual,
             title="self-training",
             identity=identity,
-            on_snapshot=pickle_copies(generator.path, generator.origin.key, model),
+            on_snapshot=None if lora else pickle_copies(generator.path, generator.origin.key, model),
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):

@@ -155,7 +155,7 @@ def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImproveP
         "vae": origin.autoencoder,
         "precision": origin.precision,
         "settings": asdict(generator.settings),
-        **asdict(plan),
+        **plan.facts(),
     }
     if real is not None:
         report = None if real.report == real.select else real.report
