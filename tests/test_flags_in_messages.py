@@ -39,6 +39,7 @@ SCORERS = {
     "align",
     *(name for name in PROGRAMS if "calculate" in name),
 }
+ASKED = {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
     ("neon/runtime/trackers.py", "--log"): {*TRAINERS, "VAR/train_tokenizer.py", "tune", "improve"},
@@ -68,7 +69,9 @@ RAISED_BY = {
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--loss"): {"selftrain", "improve"},
     ("neon/settings.py", "--loss"): {"selftrain", "improve"},
-    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
+    ("neon/model.py", "--model"): ASKED,
+    ("neon/model.py", "--prompts"): ASKED,
+    ("neon/data/images.py", "--prompts"): {"selftrain", "align", "improve", "tune"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
     ("neon/improve/plan.py", None): {"improve"},

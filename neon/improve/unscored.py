@@ -59,7 +59,7 @@ def improve_unscored(
         shown = Unscored(
             title=f"Neon: {short_name(base.path)}, merged",
             grids=grids,
-            notes=(UNSCORED, *notes_of(plan, self_training)),
+            notes=(UNSCORED, *notes_of(plan, self_training, model)),
             provenance=identity,
         )
 
@@ -91,7 +91,8 @@ def _grids(
     """Images of the same noise at every w, uint8 [N, C, H, W] each."""
     copied = partial(copied_weights, model.network)
     live = beside(model.network, copied, base.path, self_trained, base.key).live()
-    seeds, labels = image_seeds(Purpose.REPORT, plan.seed, SHOWN), model.set_labels(SHOWN, plan.seed)
+    seeds = image_seeds(Purpose.REPORT, plan.seed, SHOWN)
+    labels = model.labels_for(Purpose.REPORT, SHOWN, plan.seed)
     grids = {}
     for w in (0.0, *WS):
         try:

@@ -23,6 +23,7 @@ from torch import Tensor
 from neon import __version__
 from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetensors
 from neon.data.images import ImageDataset
+from neon.data.prompts import read_prompts
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
@@ -80,7 +81,10 @@ _KEYWORDS = {
     "vae_ckpt (neon's commands: --vae)": "autoencoder",
     "vae_path (neon's commands: --vae)": "autoencoder",
     "vae": "autoencoder",
-    **{name: name for name in ("features", "inception_weights", "key", "model", "precision", "resize", "seed")},
+    **{
+        name: name
+        for name in (*("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),)
+    },
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
     **{name: name for name in ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")},
@@ -122,21 +126,26 @@ class Origin:
     """None: as published for a GPU, float32 on a CPU"""
     loss: tuple[str, ...] = ()
     """settings of the training loss, NAME=NUMBER each, in place of the model's own"""
+    prompts: Path | None = None
+    """text file of those that the model is asked by; None: none yet"""
 
     def open(self, device: torch.device, **arguments: Any) -> GenerativeModel:
-        """The model, whole; `arguments` and errors as `neon.model.load_model`, and those of its autoencoder."""
+        """The model, whole; `arguments` and errors as `neon.model.load_model`, those of its autoencoder and prompts."""
         if self.loss:
             arguments["loss"] = loss_settings(self.loss)
         model = load_model(
             self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
         )  # fmt: skip
         open_autoencoder(model, self.autoencoder)
+        if self.prompts is not None:
+            model.use_prompts(read_prompts(self.prompts))
         return model
 
     def facts(self, model: GenerativeModel) -> dict[str, Any]:
         """What, besides the network, determines images and training of `model`, which was opened so, as JSON."""
         files = {"model_sha256": self._code(), "autoencoder_sha256": model.autoencoder_file(self.autoencoder)}
-        # Nothing for float32, as runs before there was a choice.
+        # Nothing without prompts or for float32, as runs before there was a choice.
+        files |= {} if self.prompts is None else {"prompts_sha256": self.prompts}
         precision = {} if model.precision.name == "fp32" else {"precision": model.precision.name}
         return {**hashes(files), **precision, **({"loss": list(self.loss)} if self.loss else {})}
 
@@ -267,6 +276,7 @@ def load(
     precision: str | None = None,
     model: type[GenerativeModel] | str | None = None,
     autoencoder: PathLike | None = None,
+    prompts: PathLike | None = None,
 ) -> Generator:
     """The generator of a checkpoint: published, written by neon, or of a model of your own.
 
@@ -282,6 +292,7 @@ def load(
         model: class of a model of your own, or "path/to/file.py:NAME", which runs that file; by default as the
             checkpoint says.
         autoencoder: file of the autoencoder or tokenizer of a model that has one; by default where it usually lies.
+        prompts: text file, one in each line, of a model that is asked by prompts: its labels are their numbers, from 0.
 
     Raises:
         RequestError: the file is missing or damaged, its architecture is not known or not that of `model`, or there is
@@ -295,6 +306,7 @@ def load(
         kind=model,
         autoencoder=None if autoencoder is None else local_file(autoencoder),
         precision=precision,
+        prompts=None if prompts is None else Path(prompts),
     )
     loaded = origin.open(place)
     try:
@@ -608,7 +620,7 @@ def _images(
     whole("seed", seed, least=0)
     model = generator.model
     chosen = with_settings(generator.settings, settings, "settings of the sampler")
-    classes = model.set_labels(num_images, seed) if label is None else _label(model, label, num_images)
+    classes = model.labels_for(purpose, num_images, seed) if label is None else _label(model, label, num_images)
     warn_of_merge(generator.path or "the extrapolated generator", model, chosen)
     return _Images(seeds=image_seeds(purpose, seed, num_images), label=classes, settings=chosen)
 

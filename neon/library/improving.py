@@ -155,6 +155,7 @@ def recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePl
         "base": origin.path,
         "key": origin.key,
         "vae": origin.autoencoder,
+        **({} if origin.prompts is None else {"prompts": origin.prompts}),
         "precision": origin.precision,
         "settings": asdict(generator.settings),
         **plan.facts(),

@@ -71,7 +71,7 @@ class SelfTraining:
         seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
         with self.timed("sampling"):
             model = self.load(False)
-            labels = model.set_labels(len(seeds), self.seed)
+            labels = model.labels_for(Purpose.SYNTHETIC, len(seeds), self.seed)
             write_samples(
                 model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
             )  # fmt: skip
