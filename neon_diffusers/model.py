@@ -57,7 +57,7 @@ class DiffusersModel(GenerativeModel):
         self.num_classes, self.image_shape = self.kind.num_classes, self.kind.image_shape
         self.default_settings: Settings = self.kind.default_settings
         self.tunable = _tunable(self.default_settings, self.kind.prediction)
-        if min_snr is not None and self.kind.prediction == FLOW_PREDICTION:
+        if self.min_snr is not None and self.kind.prediction == FLOW_PREDICTION:
             raise RequestError(f"{self.kind.pipeline.source}: min-SNR weights are not of a flow; leave them out")
         if isinstance(self.kind, Text):
             self.prompts = ()
