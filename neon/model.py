@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
+from neon.data.prompts import prompts_for
 from neon.data.sampler import SAMPLER, parse_sampler
 from neon.errors import RequestError, WorkError, warn
-from neon.noise import Noise
+from neon.noise import Noise, Purpose
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 from neon.tunable import Tunables, far_apart
@@ -69,6 +70,8 @@ class GenerativeModel(nn.Module, ABC):
     """a frozen dataclass, how to sample unless told otherwise"""
     recipe: Recipe
     """how the published model was trained, in what self-training needs of it"""
+    prompts: tuple[str, ...] | None = None
+    """texts that labels are the numbers of; empty until `use_prompts`. None: labels are classes, if there are any"""
     batch_multiple: int = 1
     """training batches must divide by this"""
     protocol: Mapping[str, str] = MappingProxyType({})
@@ -116,6 +119,36 @@ class GenerativeModel(nn.Module, ABC):
         if not self.num_classes:
             return None
         return torch.tensor([index % self.num_classes for index in indices])
+
+    def use_prompts(self, prompts: Sequence[str]) -> None:
+        """Let labels be the numbers of these prompts, in the place of any before; for a model that takes prompts.
+
+        Raises:
+            RequestError: it takes none.
+        """
+        if self.prompts is None:
+            raise RequestError(f"--prompts: a network of {self.architecture} is not asked by prompts; leave them out")
+        self.prompts, self.num_classes = tuple(prompts), len(prompts)
+
+    def labels_for(self, purpose: Purpose, num_images: int, seed: int) -> Tensor | None:
+        """`set_labels` of a set that is drawn for a purpose: each has prompts of its own, if there are enough.
+
+        Raises:
+            RequestError: the model is asked by prompts, and has none.
+        """
+        if self.prompts is None:
+            return self.set_labels(num_images, seed)
+        own = prompts_for(purpose, len(self.asked_prompts()))
+        return torch.tensor(own)[balanced_labels(num_images, len(own), seed)]
+
+    def asked_prompts(self) -> tuple[str, ...]:
+        """The prompts of a model that is asked by such; a RequestError if it has none yet."""
+        if not self.prompts:
+            raise RequestError(
+                f"a network of {self.architecture} that is asked by prompts; name a text file with one in each line, "
+                "with --prompts"
+            )
+        return self.prompts
 
     @abstractmethod
     def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
@@ -420,6 +453,8 @@ def load_model(
             raise RequestError(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
+        if "loss" in arguments and "loss" not in inspect.signature(kind).parameters:
+            raise RequestError(f"--loss: the training loss of {kind.architecture} has no settings; leave it out")
         model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
         names = _our_names(model.network.state_dict(), {name: name for name in file.names()})
         if any(name != held for name, held in names.items()):

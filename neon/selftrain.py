@@ -27,7 +27,8 @@ from neon import __version__
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
 from neon.data.encoded import ExampleSet, encode_set
 from neon.data.fingerprint import fingerprint
-from neon.data.images import TrainingImages
+from neon.data.images import Prompted, TrainingImages
+from neon.data.prompts import TEXT_FORM, TEXTS_FILE
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.lora.settings import LoRA, record_of
@@ -38,6 +39,7 @@ from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
+from neon.runtime.hub import in_words
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     FINGERPRINT,
@@ -115,7 +117,7 @@ def training_identity(
         "neon": __version__,
         "base_sha256": base_sha256,
         "config": model.config,
-        "data": str(data),
+        "data": in_words(data),
         "data_fingerprint": fingerprint(data),
         **facts,
     }
@@ -168,6 +170,7 @@ def encoded_once(
         RequestError: the images do not fit the model, or `folder` holds something else.
         WorkError: examples are not finite, or the disk is full.
     """
+    dataset = asked(model, dataset)
     if dataset.encoded or not model.example_kind:
         return dataset
 
@@ -240,6 +243,7 @@ def train(
         WorkError: the loss is not finite.
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
+    dataset = asked(model, dataset)
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder, batch = Path(folder), recipe.batch_size
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
@@ -366,11 +370,31 @@ def pickle_copies(base: Path | None, key: str | None, model: GenerativeModel) ->
     return write
 
 
+def asked(model: GenerativeModel, dataset: TrainingImages) -> TrainingImages:
+    """The set with labels that are numbers of prompts of `model`, if it is asked by prompts and the set has them.
+
+    A model that has none yet gets those of the set.
+
+    Raises:
+        RequestError: the set has others.
+    """
+    if model.prompts is None or (texts := dataset.texts) is None:
+        return dataset
+    if not model.prompts:
+        model.use_prompts(tuple(dict.fromkeys(texts)))
+    return Prompted(dataset, model.prompts)
+
+
 def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size: int, micro_batch: int) -> None:
     """Raise a RequestError unless the images fit the model and the sizes each other."""
     if tuple(dataset.image_shape) != tuple(model.image_shape):
         raise RequestError(
             f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
+        )
+    if model.prompts is not None and (not model.prompts or dataset.labels is None):
+        raise RequestError(
+            f"{dataset.path}: no {TEXTS_FILE}, but the model is asked by prompts; expected a line "
+            f"{TEXT_FORM} for each image"
         )
     if model.num_classes and dataset.labels is None:
         raise RequestError(

@@ -34,6 +34,25 @@ def diffusion_loss(predict: Predict, clean: Tensor, scheduler: Any, noise: Noise
     return error if min_snr is None else error * min_snr_weight(scheduler.alphas_cumprod.to(t.device)[t], kind, min_snr)
 
 
+def flow_loss(predict: Predict, clean: Tensor, scheduler: Any, noise: Noise) -> Tensor:
+    """Mean squared error per image, float32 [B], of the velocity noise - example of the straight path between them.
+
+    Draws per image: a time, logit-normal (Esser et al. 2024, arXiv 2403.03206, section 3.1), and the noise.
+
+    Args:
+        clean: examples [B, C, H, W].
+        scheduler: of flow matching, with a table `sigmas` and the `timesteps` that the network is told, shifted as it
+            says.
+    """
+    u = torch.sigmoid(noise.normal()).cpu()
+    chosen = (u * len(scheduler.timesteps)).long().clamp(max=len(scheduler.timesteps) - 1)
+    drawn = noise.normal(*clean.shape[1:])
+    t, sigma = (table[chosen].to(clean.device) for table in (scheduler.timesteps, scheduler.sigmas))
+    sigma = sigma.view(-1, 1, 1, 1)
+    output = predict((1 - sigma) * clean + sigma * drawn, t)
+    return (output.float() - (drawn - clean)).square().flatten(1).mean(dim=1)
+
+
 def min_snr_weight(alphas_cumprod: Tensor, prediction: str, gamma: float) -> Tensor:
     """Weights by which an error of the `prediction` counts as min(SNR, gamma) times that of the example.
 

@@ -1,6 +1,8 @@
 """A pipeline of diffusers as a GenerativeModel: its denoiser is what is trained and merged."""
 
 import functools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,12 +19,14 @@ from neon.precision import FP32, TF32, Precision
 from neon.recipe import Recipe
 from neon.tunable import Choice, Range, Tunables
 from neon_diffusers.kinds.served import kind_of
-from neon_diffusers.loss import diffusion_loss
+from neon_diffusers.kinds.text import Text
+from neon_diffusers.loss import diffusion_loss, flow_loss
 from neon_diffusers.pipeline import Pipeline, described
 from neon_diffusers.sampler import Predict, integrate
-from neon_diffusers.schedulers import SEARCHED, SPACINGS, UNABLE, WITH_ETA, made
-from neon_diffusers.settings import DEFAULT, DiffusionSettings
+from neon_diffusers.schedulers import FLOW_PREDICTION, SEARCHED, SPACINGS, UNABLE, WITH_ETA, made
+from neon_diffusers.settings import DEFAULT, DiffusionSettings, FlowSettings
 
+Settings = DiffusionSettings | FlowSettings
 CONVERGED = 100
 """steps beyond which a deterministic scheduler changes little"""
 
@@ -39,21 +43,30 @@ class DiffusersModel(GenerativeModel):
     sampling_precision = TF32
     training_precision = TF32
 
-    def __init__(self, config: dict[str, Any], *, precision: Precision = FP32, min_snr: float | None = None) -> None:
-        """`min_snr`: gamma by which the loss weighs timesteps; None: all alike."""
+    def __init__(
+        self, config: dict[str, Any], *, precision: Precision = FP32, loss: Mapping[str, float] | None = None
+    ) -> None:
+        """`loss`: {"min_snr": gamma} by which it weighs timesteps; by default all weigh the same."""
         super().__init__()
         self.kind = kind_of(Pipeline.of(config))
         self.config = config if self.kind.frozen else {name: value for name, value in config.items() if name != "place"}
-        self.precision, self.min_snr = precision, min_snr
+        self.precision, self.min_snr = precision, _min_snr(loss or {})
         self.network = self.kind.network()
+        self.component, self.lora_targets = self.kind.in_adapters, self.kind.lora_targets
+        self.example_kind = self.kind.example_kind
         self.num_classes, self.image_shape = self.kind.num_classes, self.kind.image_shape
-        self.default_settings: DiffusionSettings = self.kind.default_settings
+        self.default_settings: Settings = self.kind.default_settings
         self.tunable = _tunable(self.default_settings, self.kind.prediction)
+        if self.min_snr is not None and self.kind.prediction == FLOW_PREDICTION:
+            raise RequestError(f"{self.kind.pipeline.source}: min-SNR weights are not of a flow; leave them out")
+        if isinstance(self.kind, Text):
+            self.prompts = ()
         self.recipe = Recipe(batch_size=64, lr=1e-5)
+        asked = "class" if self.prompts is None else "prompt"
         self.protocol = MappingProxyType(
             {
                 "uint8_rule": "round(255 clip((x + 1) / 2, 0, 1))",
-                "label_rule": "every class equally often, shuffled by the seed",
+                "label_rule": f"every {asked} equally often, shuffled by the seed",
             }
         )
 
@@ -70,7 +83,12 @@ class DiffusersModel(GenerativeModel):
         self.kind.load_frozen(path, self._network_device)
         self.image_shape = self.kind.image_shape
 
-    def scheduler(self, settings: DiffusionSettings) -> Any:
+    def use_prompts(self, prompts: Sequence[str]) -> None:
+        super().use_prompts(prompts)
+        assert isinstance(self.kind, Text) and self.prompts is not None
+        self.kind.prompts = self.prompts
+
+    def scheduler(self, settings: Settings) -> Any:
         """The scheduler of `settings` with its timesteps set, on the device of the network.
 
         Raises:
@@ -87,9 +105,8 @@ class DiffusersModel(GenerativeModel):
                 f"num_steps is {settings.num_steps}; expected at most {self._trained_steps}, as many timesteps as the "
                 "network was trained on"
             )
-        changed = {} if settings.spacing == DEFAULT else {"timestep_spacing": settings.spacing}
         try:
-            scheduler = made(settings.scheduler, own.config, **changed)
+            scheduler = made(settings.scheduler, own.config, **settings.changed)
             scheduler.set_timesteps(settings.num_steps, device=self._network_device)
         except RequestError:
             raise
@@ -100,7 +117,7 @@ class DiffusersModel(GenerativeModel):
             ) from error
         return scheduler
 
-    def calls(self, settings: DiffusionSettings) -> int | None:
+    def calls(self, settings: Settings) -> int | None:
         """None: the scheduler takes no such number of steps."""
         guided = getattr(settings, "guidance", 1) != 1
         try:
@@ -108,7 +125,7 @@ class DiffusersModel(GenerativeModel):
         except RequestError:
             return None
 
-    def converged(self, settings: DiffusionSettings) -> DiffusionSettings:
+    def converged(self, settings: Settings) -> Settings:
         return replace(settings, num_steps=max(settings.num_steps, min(CONVERGED, self._trained_steps)))
 
     @property
@@ -117,7 +134,7 @@ class DiffusersModel(GenerativeModel):
         return int(self._trained_scheduler.config["num_train_timesteps"])
 
     @torch.no_grad()
-    def sample(self, noise: Noise, labels: Tensor | None, settings: DiffusionSettings) -> Tensor:
+    def sample(self, noise: Noise, labels: Tensor | None, settings: Settings) -> Tensor:
         """Draws per image: what it starts from, then whatever the scheduler draws, from the same generator."""
         predict = of_both(lambda network: self.kind.predict(network, labels, settings), self.network, self.second)
         start, scheduler = noise.normal(*self.kind.shape), self.scheduler(settings)
@@ -138,10 +155,12 @@ class DiffusersModel(GenerativeModel):
         """Per image, the error of the scheduler's prediction: float32 [B].
 
         Draws per image: those of the kind (latents of the posterior, whether the class is left out), then those of
-        `diffusion_loss`.
+        `diffusion_loss` or `flow_loss`.
         """
         clean = self.kind.clean(examples, noise)
         predict = self._cast(self.kind.predict_training(self.network, labels, noise))
+        if self.kind.prediction == FLOW_PREDICTION:
+            return flow_loss(predict, clean, self._trained_scheduler, noise)
         return diffusion_loss(predict, clean, self._trained_scheduler, noise, self.min_snr)
 
     @functools.cached_property
@@ -159,8 +178,21 @@ class DiffusersModel(GenerativeModel):
         return call
 
 
-def _tunable(own: DiffusionSettings, prediction: str) -> Tunables:
-    """What may be searched: the scheduler and its timesteps, eta if the pipeline's own has one, and guidance."""
+def _min_snr(loss: Mapping[str, float]) -> float | None:
+    """The one setting of the loss; a RequestError for others, or a number that is not positive."""
+    for name, value in loss.items():
+        if name != "min_snr" or not 0 < value < math.inf:
+            raise RequestError(f"--loss {name}={value:g}: expected min_snr and a positive number, such as min_snr=5")
+    return loss.get("min_snr")
+
+
+def _tunable(own: Settings, prediction: str) -> Tunables:
+    """What may be searched: the scheduler and its timesteps, eta if the pipeline's own has one, and guidance.
+
+    Of a flow: the shift of its times, and guidance.
+    """
+    if isinstance(own, FlowSettings):
+        return {"shift": Range(1.0, 12.0, "log"), "guidance": Range(1.0, 8.0)}
     able = [name for name in SEARCHED if name not in UNABLE.get(prediction, ())]
     return {
         "scheduler": Choice(tuple(dict.fromkeys((own.scheduler, *able)))),

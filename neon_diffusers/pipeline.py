@@ -3,6 +3,7 @@
 Nothing that they name is imported. `described` reads any pipeline; `Pipeline.of` refuses one that names code.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def described(weights: Path) -> dict[str, Any] | None:
     return {
         "pipeline": index.get("_class_name"),
         "components": {name: [*value[:2], _config_in(folder, name)] for name, value in parts.items() if any(value)},
-        "place": hub_name(folder) or str(folder),
+        "place": hub_name(folder) or os.path.realpath(folder),
     }
 
 

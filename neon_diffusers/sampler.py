@@ -26,8 +26,9 @@ def integrate(
     offered = {"generator": list(generators), "eta": eta}
     given = {name: value for name, value in offered.items() if name in takes}
     learns_variance = "learned" in str(scheduler.config.get("variance_type"))
-    x = noise * scheduler.init_noise_sigma
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)  # those of flows scale neither this
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)  # nor that
     for t in scheduler.timesteps:
-        output = predict(scheduler.scale_model_input(x, t), t.expand(len(x)).to(x.device)).float()
+        output = predict(scaled(x, t), t.expand(len(x)).to(x.device)).float()
         x = scheduler.step(output if learns_variance else output[:, : x.shape[1]], t, x, **given).prev_sample
     return x

@@ -3,7 +3,7 @@
 A scheduler is always diffusers' own class, made of the configuration that the pipeline carries.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neon.errors import RequestError
@@ -16,13 +16,19 @@ DIFFUSION = (
     *("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
 )
 """of networks that were trained on a table of noise levels, `alphas_cumprod`; any of them samples such a network"""
-SCHEDULERS = DIFFUSION
+FLOW = "FlowMatchEulerDiscreteScheduler"
+"""of networks that were trained to tell the velocity of a straight path from noise to image"""
+SCHEDULERS = (*DIFFUSION, FLOW)
 WITH_SPACING = DIFFUSION
 SPACINGS = ("leading", "linspace", "trailing")
 WITH_ETA = ("DDIMScheduler",)
 SEARCHED = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler")
 """deterministic ones that a search for the best sampler tries beside the pipeline's own"""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+FLOW_PREDICTION = "flow"
+"""what `FLOW` asks of its network: noise minus example"""
+_OTHER_FLOWS = ("stochastic_sampling", "use_dynamic_shifting", "invert_sigmas")
+"""settings of `FLOW` by which it samples otherwise than here"""
 UNABLE: Mapping[str, tuple[str, ...]] = {
     "sample": (
         *(
@@ -36,17 +42,21 @@ UNABLE: Mapping[str, tuple[str, ...]] = {
 """schedulers that do not know a prediction, by its name"""
 
 
-def check_scheduler(name: str, config: Mapping[str, Any], source: str) -> str:
-    """What the scheduler of the pipeline `source` asks of its network, one of `PREDICTIONS`.
+def check_scheduler(name: str, config: Mapping[str, Any], source: str, served: Sequence[str]) -> str:
+    """What the scheduler of the pipeline `source` asks of its network, one of `PREDICTIONS` or `FLOW_PREDICTION`.
 
     Raises:
         RequestError: the scheduler, or what it asks, is not served.
     """
-    if name not in SCHEDULERS:
+    if name not in served:
         raise RequestError(
             f"{source}: its scheduler is {name}, which is not served, neither to sample nor to train by; expected one "
-            f"of {', '.join(SCHEDULERS)}"
+            f"of {', '.join(served)}"
         )
+    if name == FLOW:
+        if other := [key for key in _OTHER_FLOWS if config.get(key)]:
+            raise RequestError(f"{source}: its scheduler has {', '.join(other)}, which is not served; expected neither")
+        return FLOW_PREDICTION
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise RequestError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import open_checkpoint
+from neon.checkpoint.naming import unwrapped
 from neon.checkpoint.weight_sets import PIPELINE_FILE
 from neon.data.images import from_uint8
 from neon.errors import RequestError
@@ -83,7 +84,13 @@ def load_codec(weights: Path, device: torch.device | str) -> Codec:
         raise RequestError(f"{source}: an autoencoder of class {kind}; expected {CLASS}")
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     maker = library("diffusers.models").AutoencoderKL
-    with open_checkpoint(weights) as file, building(f"{source}: not the config of an {CLASS}", "download it again"):
+    if config.get("latents_mean") or config.get("latents_std"):
+        raise RequestError(
+            f"{source}: its latents are scaled channel by channel (latents_mean, latents_std), which is not served; "
+            "expected a scaling_factor alone"
+        )
+    with open_checkpoint(weights) as held, building(f"{source}: not the config of an {CLASS}", "download it again"):
+        file = unwrapped(held)
         check_outline(
             lambda: maker.from_config(config), {name: spec.shape for name, spec in file.specs.items()}, weights
         )

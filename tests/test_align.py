@@ -23,7 +23,6 @@ from neon.model import load_model
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.files import write_json
-from neon.runtime.launch import run_in_processes
 from neon.tune.align import features_at, predict_from_few, rounding
 from neon.tune.predict import (
     CERTAIN,
@@ -38,6 +37,7 @@ from neon.tune.predict import (
 )
 from tests.programs import work_in, write_pair
 from tests.tiny import tiny_images
+from tests.workers import Workers
 
 ALONE = Processes()
 DIMENSIONS = 4
@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_refused_before_sampling(
     assert message in told and "sampling at" not in told
 
 
-def features_in_a_process(arguments: list[str]) -> int:
+def features_in_a_process(*arguments: str) -> None:
     base, tuned, features, output = map(Path, arguments)
     with processes("cpu") as group:
         model = load_model(base)
@@ -299,13 +299,12 @@ def features_in_a_process(arguments: list[str]) -> int:
             return features_at(model, live, ws, settings, extractor, 40, batch_size=7, processes=group)
 
         write_json(output / f"{group.rank}.json", asdict(predict_from_few(sample, reference, group)))
-    return 0
 
 
 @pytest.mark.slow
-def test_the_prediction_does_not_depend_on_the_number_of_processes(here: Path) -> None:
+def test_the_prediction_does_not_depend_on_the_number_of_processes(here: Path, workers: Workers) -> None:
     names = [str(here / name) for name in ("base.safetensors", "tuned.safetensors", "features.safetensors")]
-    assert run_in_processes(features_in_a_process, [*names, str(here)], 2) == 0
+    workers.run("tests.test_align:features_in_a_process", *names, str(here), folder=here, world_size=2)
     assert align("--json align.json") == 0
     alone = json.loads(Path("align.json").read_text())
     for rank in (0, 1):

@@ -16,24 +16,39 @@ from pathlib import Path
 
 import pytest
 
+from neon.cli import app as cli
+from neon.demo.assets import BASE, FEATURES, real_images
 from neon.demo.run import run_demo
 from neon.errors import RequestError, WorkError
+from neon.metrics.small import load_features
+from neon.model import load_model
 from neon.report.page import report_again
 from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import read_record, run_folder
-from tests.demo_driver import SMALL
+from tests.demo_driver import SMALL, main, write_base
+from tests.workers import Workers, start
 
 ROOT = Path(__file__).parent.parent
-DRIVER = Path(__file__).parent / "demo_driver.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    write_base(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, one process, one thread."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    run_demo(SMALL, out, Processes())
+    run_demo(SMALL, out, Processes(), base=base)
     return out
+
+
+def test_the_base_of_the_demo_makes_images_like_those_it_is_compared_with() -> None:
+    assert load_model(BASE).image_shape == load_features(FEATURES).image_shape == real_images().shape[1:]
 
 
 def outcome(out: Path) -> dict:
@@ -62,7 +77,7 @@ def test_scores_hold_what_others_rely_on(finished: Path) -> None:
     for name in ("base", "neon", "self_trained", "spread", "w", "seconds"):
         assert isinstance(scores[name], float), name
     assert scores["metric"] == "fd_fashion64"
-    assert (scores["blocks"], scores["num_images"]) == (3, 40)
+    assert (scores["blocks"], scores["num_images"]) == (3, SMALL.select_images)
     assert scores["base"] == pytest.approx(sum(scores["rows"]["base"]["blocks"]) / 3)
 
 
@@ -110,17 +125,17 @@ def test_the_page_can_be_written_again_from_the_run_folder(finished: Path) -> No
     assert report_again(finished).read_bytes() == page
 
 
-def test_a_finished_run_is_shown_again_and_computes_nothing(finished: Path) -> None:
+def test_a_finished_run_is_shown_again_and_computes_nothing(finished: Path, base: Path) -> None:
     kept = [*finished.glob("synthetic/*.png"), *finished.glob("self-training/*"), finished / "evaluations.jsonl"]
     before = outcome(finished), {path: path.stat().st_mtime_ns for path in kept}
-    run_demo(SMALL, finished, Processes())
+    run_demo(SMALL, finished, Processes(), base=base)
     assert (outcome(finished), {path: path.stat().st_mtime_ns for path in kept}) == before
 
 
-def test_another_plan_in_the_same_folder_is_refused_and_changes_nothing(finished: Path) -> None:
+def test_another_plan_in_the_same_folder_is_refused_and_changes_nothing(finished: Path, base: Path) -> None:
     before = (finished / "scores.json").read_bytes()
     with pytest.raises(RequestError, match=r"seed is 0, now 1.*--fresh"):
-        run_demo(dataclasses.replace(SMALL, seed=1), finished, Processes())
+        run_demo(dataclasses.replace(SMALL, seed=1), finished, Processes(), base=base)
     assert (finished / "scores.json").read_bytes() == before
 
 
@@ -141,36 +156,36 @@ def test_a_folder_that_is_no_run_is_never_emptied(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_number_of_processes_changes_no_image_and_no_score(finished: Path, tmp_path: Path, world_size: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
-    run = [*command, str(DRIVER), str(tmp_path / "run")]
-    done = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_number_of_processes_changes_no_image_and_no_score(
+    finished: Path, base: Path, tmp_path: Path, workers: Workers
+) -> None:
+    workers.run("tests.demo_driver:main", base, tmp_path / "run", folder=tmp_path, world_size=2)
     same(finished, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "scores.json").read_text())["provenance"]
-    assert provenance["processes"] == world_size
+    assert provenance["processes"] == 2
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_stage_ends_like_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_every_stage_ends_like_one_that_was_not(finished: Path, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     log = out / "evaluations.jsonl"
     stages: list[Callable[[], bool]] = [
-        lambda: len(list(out.glob("synthetic/*.png"))) >= 16,
+        lambda: len(list(out.glob("synthetic/*.png"))) >= 4,
         lambda: (out / "self-training" / "training.jsonl").exists(),
         lambda: log.exists() and len(log.read_text().splitlines()) >= 2,
         lambda: log.exists() and len(log.read_text().splitlines()) >= 8,
     ]
     for reached in stages:
-        process = subprocess.Popen([sys.executable, str(DRIVER), str(out)], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
-        while not reached() and process.poll() is None:
+        process = start(main, base, out)
+        while not reached() and process.exitcode is None:
             time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (out / "scores.json").exists()
-    subprocess.run([sys.executable, str(DRIVER), str(out)], check=True, env=ENVIRONMENT, capture_output=True)
+        assert process.exitcode is None, "the run ended before it could be killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and not (out / "scores.json").exists()
+    process = start(main, base, out)
+    process.join()
+    assert process.exitcode == 0
     same(finished, out)
 
 
@@ -183,43 +198,60 @@ def test_two_processes_do_not_work_on_one_run(finished: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--base", "nothing.safetensors"], "nothing.safetensors: no such file"),
-        (["--seed", "-1"], "--seed is -1; expected 0 to 1023"),
-        (["--processes", "0"], "--processes 0: expected at least 1"),
-        (["--out", "file"], "file: a file, but a run needs a folder"),
-    ],
-)
-def test_a_wrong_request_is_one_line_from_any_number_of_processes(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "neon.cli", "demo", "--out", "run", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+def test_a_wrong_request_is_one_line_from_the_processes_that_it_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "neon.cli", "demo", "--out", "run", "--base", "nothing.safetensors"]
+    done = subprocess.run([*command, "--processes", "2"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [done.stderr.strip()] and f"neon demo: {message}" in done.stderr
+    one_line(done.stderr, "nothing.safetensors: no such file")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--seed -1", "--seed is -1; expected 0 to 1023"),
+        ("--out file", "file: a file, but a run needs a folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line_from_processes_that_were_started(
+    tmp_path: Path, workers: Workers, arguments: str, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    workers.run("tests.test_demo:refused", arguments, folder=tmp_path, world_size=2)
+    one_line((tmp_path / "stderr").read_text(), message)
+    assert not (tmp_path / "run").exists()
+
+
+def refused(arguments: str) -> None:
+    assert cli.main(["demo", "--out", "run", *arguments.split()]) == 2
+
+
+def test_a_demo_of_no_process_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--processes", "0"]) == 2
+    one_line(capsys.readouterr().err, "--processes 0: expected at least 1")
+
+
+def one_line(said: str, message: str) -> None:
+    assert said.strip().splitlines() == [said.strip()] and f"neon demo: {message}" in said
+
+
 def test_a_full_disk_while_sampling_is_told_and_leaves_only_whole_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from PIL import Image
 
     save, written = Image.Image.save, []
 
-    def full_after_20(self: Image.Image, file: object, **keywords: object) -> None:
-        if len(written) == 20:
+    def full_after_6(self: Image.Image, file: object, **keywords: object) -> None:
+        if len(written) == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(file)
         save(self, file, **keywords)
 
-    monkeypatch.setattr(Image.Image, "save", full_after_20)
+    monkeypatch.setattr(Image.Image, "save", full_after_6)
     with pytest.raises(WorkError, match="disk is full"):
-        run_demo(SMALL, tmp_path / "run", Processes())
+        run_demo(SMALL, tmp_path / "run", Processes(), base=base)
     files = list((tmp_path / "run" / "synthetic").iterdir())
-    assert len(files) == 20 and all(file.suffix == ".png" for file in files)
+    assert len(files) == 6 and all(file.suffix == ".png" for file in files)
     monkeypatch.undo()
-    run_demo(SMALL, tmp_path / "run", Processes())
+    run_demo(SMALL, tmp_path / "run", Processes(), base=base)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,9 +113,50 @@ def test_the_loss_is_the_error_of_what_the_scheduler_asks_for(
     assert terms.shape == (2,)
     alone = [model.training_loss(examples[i : i + 1], labels[i : i + 1], ImageNoise(SEEDS[i : i + 1])) for i in (0, 1)]
     torch.testing.assert_close(terms, torch.cat(alone))
-    weighted = type(model)(config, min_snr=1e-30)  # so little that nothing is left
+    weighted = type(model)(config, loss={"min_snr": 1e-30})  # so little that nothing is left
     weighted.network, weighted.kind = model.network, model.kind
     assert weighted.training_loss(examples, labels, ImageNoise(SEEDS[:2])).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_networks_sample_together(kind: str, folders: dict[str, Path]) -> None:
+    model, second = opened(folders[kind]), opened(folders[kind])
+    for parameter in second.network.parameters():
+        parameter.mul_(1.2)
+    assert torch.equal(images(model.combine(second.network, 0.0)), images(model))
+    assert torch.equal(images(model.combine(second.network, -1.0)), images(second))
+    assert not torch.equal(images(model.combine(second.network, 0.5)), images(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_of_the_network_alone(kind: str, folders: dict[str, Path]) -> None:
+    for scheduler in ("DDIMScheduler", "UniPCMultistepScheduler"):
+        whole = images(opened(folders[kind]), scheduler=scheduler).int()
+        half = images(opened(folders[kind], precision="bf16"), scheduler=scheduler).int()
+        assert 0 < (whole - half).abs().float().mean() < 8
+
+
+def test_network_calls_are_counted(folders: dict[str, Path]) -> None:
+    model = opened(folders["dit"])
+    usual = replace(model.default_settings, num_steps=5)
+    counts = {"DDIMScheduler": 5, "HeunDiscreteScheduler": 9, "PNDMScheduler": 14}
+    for name, steps in counts.items():
+        assert model.calls(replace(usual, scheduler=name)) == 2 * steps
+        assert model.calls(replace(usual, scheduler=name, guidance=1.0)) == steps
+    assert model.calls(replace(usual, num_steps=5000)) is None
+
+
+def test_a_library_that_is_missing_is_one_line(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("diffusers", "diffusers.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RequestError, match=r"neon-extrapolation\[diffusers\]"):
+        load_model(folders["pixels"])
+
+
+def test_a_pipeline_of_the_hub_is_called_by_its_name_and_commit(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "models--someone--faces" / "snapshots" / ("0" * 40)
+    shutil.copytree(folders["dit"], folder)
+    assert load_model(folder).config["place"] == f"hf:someone/faces@{'0' * 40}"
 
 
 def test_min_snr_weighs_noise_and_velocity_as_errors_of_the_image() -> None:

@@ -17,10 +17,10 @@ from neon.noise import Noise
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.files import write_json
-from neon.runtime.launch import run_in_processes
 from neon.tune.gradients import alignment, gradient_alignment, gradients
 from neon.tune.predict import Estimate, sign_of
 from tests.tiny import tiny_colour_images, tiny_edm, tiny_images
+from tests.workers import Workers
 
 DIMENSIONS = 4
 ALONE = Processes()
@@ -233,15 +233,14 @@ def test_broken_weights_are_told() -> None:
         gradient_alignment(model, tiny_images(), tiny_images(), batch_size=8, processes=ALONE)
 
 
-def align_in_a_process(arguments: list[str]) -> int:
+def align_in_a_process() -> None:
     with processes("cpu") as group:
         report = tiny_report(processes=group)
-        write_json(Path(arguments[0], f"{group.rank}.json"), dataclasses.asdict(report))
-    return 0
+        write_json(Path(f"{group.rank}.json"), dataclasses.asdict(report))
 
 
 @pytest.mark.slow
-def test_the_report_does_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    assert run_in_processes(align_in_a_process, [str(tmp_path)], 2) == 0
+def test_the_report_does_not_depend_on_the_number_of_processes(tmp_path: Path, workers: Workers) -> None:
+    workers.run("tests.test_gradients:align_in_a_process", folder=tmp_path, world_size=2)
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == dataclasses.asdict(tiny_report())

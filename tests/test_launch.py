@@ -13,12 +13,14 @@ import torch
 from neon.errors import RequestError, WorkError
 from neon.runtime.distributed import processes
 from neon.runtime.launch import run_in_processes
+from tests.idle import die
 
 ROOT = Path(__file__).parent.parent
 
 
 def join_and_fail_in_the_last(arguments: list[str]) -> int:
     with processes("cpu") as group:
+        torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports what would hold on to the process group
         everybody = group.gather(torch.tensor([group.rank]))
         assert [int(rank) for rank in everybody] == [0, 1]
         assert group.from_main(f"from {group.rank}") == "from 0"
@@ -27,46 +29,32 @@ def join_and_fail_in_the_last(arguments: list[str]) -> int:
         except RequestError as error:
             Path(arguments[0], f"refused-{group.rank}").write_text(str(error))
         group.barrier()
+    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]  # on Linux
+    Path(arguments[0], f"threads-{group.rank}").write_text(" ".join(name for name in threads if "gloo" in name))
     return 3 if group.rank == 1 else 0
-
-
-def join_and_leave(arguments: list[str]) -> int:
-    with processes("cpu") as group:
-        torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])  # imports what would hold on to the process group
-        group.gather(torch.zeros(1))
-    threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
-    return sum("gloo" in name for name in threads)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc on Linux only")
-def test_a_process_that_left_the_group_has_no_thread_of_it_that_could_crash_its_exit() -> None:
-    assert run_in_processes(join_and_leave, [], 2) == 0
 
 
 def refuse() -> None:
     raise RequestError("no")
 
 
-def sleep(arguments: list[str]) -> int:
-    Path(arguments[0], f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-    time.sleep(60)
-    return 0
-
-
 def test_processes_join_and_a_refusal_in_the_main_one_reaches_all(tmp_path: Path) -> None:
+    """And one that left the group has no thread of it, which could crash its exit."""
     assert run_in_processes(join_and_fail_in_the_last, [str(tmp_path)], 2) == 3
     assert [(tmp_path / f"refused-{rank}").read_text() for rank in (0, 1)] == ["no", "no"]
+    assert [(tmp_path / f"threads-{rank}").read_text() for rank in (0, 1)] == ["", ""]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children follow their parent into death on Linux only")
 @pytest.mark.parametrize("early", [False, True])
 def test_no_process_outlives_a_killed_parent(tmp_path: Path, early: bool) -> None:
+    write_torch(tmp_path)
     script = tmp_path / "parent.py"
     script.write_text(
-        "from neon.runtime.launch import run_in_processes\nfrom tests.test_launch import sleep\n"
+        "from neon.runtime.launch import run_in_processes\nfrom tests.idle import sleep\n"
         f"if __name__ == '__main__':\n    run_in_processes(sleep, [{str(tmp_path)!r}], 2)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"NEON_TESTS_LATE": "1"} if early else {})}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment)
     deadline = time.monotonic() + 60
     reached = [tmp_path / "pid-0", tmp_path / "pid-1"]
@@ -82,19 +70,19 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path, early: bool) -> Non
     assert early == (not any(path.exists() for path in reached))
 
 
+def write_torch(folder: Path) -> None:
+    """What stands for torch in children that only wait: it takes seconds to import."""
+    (folder / "torch.py").write_text("def set_num_threads(number: int) -> None:\n    pass\n")
+
+
 def children(pid: int) -> list[int]:
     """The two of `pid`, and what multiprocessing starts to clean up after them."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def die(arguments: list[str]) -> int:
-    if os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
-    return 0
-
-
-def test_a_killed_process_is_told() -> None:
+def test_a_killed_process_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_torch(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as children find it
     with pytest.raises(WorkError, match=r"process 1 was killed \(SIGKILL\)"):
         run_in_processes(die, [], 2)
 

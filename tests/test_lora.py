@@ -304,7 +304,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
 def test_a_missing_peft_is_told_before_any_work() -> None:
     with mock.patch.object(importlib.util, "find_spec", return_value=None):
         check_lora(None, None, ())
-        with pytest.raises(RequestError, match=r"needs PEFT.*\[huggingface\]' or \[diffusers\], with Python 3.11"):
+        with pytest.raises(RequestError, match=r"needs PEFT, .*\[huggingface\]' or \[diffusers\], with Python 3.11"):
             ImprovePlan(lora_rank=4)
 
 

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from neon.model import save_model
-from tests.programs import ROOT, same_scores, torchrun, write_real
+from tests.programs import ROOT, same_scores, write_real
+from tests.test_own_model import run
 from tests.tiny import tiny_edm, tiny_images
 
 SCORE = (
@@ -50,12 +53,14 @@ def on_two_nodes(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_nodes_score_as_one_process_does(tmp_path: Path) -> None:
+def test_two_nodes_score_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, run in ((one, lambda script, where: torchrun(1, script, where)), (two, on_two_nodes)):
+    for folder in (one, two):
         folder.mkdir()
         save_model(folder / "base.safetensors", tiny_edm(0))
         write_real(folder, tiny_images(20))
-        done = run(SCORE, folder)
-        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(one)
+    assert run(f"python {SCORE}") == 0
+    done = on_two_nodes(SCORE, two)
+    assert done.returncode == 0, done.stderr
     same_scores(one, two)

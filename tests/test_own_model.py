@@ -42,14 +42,19 @@ FEWER = {
 
 def run(command: str) -> int:
     """The exit code of a command as a shell would run it, in this process."""
-    words = [found for word in shlex.split(command) for found in (sorted(glob.glob(word)) or [word])]  # noqa: PTH207
+    typed = shlex.split(command, comments=True)
+    words = [found for word in typed for found in (sorted(glob.glob(word)) or [word])]  # noqa: PTH207
     if words[0] == "neon":
         return cli.main(words[1:])
     assert words[0] == "python"
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", words[1:])
-            runpy.run_path(words[1], run_name="__main__")
+            if words[1] == "-m":
+                patch.setattr("sys.argv", words[2:])
+                runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+            else:
+                patch.setattr("sys.argv", words[1:])
+                runpy.run_path(words[1], run_name="__main__")
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -1,9 +1,7 @@
 """What the README and the documents say works as it is written, and the pins agree with each other."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import neon
 from neon.checkpoint import load_state
 from neon.merge import LEAST_CHANGE
 from neon.model import save_model
+from tests.test_own_model import run
 from tests.tiny import tiny_edm
 
 if sys.version_info >= (3, 11):
@@ -43,11 +42,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_merge_commands_run_as_printed(folder: Path) -> None:
+def test_the_merge_commands_run_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [commands] = [block for block in blocks("sh") if "neon merge" in block]
-    scripts = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-euc", commands], cwd=folder, env=environment, check=True, capture_output=True)
+    monkeypatch.chdir(folder)
+    for command in commands.splitlines():
+        assert run(command) == 0, command
     for made in ("neon_w0.5.pth", "neon_w1.pth", "neon_w1.5.pth", "neon.safetensors", "converted.safetensors"):
         assert (folder / made).exists(), made
 
@@ -78,7 +77,9 @@ def test_the_python_lines_run_as_printed(
     assert neon.load("runs/python/neon.safetensors", device="cpu").settings == scope["base"].settings
 
 
-def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
+def test_the_small_edm_run_works_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With fewer images and steps; the order and the names of files are those of the README."""
     [commands] = [block for block in blocks("sh") if "edm/sample.py" in block and "neon/demo/base" in block]
     commands = fewer(
@@ -92,13 +93,13 @@ def test_the_small_edm_run_works_as_printed(tmp_path: Path) -> None:
     )
     for name in ("edm", "neon", "neon_merge.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-euc", commands], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    scores = re.findall(r"FD_fashion64=([\d.]+)", done.stdout)
+    monkeypatch.chdir(tmp_path)
+    for command in commands.splitlines():
+        assert run(command) == 0, command
+    printed = capsys.readouterr().out
+    scores = re.findall(r"FD_fashion64=([\d.]+)", printed)
     *_, swept, _, merged = scores
-    assert float(re.findall(r"^moved ([\d.e+-]+)", done.stdout, re.MULTILINE)[0]) > LEAST_CHANGE
+    assert float(re.findall(r"^moved ([\d.e+-]+)", printed, re.MULTILINE)[0]) > LEAST_CHANGE
     assert len(scores) == 5 and merged == swept, "the merged file scores as w = 1 of the sweep"
 
 
@@ -108,17 +109,13 @@ def test_the_page_of_the_library_is_that_of_its_docstrings() -> None:
 
 
 def test_every_other_command_names_a_program_that_exists() -> None:
-    scripts = Path(sys.executable).parent
     [block] = [block for block in blocks("sh", "docs/demo.md") if "neon demo" in block]
     commands = block.splitlines()
     assert len(commands) == 4
     for command in commands:
         words = command.split("#")[0].split()
-        program = [str(scripts / "python"), *words[words.index("-m") :]] if "-m" in words else [str(scripts / words[0])]
-        if "-m" not in words:
-            program += words[1:]
-        done = subprocess.run([*program, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        line = ["python", *words[words.index("-m") :]] if "-m" in words else words  # torchrun's left out
+        assert run(" ".join([*line, "--help"])) == 0, command
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""Processes that stay warm between the tests which need several: importing torch takes longer than their work."""
+"""Processes that start warm, and stay so between the tests which need several: imports take longer than their work."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,6 +21,10 @@ from unittest import mock
 import torch
 
 LIMIT_SECONDS = 200.0
+ROOT = Path(__file__).parent.parent
+FORKS = multiprocessing.get_context("forkserver")
+"""A process of this context is a copy of one that has imported what takes long, and did nothing else."""
+FORKS.set_forkserver_preload(["tests.programs", "torch._dynamo"])  # the latter is imported by every optimiser
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,8 @@ class Workers:
         """
         assert world_size <= self.number
         if not self._running:
-            self._running = [_start() for _ in range(self.number)]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+            self._running = [_connected() for _ in range(self.number)]
+        port = free_port()
         connections = [connection for _, connection in self._running[:world_size]]
         try:
             for rank, connection in enumerate(connections):
@@ -82,11 +84,61 @@ class Workers:
         self._running = []
 
 
-def _start() -> tuple[BaseProcess, Connection]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
+def free_port() -> int:
+    """The number of a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process of one machine by its environment."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        **({"GLOO_SOCKET_IFNAME": loopback} if loopback is not None else {}),
+    }
+
+
+def start(function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A process that calls `function`, which is importable; it dies with this one."""
+    with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):  # where the process that is copied looks for the tests
+        process = FORKS.Process(target=_follow, args=(function, *arguments), daemon=True)
+        process.start()
+    return process
+
+
+def _follow(function: Callable[..., object], *arguments: object) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: of the copied one, which dies with the tests
+    function(*arguments)
+
+
+def ended(function: Callable[..., object], *arguments: object) -> tuple[int | None, str]:
+    """The exit code of a process that calls `function` in this working directory, and what it wrote to stderr."""
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = start(_telling, theirs, Path.cwd(), function, *arguments)
+    theirs.close()
+    with open(ours.fileno(), closefd=False) as said:
+        text = said.read()
+    process.join(LIMIT_SECONDS)
+    return process.exitcode, text
+
+
+def _telling(stderr: Connection, folder: Path, function: Callable[..., object], *arguments: object) -> None:
+    os.chdir(folder)
+    os.dup2(stderr.fileno(), 2)
+    stderr.close()
+    function(*arguments)
+
+
+def _connected() -> tuple[BaseProcess, Connection]:
+    ours, theirs = FORKS.Pipe()
+    process = start(_serve, theirs)
     theirs.close()  # so that the end of the process is the end of the pipe
     return process, ours
 
@@ -113,8 +165,6 @@ def _said(folder: Path, world_size: int) -> str:
 
 
 def _serve(connection: Connection) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     while True:
         try:
             task = connection.recv()
@@ -138,15 +188,7 @@ def _call(task: Task) -> tuple[object, str]:
 @contextlib.contextmanager
 def _as_launched(task: Task) -> Iterator[None]:
     """The environment, working directory, standard error and random numbers of a process that torchrun has started."""
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
-    environment = {"GLOO_SOCKET_IFNAME": loopback} if loopback is not None else {}
-    environment |= {
-        "RANK": str(task.rank),
-        "LOCAL_RANK": str(task.rank),
-        "WORLD_SIZE": str(task.world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(task.port),
-    }
+    environment = environment_of(task.rank, task.world_size, task.port)
     before, stderr = Path.cwd(), os.dup(2)
     torch.set_num_threads(1)
     try:

@@ -136,8 +136,8 @@ class ImageFlags(NetworkFlags):
         """Which images these are, as JSON, in what determines a set."""
 
     @abstractmethod
-    def labels(self, model: "GenerativeModel") -> "Label":
-        """The class of each image; None: drawn with the image by the model."""
+    def labels(self, model: "GenerativeModel", purpose: "Purpose") -> "Label":
+        """The class of each image, of a set for `purpose`; None: drawn with the image by the model."""
 
     def combined(self, path: Path, model: "GenerativeModel", group: "Processes") -> "GenerativeModel":
         """What samples: the `model` of checkpoint `path`, or with it a second network; RequestErrors of their files."""
@@ -191,7 +191,7 @@ class NumberedImages(ImageFlags):
         """These flags with the `num_images` that they come to for `model`."""
         if self.per_class_count is None:
             count = self.usual_count if self.num_images is None else self.num_images
-            if count is not None and count < model.num_classes and self.class_ is None:
+            if count is not None and count < model.num_classes and self.class_ is None and model.prompts is None:
                 warn(
                     f"{count} images in all, fewer than the {model.num_classes} classes: some have none; for {count} "
                     f"of each class say --per_class_count {count}"
@@ -215,8 +215,8 @@ class NumberedImages(ImageFlags):
     def recorded_seeds(self) -> dict[str, Any]:
         return {"num_images": self.count, "seed": self.seed}
 
-    def labels(self, model: "GenerativeModel") -> "Label":
-        return model.set_labels(self.count, self.seed) if self.class_ is None else self.class_
+    def labels(self, model: "GenerativeModel", purpose: "Purpose") -> "Label":
+        return model.labels_for(purpose, self.count, self.seed) if self.class_ is None else self.class_
 
 
 def check_alternatives(flags: object, *names: str) -> None:

@@ -7,7 +7,7 @@ the flags of any architecture, of a user's own too. Images, labels and precision
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -34,7 +34,7 @@ from neon.cli.flags import (
     SelfTrainedFlags,
     TrainingFlags,
 )
-from neon.errors import RequestError, warn
+from neon.errors import RequestError, note, warn
 from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ class SampleProgram(OutputFlags, SelfTrainedFlags):
             path, model, settings = self.start(group)
             use_threads(group.device, model)
             images, facts = self.counted(model), self.facts(model, group)
-            seeds = images.seeds_of(Purpose.SYNTHETIC)
+            seeds, label = images.seeds_of(Purpose.SYNTHETIC), images.labels(model, Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
             identity = group.on_main(lambda: images.identity(path, settings, facts))
-            self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
+            self.write(model, seeds, settings, processes=group, identity=identity, label=label)
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images in all")
 
@@ -127,7 +127,7 @@ class ScoreProgram(ScoredImages):
             sampling = Sampling(
                 seeds=images.seeds_of(self.purpose()),
                 settings=settings,
-                label=images.labels(model),
+                label=images.labels(model, self.purpose()),
                 facts=self.facts(model, group),
             )
             score_network(path, model, sampling, self, group)
@@ -362,12 +362,18 @@ class AnyModelFlags(NetworkFlags):
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
+    prompts: File = None
+    """of a network that is asked by prompts: a text file with one in each line"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, GenerativeModel]":
+        from neon.data.prompts import sharing
         from neon.runtime.download import shared_file
 
         path = shared_file(self.network, group)
-        return path, self._origin(path).open(group.device, **arguments)
+        model = self._origin(path).open(group.device, **arguments)
+        if model.prompts:
+            note(f"{self.prompts}: {sharing(len(model.prompts))}")
+        return path, model
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
         return group.on_main(lambda: self._origin(Path(self.network)).facts(model))
@@ -375,7 +381,25 @@ class AnyModelFlags(NetworkFlags):
     def _origin(self, path: Path) -> "Origin":
         from neon.library.generator import Origin
 
-        return Origin(path=path, key=self.key, kind=self.model, autoencoder=self.vae, precision=self.precision)
+        return Origin(
+            path=path,
+            key=self.key,
+            kind=self.model,
+            autoencoder=self.vae,
+            precision=self.precision,
+            prompts=self.prompts,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossFlags(AnyModelFlags):
+    """The network, and how it is trained."""
+
+    loss: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=NUMBER ..")] = ()
+    """settings of the training loss, such as min_snr=5 for pipelines of diffusers; by default the model's own"""
+
+    def _origin(self, path: Path) -> "Origin":
+        return replace(super()._origin(path), loss=self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +418,7 @@ class Sample(AnyImageFlags, SampleProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selftrain(AnyModelFlags, BudgetFlags, TrainProgram):
+class Selftrain(LossFlags, BudgetFlags, TrainProgram):
     """Train a network briefly on its own samples, by the model's recipe; snapshots are what Neon merges.
 
     A killed run goes on where it was; on a CPU to the bits of one that was never killed, whatever the number of

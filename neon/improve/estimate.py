@@ -114,7 +114,7 @@ def seconds_of(found: list[Stage], inputs: Inputs | None, model: GenerativeModel
     """Seconds that the stages take at most, by one batch of the synthetic set in every process, and its features."""
     batch = min(plan.batch_size, plan.num_synthetic)
     seeds = image_seeds(Purpose.SYNTHETIC, plan.seed, batch)
-    labels = model.set_labels(batch, plan.seed)
+    labels = model.labels_for(Purpose.SYNTHETIC, batch, plan.seed)
     begun = time.monotonic()
     images, _ = sample_block(model, range(batch), seeds, settings, processes, labels)
     images = images.cpu()  # on a GPU the work is done when they are here

@@ -59,7 +59,7 @@ def improve_unscored(
         shown = Unscored(
             title=f"Neon: {short_name(base.path)}, merged",
             grids=grids,
-            notes=(UNSCORED, *notes_of(plan, self_training)),
+            notes=(UNSCORED, *notes_of(plan, self_training, model)),
             provenance=identity,
         )
 
@@ -91,7 +91,8 @@ def _grids(
     """Images of the same noise at every w, uint8 [N, C, H, W] each."""
     copied = partial(copied_weights, model.network)
     live = beside(model.network, copied, base.path, self_trained, base.key).live()
-    seeds, labels = image_seeds(Purpose.REPORT, plan.seed, SHOWN), model.set_labels(SHOWN, plan.seed)
+    seeds = image_seeds(Purpose.REPORT, plan.seed, SHOWN)
+    labels = model.labels_for(Purpose.REPORT, SHOWN, plan.seed)
     grids = {}
     for w in (0.0, *WS):
         try:
@@ -99,4 +100,5 @@ def _grids(
             grids[w] = sample_block(model, range(SHOWN), seeds, settings, processes, labels)[0].cpu()
         except DegenerateError:
             continue  # such weights have no images to show
+    live.set(0.0)  # whoever handed the model in finds it as it was
     return grids

@@ -41,19 +41,24 @@ class LoRA:
 
 
 def check_lora(rank: int | None, alpha: float | None, targets: Sequence[str]) -> None:
-    """Raise a RequestError for numbers that make no sense, or where PEFT, which makes the layers, is not installed."""
+    """Raise a RequestError for numbers that make no sense, or as `check_peft`."""
     if rank is None:
-        for name, given in (("alpha", alpha is not None), ("targets", bool(targets))):
+        for flag, given in (("--lora_alpha", alpha is not None), ("--lora_targets", bool(targets))):
             if given:
-                raise RequestError(f"--lora_{name}: goes with --lora_rank, which trains by LoRA")
+                raise RequestError(f"{flag}: goes with --lora_rank, which trains by LoRA")
         return
     if rank < 1:
         raise RequestError(f"--lora_rank {rank}: expected at least 1, such as 8")
     if alpha is not None and not 0 < alpha < math.inf:
         raise RequestError(f"--lora_alpha {alpha:g}: expected a positive number, such as the rank")
+    check_peft()
+
+
+def check_peft() -> None:
+    """Raise a RequestError where PEFT, which makes the layers, is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise RequestError(
-            f"--lora_rank {rank}: needs PEFT, which is not installed; pip install 'neon-extrapolation[huggingface]' or "
+            "training by LoRA needs PEFT, which is not installed; pip install 'neon-extrapolation[huggingface]' or "
             "[diffusers], with Python 3.11 or later"
         )
 
@@ -69,11 +74,10 @@ def lora_of(rank: int | None, alpha: float | None, targets: Sequence[str], usual
 def recorded_lora(facts: Any) -> LoRA | None:
     """The LoRA that `facts` were taken of; None: they are none that can be read."""
     try:
-        found = LoRA(rank=facts["rank"], alpha=float(facts["alpha"]), targets=tuple(map(str, facts["targets"])))
-        check_lora(found.rank, found.alpha, found.targets)
-    except (TypeError, LookupError, ValueError):
+        found = LoRA(rank=int(facts["rank"]), alpha=float(facts["alpha"]), targets=tuple(map(str, facts["targets"])))
+    except (TypeError, LookupError, ValueError, ArithmeticError):
         return None
-    return found
+    return found if found.rank > 0 < found.alpha < math.inf and found.targets else None
 
 
 def record_of(lora: LoRA | None) -> Mapping[str, Any]:

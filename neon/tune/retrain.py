@@ -10,7 +10,7 @@ from typing import Any
 
 from neon.data.images import ImageDataset
 from neon.errors import WorkError
-from neon.lora.settings import RECORD, LoRA, recorded_lora
+from neon.lora.settings import RECORD, LoRA, check_peft, recorded_lora
 from neon.merge.pair import open_self_trained
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -65,11 +65,13 @@ class SelfTraining:
         Raises:
             WorkError: the weights did not move, or as `train`.
         """
+        if self.lora is not None:
+            check_peft()
         synthetic = folder / f"synthetic{suffix}"
         seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
         with self.timed("sampling"):
             model = self.load(False)
-            labels = model.set_labels(len(seeds), self.seed)
+            labels = model.labels_for(Purpose.SYNTHETIC, len(seeds), self.seed)
             write_samples(
                 model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
             )  # fmt: skip

@@ -148,7 +148,7 @@ class Scorer:
                 [self.selection] if purpose is Purpose.SELECTION else self.reporting,
                 batch_size=self.plan.batch_size,
                 processes=self.processes,
-                label=self.model.set_labels(count, self.plan.seed),
+                label=self.model.labels_for(purpose, count, self.plan.seed),
                 title=entry,
                 state=self.folder / STATE_FILE,
                 identity=entry,
@@ -237,9 +237,9 @@ class Scorer:
         return statistics
 
     def images(self, model: GenerativeModel, seeds: Sequence[int], settings: Any) -> Tensor:
-        """Images of some seeds, uint8 [N, C, H, W] on the CPU."""
+        """Images of some seeds of the report, uint8 [N, C, H, W] on the CPU."""
         count = len(seeds)
-        labels = self.model.set_labels(count, self.plan.seed)
+        labels = self.model.labels_for(Purpose.REPORT, count, self.plan.seed)
         return sample_block(model, range(count), seeds, settings, self.processes, labels)[0].cpu()
 
 

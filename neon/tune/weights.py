@@ -25,8 +25,9 @@ COPIED = (".pkl", ".pth", ".pt", ".ckpt")
 def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
     """The files of the merge at `point`, in the folder of the run: safetensors, and the format of a base of `COPIED`.
 
-    Of a pipeline also a folder, which is the base's with this denoiser, and where the self-trained weights are a LoRA
-    that of an adapter. They carry the settings that w was chosen at (`neon.settings`). None for the base, w = 0.
+    They carry the settings that w was chosen at (`neon.settings`). Where the self-trained weights are a LoRA there is
+    the folder of an adapter, too, and elsewhere, of a pipeline, a folder which is the base's with this denoiser. None
+    for the base, w = 0.
     """
     folder, suffix = tuner.scorer.folder, tuner.plan.base.suffix
     if point.w == 0:
@@ -39,15 +40,19 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
             written.append(_merged(tuner, point, suffix))
         except RequestError as error:  # a pickle that cannot be copied
             warn(f"{error}; the improved weights are .safetensors only")
-    base, snapshot = tuner.plan.base, tuner.snapshots[point.snapshot]
-    written += write_pipelines(base, snapshot, [point.w], written[0], _sampler(tuner, point))
     if tuner.weights[point.snapshot].is_adapter:
-        written.append(_adapter(tuner, point))
+        try:
+            written.append(_adapter(tuner, point))
+        except RequestError as error:  # one that changes no layer
+            warn(f"{error}; there is no {IMPROVED_LORA}")
+    else:
+        sampler = sampler_record(tuner.scorer.model.architecture, tuner.settings_at(point))
+        written += write_pipelines(tuner.plan.base, tuner.snapshots[point.snapshot], [point.w], written[0], sampler)
     return tuple(written)
 
 
 def write_pipelines(
-    base: Path, self_trained: Path, ws: Sequence[float], weights: Path, sampler: dict[str, Any]
+    base: Path, self_trained: Path, ws: Sequence[float], weights: Path, sampler: dict[str, Any] | None
 ) -> list[Path]:
     """Folders of pipelines with the merges at `ws`, named as the files `weights`; none unless `base` is of a pipeline.
 
@@ -75,8 +80,8 @@ def reopened(tuner: Tuner, point: Point) -> GenerativeModel:
 
 def _merged(tuner: Tuner, point: Point, suffix: str) -> Path:
     """The merge at `point` in the format of a suffix."""
-    plan = tuner.plan
-    output = tuner.scorer.folder / f"{IMPROVED}{suffix}"
+    plan, scorer = tuner.plan, tuner.scorer
+    output = scorer.folder / f"{IMPROVED}{suffix}"
     merge_files(
         plan.base,
         tuner.snapshots[point.snapshot],
@@ -85,21 +90,16 @@ def _merged(tuner: Tuner, point: Point, suffix: str) -> Path:
         key=plan.key,
         self_trained_key=tuner.own_key,
         overwrite=True,
-        sampler=_sampler(tuner, point),
+        sampler=sampler_record(scorer.model.architecture, tuner.settings_at(point)),
     )
     return output
-
-
-def _sampler(tuner: Tuner, point: Point) -> dict[str, Any]:
-    """The record of the sampler that w was chosen for."""
-    return sampler_record(tuner.scorer.model.architecture, tuner.settings_at(point))
 
 
 def _adapter(tuner: Tuner, point: Point) -> Path:
     """The adapter that makes the merge at `point` of the base: of diffusers for a pipeline's network, else PEFT's."""
     plan = tuner.plan
     output = tuner.scorer.folder / IMPROVED_LORA
-    write_adapter(
+    report = write_adapter(
         plan.base,
         tuner.snapshots[point.snapshot],
         point.w,
@@ -109,4 +109,6 @@ def _adapter(tuner: Tuner, point: Point) -> Path:
         self_trained_key=tuner.own_key,
         overwrite=True,
     )
+    for text in report.warnings:
+        warn(f"{output}: {text}")
     return output

@@ -7,6 +7,10 @@ To serve another one write a subclass in a module of its own and name it in `neo
 | `pipelines` | the classes of pipelines that are of this kind, as `model_index.json` names them |
 | `component`, `denoisers` | the denoiser's folder; the classes it may have, each with the one that is built |
 | `frozen` | further components that are read, and the classes they may have |
+| `schedulers` | the classes that its scheduler may have, by what the denoiser is trained for |
+| `lora_targets` | the layers that a LoRA adapts unless told otherwise: those of attention |
+| `in_adapters` | what adapters of diffusers call the denoiser ("": diffusers loads none into this class, PEFT does) |
+| `example_kind` | what sets of encoded images are called, if encoding is worth keeping ("": it is not) |
 | `__init__(pipeline)` | reads the checked description: sets `shape`, `image_shape`, `num_classes`, `default_settings` |
 | `network()` | builds the denoiser, from its configuration alone |
 | `predict(network, labels, settings)` | what samples: a function of x and timesteps (guidance belongs here) |
@@ -29,7 +33,10 @@ from neon.noise import Noise
 from neon_diffusers.library import library
 from neon_diffusers.pipeline import SCHEDULER, Component, Pipeline
 from neon_diffusers.sampler import Predict
-from neon_diffusers.schedulers import check_scheduler
+from neon_diffusers.schedulers import DIFFUSION, check_scheduler
+
+LABEL_DROP = 0.1
+"""share of training images whose class or prompt is left out, of networks that are guided by what they make without"""
 
 
 class Kind(ABC):
@@ -39,6 +46,10 @@ class Kind(ABC):
     component: ClassVar[str]
     denoisers: ClassVar[Mapping[str, str]]
     frozen: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    schedulers: ClassVar[tuple[str, ...]] = DIFFUSION
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    in_adapters: ClassVar[str] = ""
+    example_kind: ClassVar[str] = ""
 
     shape: tuple[int, int, int]
     """of what is noised: [C, h, w]"""
@@ -56,7 +67,9 @@ class Kind(ABC):
         self.pipeline = pipeline
         self.denoiser = self._component(self.component, tuple(self.denoisers))
         self.scheduler = self._component(SCHEDULER)
-        self.prediction = check_scheduler(self.scheduler.class_name, self.scheduler.config, pipeline.source)
+        self.prediction = check_scheduler(
+            self.scheduler.class_name, self.scheduler.config, pipeline.source, self.schedulers
+        )
         """what the scheduler asks of the denoiser"""
         for name, classes in self.frozen.items():
             self._component(name, classes)

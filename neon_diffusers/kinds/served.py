@@ -2,11 +2,13 @@
 
 from neon.errors import RequestError
 from neon_diffusers.kinds.classes import Classes
+from neon_diffusers.kinds.flow import Flow
 from neon_diffusers.kinds.kind import Kind
 from neon_diffusers.kinds.pixels import Pixels
+from neon_diffusers.kinds.stable import StableDiffusion
 from neon_diffusers.pipeline import Pipeline
 
-KINDS: tuple[type[Kind], ...] = (Pixels, Classes)
+KINDS: tuple[type[Kind], ...] = (Pixels, Classes, StableDiffusion, Flow)
 BY_PIPELINE = {name: kind for kind in KINDS for name in kind.pipelines}
 
 
