@@ -1,7 +1,7 @@
 """Neon on a small diffusers pipeline: a class-conditional UNet2DModel of Fashion-MNIST, trained by diffusers alone.
 
     python benchmarks/small_diffusers.py prepare     # the base: half an hour of one core, resumable
-    python benchmarks/small_diffusers.py samplers    # the base by its own scheduler, with few steps and many
+    python benchmarks/small_diffusers.py samplers    # the base by two schedulers, with few steps and many
     python benchmarks/small_diffusers.py improve     # `neon improve` in full and by LoRA, three seeds each
 
 `prepare` uses nothing of neon but the images (14 x 14, those of the demo, whose feature networks serve here, too): it
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from machine import machine
-from small_study import ASSETS, ROOT, neon, write_zip
+from small_study import ASSETS, IMAGES, ROOT, neon, write_zip
 from torch import Tensor
 
 from neon.demo.assets import FEATURES, SECOND_FEATURES
@@ -135,27 +136,22 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class Samplers:
-    """Score the base by the scheduler that its folder names, at several numbers of steps."""
+    """Score the base by several schedulers and numbers of steps, of one network call each; what is there stays."""
 
     data: Path = DEBIAN_FOLDER
     """folder with the four Fashion-MNIST files"""
+    schedulers: tuple[str, ...] = ("DDIMScheduler", "UniPCMultistepScheduler")
+    """the folder's own, and the best of few steps"""
     num_steps: tuple[int, ...] = (5, 10, 20, 50)
-    """steps, of one network call each"""
-    num_images: int = 2000
-    """images of each"""
 
     def __call__(self) -> None:
         write_statistics(self.data)
         rows: dict[str, Any] = {}
-        for steps in self.num_steps:
-            file = RUN / f"ddim{steps}.json"
-            neon(
-                "evaluate",
-                f"--network {BASE} --num_steps {steps} --ref {RUN}/test.npz {COMPARED} --num_images {self.num_images} "
-                f"--batch_size 100 --device cpu --json {file}",
-            )
-            rows[f"{steps} steps"] = json.loads(file.read_text())
-        record("samplers", rows)
+        for scheduler, steps in product(self.schedulers, self.num_steps):
+            file = RUN / f"{scheduler}-{steps}.json"
+            score(f"--network {BASE} --set scheduler={scheduler} num_steps={steps}", file)
+            rows[f"{scheduler}, {steps} steps"] = distances(file)
+        record("samplers", {"num_images": IMAGES, "rows": rows})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,15 +192,20 @@ class Improve:
             f"--ema 0 --snapshots 1 --w 0 3 --select_images {self.images} --batch_size 100 --limit 6 "
             f"--sampler_scores 8 --no_baselines --device cpu --processes 1 --seed {seed} --out {self._run(way, seed)}",
         )
+        score(f"--network {self._run(way, seed)}/improved", self._run(way, seed) / "improved.json")
 
     def _found(self, way: str) -> dict[str, Any]:
-        """Every row of the report: its distance and w from each seed, and the mean over them."""
+        """Every row of the report: its distance and w from each seed, and the mean over them.
+
+        `pipeline` is what the folder `improved/` of each seed scores, opened again by `neon evaluate`.
+        """
         runs = [json.loads((self._run(way, seed) / "scores.json").read_text()) for seed in self.seeds]
         names = dict.fromkeys(name for run in runs for name in run["rows"])
         return {
             "seeds": self.seeds,
-            "seconds": [run["seconds"] for run in runs],
             "summary": [run["summary"] for run in runs],
+            "beside": [run["beside"] for run in runs],
+            "pipeline": [distances(self._run(way, seed) / "improved.json") for seed in self.seeds],
             "rows": {name: _over_seeds([run["rows"][name] for run in runs if name in run["rows"]]) for name in names},
         }
 
@@ -212,9 +213,9 @@ class Improve:
 def _over_seeds(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of one name, from several seeds, as one."""
     distances = [row["distance"] for row in rows]
-    kept = ("w", "distance", "difference", "interval", "precision", "recall", "beside", "settings")
+    kept = ("w", "distance", "difference", "interval", "settings")
     return {
-        "name": rows[0]["name"],
+        "name": rows[0]["name"].partition(" (w =")[0],
         "network_calls": rows[0]["network_calls"],
         "mean": mean(distances),
         "deviation": stdev(distances) if len(distances) > 1 else 0.0,
@@ -229,6 +230,19 @@ def write_statistics(source: Path) -> None:
         if not (statistics := RUN / f"{split}.npz").exists():
             write_zip(RUN / f"{split}.zip", load_fashion(source, split).images, None)
             neon("stats", f"{RUN / split}.zip {statistics} {COMPARED} --device cpu")
+
+
+def score(sampled: str, file: Path) -> None:
+    """Compare images that `sampled` asks for, report images of seed 0, with the test images, unless that was done."""
+    if not file.exists():
+        scored = f"--ref {RUN}/test.npz {COMPARED} --num_images {IMAGES} --batch_size 100 --device cpu"
+        neon("evaluate", f"{sampled} {scored} --json {file}")
+
+
+def distances(file: Path) -> dict[str, float]:
+    """What `score` wrote: the distance in each feature space."""
+    found = json.loads(file.read_text())
+    return {metric: found[metric] for metric in ("fd_fashion64", "fd_rotation64")}
 
 
 def record(name: str, found: Any) -> None:
