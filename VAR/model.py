@@ -70,6 +70,7 @@ class VARModel(GenerativeModel):
             "top_k": Range(min(10, self.network.vocab), self.network.vocab, "log", integer=True, unlimited=0),
             "top_p": Range(0.5, 1.0, unlimited=0.0),
         }
+        self.lora_targets = ("attn.mat_qkv", "attn.proj")
         self.recipe = VARRecipe()
         self.enlargement = enlargement
 

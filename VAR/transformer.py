@@ -250,12 +250,12 @@ class SelfAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.empty(width))
         self.v_bias = nn.Parameter(torch.empty(width))
         self.register_buffer("zero_k_bias", torch.zeros(width))
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv = BiasedLater(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KVCache | None) -> Tensor:
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(2, (3, self.heads, -1))
+        qkv = self.mat_qkv(x, bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, n, d]
         if self.scale_mul_1H11 is not None:
             length = self.scale_mul_1H11.clamp(max=self.MAX_LOG_SCALE).exp()
@@ -267,6 +267,13 @@ class SelfAttention(nn.Module):
             mask = mask.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class BiasedLater(nn.Linear):
+    """A linear layer that is told its bias when it is called."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight, bias)
 
 
 class MLP(nn.Module):

@@ -114,6 +114,7 @@ def main(
     mergekit: Path,
     file_mb: int = 1000,
     repeats: int = 3,
+    warm_up: int = 1,
     json_file: Path = Path(__file__).parent / "results" / "merge_folders.json",
 ) -> None:
     """Measure `neon merge` of folders beside `mergekit-pytorch`.
@@ -121,7 +122,8 @@ def main(
     Args:
         mergekit: The Python of an environment in which mergekit is installed.
         file_mb: Size of each side's weights, in 10^6 bytes.
-        repeats: Timed rounds after one of warm-up; medians are reported.
+        repeats: Timed rounds; medians are reported.
+        warm_up: Rounds before them that do not count.
         json_file: Where the figures go.
     """
     asked = [
@@ -131,7 +133,7 @@ def main(
     ]
     versions = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
     record: dict[str, Any] = {
-        "command": f"python benchmarks/merge_folders.py --file-mb {file_mb} --repeats {repeats}",
+        "command": f"python benchmarks/merge_folders.py --file-mb {file_mb} --repeats {repeats} --warm-up {warm_up}",
         "machine": {**machine(), "mergekit": versions[0], "torch of mergekit": versions[1]},
         "file_mb": file_mb,
     }
@@ -143,11 +145,11 @@ def main(
             programs = commands(folder, mergekit)
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
             names = list(programs)
-            for turn in range(rounds + 1):
+            for turn in range(-warm_up, rounds):
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     shutil.rmtree(programs[name][-1], ignore_errors=True)
                     result = measured(programs[name])
-                    if turn:
+                    if turn >= 0:
                         found[name].append(result)
             record[part] = {
                 name: {

@@ -81,7 +81,7 @@ class EDMImageFlags(EDMFlags, ImageFlags):
     def recorded_seeds(self) -> dict[str, Any]:
         return {"seeds": self.seeds}
 
-    def labels(self, model: Any) -> "Label":
+    def labels(self, model: Any, purpose: "Purpose") -> "Label":
         return self.class_
 
     def settings_for(self, model: Any) -> SamplerSettings:

@@ -84,6 +84,8 @@ class IMM(GenerativeModel):
             "restart": Choice((False, True)),
             **({"guidance": Range(1.0, 4.0)} if self.num_classes else {}),
         }
+        if hasattr(self.network.model, "blocks"):  # of a U-Net all layers
+            self.lora_targets = ("attn.qkv", "attn.proj")
         self.recipe = IMMRecipe()
         usual = IMMLoss(**config["loss"]) if "loss" in config else row.loss if row else IMMLoss()
         self.loss = replace(usual, **(loss or {}))

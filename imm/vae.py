@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.checkpoint import load_state
+from neon.checkpoint.naming import renewed
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import building, check_outline, load_weights
@@ -36,8 +37,6 @@ FOLDER = "sd-vae-ft-ema"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """in order of preference"""
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""parts of attention: as files from before 2023 call them, and as they are called now"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ def load_codec(
         RequestError: diffusers is not installed, or the folder does not hold a whole autoencoder with 4 channels.
     """
     file = weights_file(path)
-    state = {_current_name(name): tensor for name, tensor in load_state(file).items()}
+    state = {renewed(name): tensor for name, tensor in load_state(file).items()}
     vae = _built(file.parent / CONFIG_FILE, {name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     load_weights(vae, state, file)
     if dtype is None:
@@ -187,12 +186,3 @@ def _built(config_file: Path, shapes: Mapping[str, tuple[int, ...]], weights: Pa
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(config)
     return vae.to_empty(device="cpu")
-
-
-def _current_name(name: str) -> str:
-    """The name of a tensor of the autoencoder in current versions of diffusers."""
-    module, _, kind = name.rpartition(".")
-    parent, _, part = module.rpartition(".")
-    if ".attentions." in name and part in OLD_NAMES:
-        return f"{parent}.{OLD_NAMES[part]}.{kind}"
-    return name

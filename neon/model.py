@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
+from neon.data.prompts import prompts_for
 from neon.data.sampler import SAMPLER, parse_sampler
 from neon.errors import RequestError, WorkError, warn
-from neon.noise import Noise
+from neon.noise import Noise, Purpose
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
 from neon.tunable import Tunables, far_apart
@@ -69,6 +70,8 @@ class GenerativeModel(nn.Module, ABC):
     """a frozen dataclass, how to sample unless told otherwise"""
     recipe: Recipe
     """how the published model was trained, in what self-training needs of it"""
+    prompts: tuple[str, ...] | None = None
+    """texts that labels are the numbers of; empty until `use_prompts`. None: labels are classes, if there are any"""
     batch_multiple: int = 1
     """training batches must divide by this"""
     protocol: Mapping[str, str] = MappingProxyType({})
@@ -81,6 +84,14 @@ class GenerativeModel(nn.Module, ABC):
     """settings of the sampler that may be searched for the best ones of this model; none unless it says so"""
     file_metadata: Mapping[str, str] = MappingProxyType({})
     """what the file says of itself that `load_model` has read it from"""
+    lora_targets: tuple[str, ...] = ()
+    """layers that a self-training by LoRA adapts unless told otherwise, by the last words of their names; ():
+    every linear layer and convolution"""
+    example_kind: str = ""
+    """what sets of examples are called that `encode` makes once and for all, drawing nothing; "": images are encoded at
+    every visit"""
+    component: str = ""
+    """what pipelines of diffusers call the network (`unet`, `transformer`), in an adapter of it; "": it is in none"""
     precision: Precision = FP32
     """what it computes in; set by `__init__` if that takes it, never afterwards"""
     sampling_precision: ClassVar[Precision] = FP32
@@ -108,6 +119,36 @@ class GenerativeModel(nn.Module, ABC):
         if not self.num_classes:
             return None
         return torch.tensor([index % self.num_classes for index in indices])
+
+    def use_prompts(self, prompts: Sequence[str]) -> None:
+        """Let labels be the numbers of these prompts, in the place of any before; for a model that takes prompts.
+
+        Raises:
+            RequestError: it takes none.
+        """
+        if self.prompts is None:
+            raise RequestError(f"--prompts: a network of {self.architecture} is not asked by prompts; leave them out")
+        self.prompts, self.num_classes = tuple(prompts), len(prompts)
+
+    def labels_for(self, purpose: Purpose, num_images: int, seed: int) -> Tensor | None:
+        """`set_labels` of a set that is drawn for a purpose: each has prompts of its own, if there are enough.
+
+        Raises:
+            RequestError: the model is asked by prompts, and has none.
+        """
+        if self.prompts is None:
+            return self.set_labels(num_images, seed)
+        own = prompts_for(purpose, len(self.asked_prompts()))
+        return torch.tensor(own)[balanced_labels(num_images, len(own), seed)]
+
+    def asked_prompts(self) -> tuple[str, ...]:
+        """The prompts of a model that is asked by such; a RequestError if it has none yet."""
+        if not self.prompts:
+            raise RequestError(
+                f"a network of {self.architecture} that is asked by prompts; name a text file with one in each line, "
+                "with --prompts"
+            )
+        return self.prompts
 
     @abstractmethod
     def sample(self, noise: Noise, labels: Tensor | None, settings: Any) -> Tensor:
@@ -401,6 +442,7 @@ def load_model(
         kind = architecture(kind)
     with open_checkpoint(path, key) as file:
         checkpoint = unwrapped(file)
+        _check_whole(path, file)
         kind, config = _recognised(path, checkpoint) if kind is None else (kind, _config_for(path, checkpoint, kind))
         if only is not None and not issubclass(kind, only):
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
@@ -411,6 +453,8 @@ def load_model(
             raise RequestError(
                 f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
             )
+        if "loss" in arguments and "loss" not in inspect.signature(kind).parameters:
+            raise RequestError(f"--loss: the training loss of {kind.architecture} has no settings; leave it out")
         model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
         names = _our_names(model.network.state_dict(), {name: name for name in file.names()})
         if any(name != held for name, held in names.items()):
@@ -418,6 +462,15 @@ def load_model(
         load_weights(model.network, {name: file.tensor(held) for name, held in names.items()}, path)
         model.file_metadata = dict(file.metadata)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _check_whole(path: str | os.PathLike[str], file: Checkpoint) -> None:
+    """Refuse a file with the factors of a LoRA, which is no network without its base."""
+    if any(".lora_A." in name or ".lora_down." in name for name in file.specs):
+        raise RequestError(
+            f"{path}: holds a LoRA, factors beside the layers of a base, and no network of its own; name its base, and "
+            "this as the self-trained side, or merge both (neon merge)"
+        )
 
 
 def initialised(
@@ -601,6 +654,22 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str | os.
     own, found = ({name: tuple(tensor.shape) for name, tensor in s.items()} for s in (network.state_dict(), state))
     _check_fit(own, found, source)
     network.load_state_dict(state)
+
+
+@torch.no_grad()
+def read_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Copy the weights of a file into `network`, a tensor at a time, every name and shape checked.
+
+    Raises:
+        RequestError: the file cannot be read, or names or shapes differ; both sides are listed.
+    """
+    own = network.state_dict()
+    with open_checkpoint(path) as file:
+        names = _our_names(own, {name: name for name in file.names()})
+        found = {name: file.specs[held].shape for name, held in names.items()}
+        _check_fit({name: tuple(tensor.shape) for name, tensor in own.items()}, found, path)
+        for name, held in names.items():
+            own[name].copy_(file.tensor(held))
 
 
 def _check_fit(

@@ -68,6 +68,11 @@ class Noise(Protocol):
         """int64 in [0, high), [B, *shape]."""
         ...
 
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """The streams themselves, one per image, for libraries that draw on their own."""
+        ...
+
     def restarted(self) -> "Noise":
         """The same streams from their first draw."""
         ...
@@ -79,7 +84,7 @@ class ImageNoise:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.seeds = [int(seed) % 2**32 for seed in seeds]
         self.device = torch.device(device)
-        self._generators = [torch.Generator(self.device).manual_seed(seed) for seed in self.seeds]
+        self.generators = [torch.Generator(self.device).manual_seed(seed) for seed in self.seeds]
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._fill(Tensor.normal_, shape, dtype)
@@ -99,6 +104,6 @@ class ImageNoise:
     def _fill(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, *bounds: int) -> Tensor:
         """[B, *shape] with each row from its own generator; `draw` fills a row in place."""
         out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)
-        for row, generator in zip(out, self._generators, strict=True):
+        for row, generator in zip(out, self.generators, strict=True):
             draw(row, *bounds, generator=generator)
         return out

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neon import __version__
-from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels
+from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels, write_texts
 from neon.data.sampler import sampler_record
 from neon.errors import RequestError
 from neon.model import GenerativeModel
@@ -32,7 +32,9 @@ Label = int | Tensor | None
 
 
 def check_label(model: GenerativeModel, label: Label) -> None:
-    """Raise a RequestError unless the model can sample images of class `label`."""
+    """Raise a RequestError unless the model can sample images of class, or prompt, `label`."""
+    if model.prompts is not None:
+        model.asked_prompts()
     if isinstance(label, Tensor) and model.num_classes:
         check_classes(label, model.num_classes, "labels")
     if not isinstance(label, int):
@@ -183,7 +185,7 @@ def write_samples(
     """Sample one image per seed into `folder` as PNG files with `dataset.json`, over all processes.
 
     That tells, beside the classes, what drew the set: the architecture, the settings and, if given, the hash of the
-    network's file.
+    network's file. Prompts stand in `metadata.jsonl`, in words.
 
     Blocks that are on the disk already are not sampled again, so a killed run goes on where it was; one of which images
     were lost since is made again.
@@ -218,6 +220,8 @@ def write_samples(
         noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
         found = [block_labels(model, block, source, label) for block, source in noise]
         labels = [value for part in found if part is not None for value in part.tolist()]
+        if model.prompts:
+            write_texts(folder, [model.prompts[label] for label in labels])
         sampler = sampler_record(model.architecture, settings, network_sha256)
         write_labels(folder, labels or None, len(seeds), sampler)
 

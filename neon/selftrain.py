@@ -25,16 +25,21 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint import PickleCheckpoint, load_state, open_checkpoint, save_torch
+from neon.data.encoded import ExampleSet, encode_set
 from neon.data.fingerprint import fingerprint
-from neon.data.images import TrainingImages
+from neon.data.images import Prompted, TrainingImages
+from neon.data.prompts import TEXT_FORM, TEXTS_FILE
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
-from neon.merge import LEAST_CHANGE, Change
-from neon.model import GenerativeModel, save_model
+from neon.lora.settings import LoRA, record_of
+from neon.lora.trained import LowRank
+from neon.merge import LEAST_CHANGE
+from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
+from neon.runtime.hub import in_words
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     FINGERPRINT,
@@ -48,8 +53,11 @@ from neon.runtime.run_folder import (
 from neon.runtime.signals import Stopped, postponed, requested
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.sampling import check_classes
+from neon.trained import Trained, WholeNetwork, checkpoint_gradients
 
 STATE_FILE = "training-state.pt"
+EXAMPLES = "examples"
+"""folder of what images are encoded as, where that is done once"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -109,7 +117,7 @@ def training_identity(
         "neon": __version__,
         "base_sha256": base_sha256,
         "config": model.config,
-        "data": str(data),
+        "data": in_words(data),
         "data_fingerprint": fingerprint(data),
         **facts,
     }
@@ -146,6 +154,50 @@ def usual_micro_batch(batch: int, multiple: int, largest: int) -> int:
     return multiple * largest_divisor(max(batch // multiple, 1), max(largest // multiple, 1))
 
 
+def encoded_once(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    processes: Processes,
+    batch_size: int = 64,
+) -> TrainingImages:
+    """The set of what `model` encodes the images of `dataset` as, made in `folder` or found there.
+
+    `dataset` itself where it is encoded, or the model encodes images at every visit. `folder` is that of a run which is
+    held for the model; `batch_size` images are encoded at a time.
+
+    Raises:
+        RequestError: the images do not fit the model, or `folder` holds something else.
+        WorkError: examples are not finite, or the disk is full.
+    """
+    dataset = asked(model, dataset)
+    if dataset.encoded or not model.example_kind:
+        return dataset
+
+    def encode(images: Tensor) -> Tensor:
+        with model.precision.allowed_on(processes.device):
+            examples = model.encode(images, ImageNoise([0] * len(images), images.device)).cpu()
+        if not examples.isfinite().all():
+            raise WorkError(
+                f"{dataset.path}: {model.example_kind} are not finite in {model.precision.name}; compute in another "
+                "precision (--precision bf16 or fp32)"
+            )
+        return examples
+
+    encode_set(
+        encode,
+        dataset,
+        folder,
+        kind=model.example_kind,
+        image_shape=model.image_shape,
+        batch_size=batch_size,
+        processes=processes,
+        identity={"neon": __version__, "precision": model.precision.name},
+        fresh=False,
+    )
+    return ExampleSet(folder, model.example_kind)
+
+
 def train(
     model: GenerativeModel,
     dataset: TrainingImages,
@@ -163,6 +215,8 @@ def train(
     on_snapshot: Callable[[Snapshot], None] | None = None,
     ordered: bool | None = None,
     keep_raw: bool = False,
+    lora: LoRA | None = None,
+    gradient_checkpointing: bool = False,
     log: TrackerName | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
@@ -179,22 +233,28 @@ def train(
         ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
             instead of summing them in any order. By default on a CPU.
         keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
+        lora: train factors of low rank in the place of the weights; snapshots hold these alone.
+        gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
         log: a tracker that the curves go to as well, by images seen.
 
     Raises:
-        RequestError: the images do not fit the model, or batch sizes do not divide.
+        RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
+            or the network cannot checkpoint gradients.
         WorkError: the loss is not finite.
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
+    dataset = asked(model, dataset)
     check_trainable(model, dataset, recipe.batch_size, micro_batch)
     folder, batch = Path(folder), recipe.batch_size
     wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
     snapshots = {step: Snapshot(images_seen=step * batch, path=snapshot_path(folder, step * batch)) for step in wanted}
     image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
-    facts |= identity or {}
+    facts |= {**(identity or {}), **record_of(lora)}
     ordered = processes.device.type == "cpu" if ordered is None else ordered
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered)
+    if gradient_checkpointing:
+        checkpoint_gradients(model)
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered, lora=lora)
 
     def tell(steps: Iterable[int]) -> None:
         for step in steps:
@@ -271,7 +331,8 @@ def train_in_folder(
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
     with held_by_main(folder, record, processes, fresh=fresh):
-        snapshots = train(model, dataset, folder, processes=processes, **settings)
+        examples = encoded_once(model, dataset, Path(folder) / EXAMPLES, processes)
+        snapshots = train(model, examples, folder, processes=processes, **settings)
     return snapshots
 
 
@@ -309,11 +370,31 @@ def pickle_copies(base: Path | None, key: str | None, model: GenerativeModel) ->
     return write
 
 
+def asked(model: GenerativeModel, dataset: TrainingImages) -> TrainingImages:
+    """The set with labels that are numbers of prompts of `model`, if it is asked by prompts and the set has them.
+
+    A model that has none yet gets those of the set.
+
+    Raises:
+        RequestError: the set has others.
+    """
+    if model.prompts is None or (texts := dataset.texts) is None:
+        return dataset
+    if not model.prompts:
+        model.use_prompts(tuple(dict.fromkeys(texts)))
+    return Prompted(dataset, model.prompts)
+
+
 def check_trainable(model: GenerativeModel, dataset: TrainingImages, batch_size: int, micro_batch: int) -> None:
     """Raise a RequestError unless the images fit the model and the sizes each other."""
     if tuple(dataset.image_shape) != tuple(model.image_shape):
         raise RequestError(
             f"{dataset.path}: images are {dataset.image_shape} (C, H, W); the model makes {model.image_shape}"
+        )
+    if model.prompts is not None and (not model.prompts or dataset.labels is None):
+        raise RequestError(
+            f"{dataset.path}: no {TEXTS_FILE}, but the model is asked by prompts; expected a line "
+            f"{TEXT_FORM} for each image"
         )
     if model.num_classes and dataset.labels is None:
         raise RequestError(
@@ -361,17 +442,23 @@ class TrainingRun:
         identity: Mapping[str, Any] | None = None,
         *,
         ordered: bool = True,
+        lora: LoRA | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
         self.ordered = ordered
-        self.start = [p.detach().to("cpu", copy=True) for p in model.network.parameters()] if processes.is_main else []
-        """the weights before training, in the main process"""
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches are of one shape
-        self.network = model.network.train().requires_grad_(True)
-        self.parameters = list(self.network.parameters())
+        self.trained: Trained = (
+            WholeNetwork(model, tells_moved=processes.is_main)
+            if lora is None
+            else LowRank(model, lora, seed, tells_moved=processes.is_main)
+        )
+        self.network = model.network
+        self.parameters = self.trained.parameters
         self.optimizer = recipe.optimizer(self.network)
+        for group in self.optimizer.param_groups:  # recipes know no frozen weights
+            group["params"] = [p for p in group["params"] if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters] if recipe.averages else []
         self.step = 0
         self.stop: Stopped | None = None
@@ -525,7 +612,7 @@ class TrainingRun:
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Become the run that `save_state` saved; an exception of any kind if `state` is not of one like this."""
-        self.network.load_state_dict(state["network"])
+        self.trained.take_up(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         average = [tensor.to(self.processes.device) for tensor in state["average"]]
@@ -540,7 +627,7 @@ class TrainingRun:
     def save_state(self) -> None:
         """Write what `resume` needs, atomically."""
         state = {
-            "network": self.network.state_dict(),
+            "network": self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "scaler": self.scaler.state_dict(),
@@ -550,13 +637,14 @@ class TrainingRun:
         }
         save_torch(self.folder / STATE_FILE, state)
 
+    @property
+    def result(self) -> list[Tensor]:
+        """What stands for the parameters in the end: their averages if the recipe averages, else themselves."""
+        return self.average or [p.detach() for p in self.parameters]
+
     def moved(self) -> float:
-        """|result so far - weights at the start| / |weights at the start|; 0 where the latter are not kept."""
-        change = Change()
-        if self.start:
-            for before, now in zip(self.start, self.average or self.parameters, strict=True):
-                change.add(before, now.detach().cpu())
-        return change.relative
+        """|result so far - weights at the start| / |weights at the start|; 0 in other processes than the main one."""
+        return self.trained.moved(self.result)
 
     def write_snapshot(self, moved: float, *, keep_raw: bool) -> None:
         """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
@@ -566,14 +654,10 @@ class TrainingRun:
                 f"{self.folder}: {len(broken)} tensors are not finite after step {self.step}, first {broken[0]}; lower "
                 "the learning rate or look at the training images"
             )
-        state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
         path = snapshot_path(self.folder, self.step * self.recipe.batch_size)
         if self.average and keep_raw:  # first, so that a snapshot that is there is whole
             raw = {"weights": "raw", **self._synthetic()}
-            save_model(path.with_name(f"raw-{path.name}"), self.model, state, raw)
-        if self.average:
-            names = (name for name, _ in self.network.named_parameters())
-            state.update(zip(names, self.average, strict=True))
+            self.trained.save(path.with_name(f"raw-{path.name}"), self.parameters, raw)
         images_seen = self.step * self.recipe.batch_size
         # Without fingerprints, which tell times of files: equal runs end in equal bytes.
         identity = {name: value for name, value in self.identity.items() if not name.endswith(FINGERPRINT)}
@@ -584,7 +668,7 @@ class TrainingRun:
             "moved": f"{moved:.6e}",
             **self._synthetic(),
         }
-        save_model(path, self.model, state, metadata)
+        self.trained.save(path, self.result, metadata)
 
     def _synthetic(self) -> dict[str, str]:
         """What the metadata tells of a synthetic set: its sampler, which w will belong to, and its size."""

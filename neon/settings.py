@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,18 @@ def _converted(value: Any, like: Any, source: str) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def loss_settings(pairs: Sequence[str]) -> dict[str, float]:
+    """Settings of a training loss by name, of NAME=NUMBER each; a RequestError if one is none."""
+    found = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise RequestError(f"--loss {pair}: expected NAME=NUMBER") from None
+    return found
 
 
 def settings_json(settings: Any) -> str:

@@ -14,9 +14,9 @@ from neon.checkpoint import load_state
 from neon.merge import merge_files
 from neon.merge.adapters.writing import write_adapter
 
-pytest.importorskip("peft")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
+pytest.importorskip("peft", reason="needs Python 3.11 and the extra huggingface")
+pytest.importorskip("diffusers", reason="needs the extra imm or huggingface")
+pytest.importorskip("transformers", reason="needs Python 3.11 and the extra huggingface")
 
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict

@@ -10,7 +10,9 @@ import pytest
 from tests.test_layers import HEIGHT
 
 ROOT = Path(__file__).parent.parent
-NAMES = re.findall(r"`((?:neon|edm|VAR|xAR|imm)(?:\.\w+)*(?::[\w.]+)?)`", (ROOT / "docs/architecture.md").read_text())
+NAMES = re.findall(
+    r"`((?:neon_diffusers|neon|edm|VAR|xAR|imm)(?:\.\w+)*(?::[\w.]+)?)`", (ROOT / "docs/architecture.md").read_text()
+)
 
 
 def test_the_trips_pass_functions() -> None:

@@ -39,6 +39,7 @@ SCORERS = {
     "align",
     *(name for name in PROGRAMS if "calculate" in name),
 }
+ASKED = {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"}
 RAISED_BY = {
     ("neon/runtime/run_folder.py", "--fresh"): RUNS,
     ("neon/runtime/trackers.py", "--log"): {*TRAINERS, "VAR/train_tokenizer.py", "tune", "improve"},
@@ -59,9 +60,18 @@ RAISED_BY = {
     ("neon/merge/files.py", "--dtype"): {"merge"},
     ("neon/merge/files.py", "--output"): {"merge"},
     ("neon/runtime/atomic_folder.py", None): {"merge"},
+    ("neon/lora/layers.py", None): {*TRAINERS, "improve"},
+    ("neon/lora/settings.py", None): {*TRAINERS, "improve"},
+    ("neon/lora/trained.py", None): {*TRAINERS, "improve"},
+    ("neon/trained.py", "--gradient-checkpointing"): {*TRAINERS, "improve"},
+    ("neon/selftrain.py", "--precision"): {*TRAINERS, "improve"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
-    ("neon/model.py", "--model"): {"sample", "selftrain", "evaluate", "tune", "frontier", "align", "improve"},
+    ("neon/model.py", "--loss"): {"selftrain", "improve"},
+    ("neon/settings.py", "--loss"): {"selftrain", "improve"},
+    ("neon/model.py", "--model"): ASKED,
+    ("neon/model.py", "--prompts"): ASKED,
+    ("neon/data/images.py", "--prompts"): {"selftrain", "align", "improve", "tune"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
     ("neon/improve/plan.py", None): {"improve"},

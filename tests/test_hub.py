@@ -8,17 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 import neon
 from edm.calculate_fid import ScoreEDM
 from neon.cli import main
+from neon.cli.choose import Tune
 from neon.cli.command_line import parse, with_hub_files
 from neon.cli.improve import Improve
 from neon.cli.programs import Evaluate, Sample
 from neon.demo.assets import BASE, FEATURES, TRAIN_STATISTICS
 from neon.errors import NoConnectionError, RequestError, WorkError
+from neon.improve.plan import ImprovePlan
+from neon.library.generator import named_features
+from neon.library.improving import recipe_of_run
 from neon.runtime.hub import fetched, hub_name, parsed
+from neon.tune.inputs import RealImages
 from tests.hub_server import COMMIT, OLD_COMMIT, HubServer, only_this, serving
 
 CONFIG = b'{"architectures": ["Toy"]}'
@@ -132,6 +139,63 @@ def test_two_models_are_merged(hub: HubServer, tmp_path: Path) -> None:
     assert main(["convert", "hf:some/base", str(tmp_path / "flat.safetensors")]) == 0
 
 
+@pytest.fixture
+def two_models(hub: HubServer) -> HubServer:
+    """The server with a base and what it became, a pipeline with one as a component, and a LoRA of neither."""
+    hub.repositories |= {"some/base": model(1.0), "some/tuned": model(1.5)}
+    hub.repositories["some/pipe"] = {"model_index.json": b"{}", **{f"unet/{n}": d for n, d in model(1.0).items()}}
+    return hub
+
+
+@pytest.mark.parametrize("base", ["hf:some/base", "hf:some/base@v1", "hf:some/pipe/unet"])
+def test_a_recipe_of_names_merges_the_same_elsewhere(
+    two_models: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    once, again = tmp_path / "once", tmp_path / "again"
+    names = ["--base", base, "--self-trained", "hf:some/tuned"]
+    assert main(["merge", *names, "-w", "1", "--output", str(once), "--json", str(tmp_path / "report.json")]) == 0
+    commit = OLD_COMMIT if base.endswith("@v1") else COMMIT
+    recipe = yaml.safe_load((once / "merge.yaml").read_text())
+    assert recipe == {
+        "base": f"{base.partition('@')[0]}@{commit}", "self_trained": f"hf:some/tuned@{COMMIT}", "w": 1.0
+    }  # fmt: skip
+    with safe_open(once / "model.safetensors", "pt") as file:
+        assert file.metadata()["base"] == f"{base.partition('@')[0]}/model.safetensors@{commit}"
+    for path in [*once.iterdir(), tmp_path / "report.json"]:
+        assert b"models--" not in path.read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache of another machine"))
+    two_models.repositories["other/model"] = {"merge.yaml": (once / "merge.yaml").read_bytes()}
+    assert main(["merge", "--recipe", "hf:other/model/merge.yaml", "--output", str(again)]) == 0
+    assert [path.name for path in sorted(once.iterdir())] == [path.name for path in sorted(again.iterdir())]
+    for path in once.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes()
+
+
+def test_a_merge_in_one_file_tells_its_names(two_models: HubServer, tmp_path: Path) -> None:
+    out = tmp_path / "neon.safetensors"
+    names = ["--base", "hf:some/base", "--self-trained", "hf:some/tuned/model.safetensors"]
+    assert main(["merge", *names, "-w", "1", "--w-of", "a=0", "--output", str(out)]) == 0
+    with safe_open(out, "pt") as file:
+        told = file.metadata()
+    assert json.loads(told["recipe"])["base"] == f"hf:some/base@{COMMIT}"
+    assert told["self_trained"] == f"hf:some/tuned/model.safetensors@{COMMIT}"
+    assert not any("models--" in text for text in told.values())
+
+
+def test_a_mergekit_recipe_names_repositories(
+    two_models: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit = tmp_path / "kit.yaml"
+    rest = ["--self-trained", "hf:some/tuned", "-w", "1", "--export-mergekit", str(kit)]
+    assert main(["merge", "--base", "hf:some/base@v1", *rest, "--output", str(tmp_path / "neon")]) == 0
+    models = yaml.safe_load(kit.read_text())["models"]
+    assert [one["model"] for one in models] == [f"some/base@{OLD_COMMIT}", f"some/tuned@{COMMIT}"]
+    capsys.readouterr()
+    assert main(["merge", "--base", "hf:some/pipe/unet", *rest, "--output", str(tmp_path / "more")]) == 2
+    assert "takes a whole repository, and not hf:some/pipe/unet@" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
 FEW = [
     *("--num_synthetic", "16", "--training_images", "64", "--batch", "16", "--snapshots", "1", "--num_steps", "2"),
     *("--set", "solver=euler", "--processes", "1", "--device", "cpu"),
@@ -180,8 +244,81 @@ def test_every_input_of_a_command_can_be_a_name(
         assert name in str(path) and path.is_file()
 
 
+def test_names_in_lists_and_behind_labels_are_fetched(hub: HubServer) -> None:
+    hub.repositories["some/other"] = {"other.safetensors": weights(1.0)}
+    words = ["--base", "hf:some/demo", "--self_trained", "hf:some/demo", "base.pth", "hf:some/other@v1"]
+    features = ["--features", "inception", "dinov2=hf:some/data/train.npz", "hf:some/data/train.npz"]
+    command = parse(Tune, [*words, "--select_stats", "hf:some/data/train.npz", *features, "--out", "run"], "neon")
+    ready = with_hub_files(command)
+    assert isinstance(ready, Tune)
+    first, second, third = ready.plan.self_trained
+    assert second == Path("base.pth") and COMMIT in str(first) and OLD_COMMIT in str(third)
+    assert all(isinstance(path, Path) for path in ready.plan.self_trained) and first.is_file() and third.is_file()
+    name, labelled, file = ready.features
+    label, path = labelled.split("=")
+    assert (name, label) == ("inception", "dinov2") and path == file and Path(path).is_file()
+    untouched = parse(Tune, ["--base", "a", "--self_trained", "b", "--select_stats", "c", "--out", "d"], "neon")
+    assert with_hub_files(untouched) is untouched
+
+
+def test_a_name_in_a_list_that_is_none_is_one_line(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--base", str(BASE), "--self_trained", str(BASE), "hf:some/none", "--select_stats", "x", "--out", "run"]
+    assert main(["tune", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("neon tune: hf:some/none: Hugging Face has no such repository")
+
+
+def test_code_on_the_hub_is_not_run(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repositories["some/demo"]["model.py:NAME"] = hub.repositories["some/demo"]["model.py"] = b"raise SystemExit(7)"
+    words = ["--network", str(BASE), "--num_images", "1", "--outdir", "x", "--model", "hf:some/demo/model.py:NAME"]
+    assert main(["sample", *words]) == 2
+    assert "code from the Hub is not run; download it, read it, and name that file" in capsys.readouterr().err
+    assert hub.asked == []
+
+
 def test_the_library_loads_a_name(hub: HubServer) -> None:
     assert neon.load("hf:some/demo", device="cpu").sample(1, num_steps=2, solver="euler").shape[0] == 1
+
+
+def test_the_library_takes_names_wherever_it_takes_files(hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories["some/data"]["features.safetensors"] = FEATURES.read_bytes()
+    base = neon.load(BASE, device="cpu").with_settings(num_steps=2, solver="euler")
+    merged = neon.extrapolate(base, "hf:some/demo", w=1.0)
+    merged.save(tmp_path / "neon.safetensors")
+    with safe_open(tmp_path / "neon.safetensors", "pt") as file:
+        assert file.metadata()["self_trained"] == f"hf:some/demo/improved.safetensors@{COMMIT}"
+    words = {"features": "hf:some/data/features.safetensors", "num_images": 70}
+    scores = neon.score(merged, "hf:some/data/train.npz", **words)
+    assert scores.distance == neon.score(base, TRAIN_STATISTICS, features=FEATURES, num_images=70).distance
+    synthetic = neon.sample_set(base, 4, tmp_path / "synthetic.zip")
+    hub.repositories["some/data"]["synthetic.zip"] = synthetic.read_bytes()
+    neon.self_train(base, "hf:some/data/synthetic.zip", tmp_path / "self-training", total_images=4, batch=4)
+    assert list((tmp_path / "self-training").glob("snapshot-*.safetensors"))
+
+
+def test_a_run_from_the_library_records_names(hub: HubServer, tmp_path: Path) -> None:
+    hub.repositories["some/data"]["features.safetensors"] = FEATURES.read_bytes()
+    real = RealImages(
+        features=named_features(["hf:some/data/features.safetensors", "dinov2=hf:some/demo"], None),
+        select=fetched("hf:some/data/train.npz"),
+        report=TRAIN_STATISTICS,
+    )
+    record = recipe_of_run(neon.load("hf:some/demo", device="cpu"), real, ImprovePlan())
+    demo, data = f"hf:some/demo/improved.safetensors@{COMMIT}", f"hf:some/data/train.npz@{COMMIT}"
+    assert (record["base"], record["real"], record["report_real"]) == (demo, data, str(TRAIN_STATISTICS))
+    assert record["features"] == (f"hf:some/data/features.safetensors@{COMMIT}", f"dinov2={demo}")
+
+
+def test_outputs_of_the_library_are_no_names_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    base = neon.load(BASE, device="cpu")
+    for write in (
+        lambda: base.save("hf:some/new.safetensors"),
+        lambda: neon.sample_set(base, 1, "hf:some/new"),
+        lambda: neon.self_train(base, BASE, "hf:some/new", total_images=8),
+        lambda: neon.improve_model(base, "hf:some/new"),
+    ):
+        with pytest.raises(RequestError, match="an output is written here; `neon push` brings a folder to the Hub"):
+            write()
 
 
 def test_the_endpoint_of_the_environment_holds(hub: HubServer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ARCHITECTURES = ("edm", "VAR", "xAR", "imm")
+ARCHITECTURES = ("edm", "VAR", "xAR", "imm", "neon_diffusers")
 PROGRAMS = ("sample", "finetune", "calculate_fid", "encode", "flags", "train_tokenizer")
 """files of an architecture that may use the command line's rooms"""
 LAYERS = (
@@ -17,6 +17,7 @@ LAYERS = (
     ("recipe", "published", "tunable"),
     ("model", "settings"),
     ("metrics", "merge", "sampling"),
+    ("trained", "lora"),
     ("selftrain", "evaluate"),
     ("report",),
     ("tune",),

@@ -358,6 +358,7 @@ NOT_OF_THE_LIBRARY = {
     # of merging folders, adapters and by recipes, which is a command only
     "--variant", "--component", "--shard-size", "--as-adapter", "--adapter-format", "--rank", "--dtype", "--rounding",
     "--export-mergekit", "--recipe", "--output",
+    "--loss",  # nothing of the library sets it
 }  # fmt: skip
 
 

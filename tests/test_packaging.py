@@ -14,7 +14,7 @@ import pytest
 import neon
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("neon", "edm", "VAR", "xAR", "imm")
+PACKAGES = ("neon", "edm", "VAR", "xAR", "imm", "neon_diffusers")
 SCRIPT = ".data/scripts/download_models.sh"
 TOP_LEVEL = {*PACKAGES, "neon_merge"}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from imm.model import IMM
+from neon.demo.assets import FEATURES as DEMO_FEATURES
 from neon.errors import RequestError
 from neon.metrics.small import load_features
 from neon.model import GenerativeModel, load_model
@@ -16,13 +17,14 @@ from xAR.flags import XARFlags
 from xAR.model import XARModel
 
 ASSETS = Path(__file__).parent.parent / "benchmarks" / "assets"
+FEATURES = ASSETS / "fashion_rgb64.safetensors"
 LABELS = torch.arange(100) % 10
 
 
-def right(model: GenerativeModel, features: str = "fashion_rgb64", **settings: object) -> float:
+def right(model: GenerativeModel, features: Path = FEATURES, **settings: object) -> float:
     """The share of 100 images that a classifier of the real ones puts into the class asked for; by chance 0.1."""
     images = model.sample(ImageNoise(range(100)), LABELS, dataclasses.replace(model.default_settings, **settings))
-    classifier = load_features(ASSETS / f"{features}.safetensors")
+    classifier = load_features(features)
     return (classifier.classify(images).argmax(1) == LABELS).double().mean().item()
 
 
@@ -51,7 +53,12 @@ def test_imm_draws_images_of_the_class_it_is_asked_for_even_in_one_step() -> Non
 
 def test_the_edm_of_digits_draws_the_digit_it_is_asked_for() -> None:
     model = load_model(ASSETS / "small_digits_base.safetensors")
-    assert right(model, "digits64", num_steps=5, solver="euler") > 0.9
+    assert right(model, ASSETS / "digits64.safetensors", num_steps=5, solver="euler") > 0.9
+
+
+def test_the_pipeline_of_diffusers_draws_images_of_the_class_it_is_asked_for() -> None:
+    pytest.importorskip("diffusers", reason="needs Python 3.11 and the extra diffusers")
+    assert right(load_model(ASSETS / "small_diffusers"), DEMO_FEATURES, num_steps=5) > 0.7
 
 
 def test_the_small_xar_is_known_by_name() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neon import selftrain
+from neon import trained
 from neon.checkpoint import load_state, open_checkpoint
 from neon.cli import app as cli
 from neon.data.images import ImageDataset
@@ -147,7 +147,7 @@ def test_w_for_that_sampler_is_of_a_synthetic_set_drawn_with_it(finished: Path) 
         assert result["self_trained"].endswith(snapshot.name) and result["settings"]["num_steps"] <= CALLS
 
 
-@pytest.mark.parametrize(("module", "name", "times"), [(rows, "sample_block", 9), (selftrain, "save_model", 0)])
+@pytest.mark.parametrize(("module", "name", "times"), [(rows, "sample_block", 9), (trained, "save_model", 0)])
 def test_a_run_killed_in_the_middle_ends_as_one_that_was_not(
     here: Path, finished: Path, module: object, name: str, times: int
 ) -> None:

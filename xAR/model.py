@@ -79,6 +79,7 @@ class XARModel(GenerativeModel):
         self.image_shape = (3, side, side)
         self.default_settings = published_settings(config["transformer"]) or XARSettings()
         self.tunable = {"guidance": Range(1.0, 8.0), "stochastic": Choice((True, False))}
+        self.lora_targets = ("attn.qkv", "attn.proj")
         self.recipe = XARRecipe()
         self.mirrors = mirrors
 

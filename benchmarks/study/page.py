@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from study.claims import Rows, find, mean, paired, selected, verdicts
+from study.claims import Rows, at_same_sampler, mean, verdicts
 from study.summary import Estimate, by_method, differences_of, estimate, fair_row, values_of
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -26,9 +26,9 @@ def _deviations(found: Estimate) -> str:
     return ", ".join("-" if one is None else f"{one.deviation:.2f}" for one in spreads)
 
 
-def _range(values: Iterable[float], sign: str = "") -> str:
+def _range(values: Iterable[float], sign: str = "", digits: int = 2) -> str:
     ends = sorted(values)
-    low, high = (f"{end:{sign}.2f}" for end in (ends[0], ends[-1]))
+    low, high = (f"{end:{sign}.{digits}f}" for end in (ends[0], ends[-1]))
     return low if low == high else f"{low} to {high}"
 
 
@@ -89,29 +89,26 @@ def claims(rows: Rows) -> str:
 
 
 def sentence(rows: Rows) -> str:
-    """What Neon is for, as far as the rows bear it."""
-    budgets = "Neon, best levels", "Neon, best levels, 12 steps"
-    tuned = [row for name in budgets if (row := find(rows, name)) is not None]
-    fair, base, ten, long = (
-        find(rows, name) for name in ("base, best levels", "base", "base, 10 Heun", "base, 18 Heun")
-    )
-    if not (tuned and fair and base):
+    """What Neon is for, as far as the rows of EDM bear it: over all bases and seeds of S."""
+    rows = [row for row in rows if row["family"] == "edm"]
+    names = "base", "base, best levels", "base, 10 Heun", "base, 18 Heun"
+    base, fair, some, many = ([row for row in rows if row["method"] == name] for name in names)
+    neon, short = ([row for row in rows if row["method"] == f"Neon, best levels{name}"] for name in ("", ", 12 steps"))
+    if not (neon and fair and base):
         return NOTHING
-    neon = min(tuned, key=selected)  # by selection images
-    own = [row for row in rows if (row["family"], row["method"]) == (neon["family"], neon["method"])]
-    gaps = [sum(gap) / len(gap) for gap in differences_of(rows, own).values()]
-    others = [f"{row['calls']} calls for {mean(row):.1f}" for row in (ten, long) if row is not None]
-    gain, half = paired(neon, fair)
-    level = ""
-    if long is not None:
-        gap, wide = paired(neon, long)
-        level = f" ({gap:+.1f} ± {wide:.1f} against {long['calls']} calls, block by block)"
+
+    def distances(found: Rows) -> str:
+        return _range((mean(row) for row in found), digits=1)
+
+    more = [f"{found[0]['calls']} calls for {distances(found)}" for found in (some, many) if found]
+    gaps = [sum(gap) / len(gap) for gap in differences_of(rows, neon).values()]
     return (
         "**Neon buys network calls: it gives a sampler of few steps what the base needs many for.**\n"
-        f"On an EDM of Fashion-MNIST, {neon['calls']} calls with Neon and tuned noise levels come to a distance of "
-        f"{mean(neon):.1f}; the base takes {' and '.join(others) or 'more'}{level}.\n"
-        f"{base['calls']} calls of the base give {mean(base):.1f} as they are and {mean(fair):.1f} with tuned levels: "
-        f"Neon's own part is {gain:+.1f} ± {half:.1f} there, and {_range(gaps, '+')} over bases and seeds of S."
+        f"On {len(base)} EDMs of Fashion-MNIST, {neon[0]['calls']} calls with Neon and tuned noise levels come to a "
+        f"distance of {distances(neon)}{f' ({distances(short)} with a shorter self-training)' if short else ''}; the "
+        f"bases take {' and '.join(more) or 'more'}.\n"
+        f"{base[0]['calls']} calls of the bases give {distances(base)} as they are and {distances(fair)} with tuned "
+        f"levels, against which Neon gains {_range(-gap for gap in gaps)} over bases and sets S."
     )
 
 
@@ -131,7 +128,10 @@ def page(records: Mapping[str, Rows], planned: Mapping[str, Sequence[str]]) -> s
 
     def shown(key: str) -> Rows:
         tier, family = key.split("_")
-        return [row for row in records.get(tier, ()) if row["family"] == family]
+        own = [row for row in records.get(tier, ()) if row["family"] == family]
+        bases = (at_same_sampler(every, row) for row in own)  # which another tier may hold
+        others = {row["name"]: row for row in bases if row is not None and row not in own}
+        return [*others.values(), *own]
 
     template = TEMPLATE.read_text()
     found: dict[str, Any] = {

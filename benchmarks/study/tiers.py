@@ -100,6 +100,11 @@ def tier_a() -> Iterator[Row]:
     yield from _edm_calls(1)
     yield from controls(1, EULER5)
     yield replace(neon("SIMS", EULER5, 0, 0), both=True)
+    # 12 steps were singled out after a look at the rows above; these are of sets and trainings not seen then.
+    yield neon("Neon, 12 steps", EULER5, 0, 1, steps=12, w=FAR_UP)
+    yield neon("Neon, 12 steps", EULER5, 1, 0, steps=12, w=FAR_UP)
+    for base in (0, 1):
+        yield neon("Neon, best levels, 12 steps", BEST5, base, 1, steps=12, w=FAR_UP)
 
 
 VAR_GIVEN = at(guidance=1.5, top_k=0, top_p=0.0)
@@ -165,10 +170,13 @@ def tier_d() -> Iterator[Plan]:
 
 
 def tier_e() -> Iterator[Plan]:
-    """A converged sampler: does guidance, or a larger base, leave Neon something to gain?"""
+    """A converged sampler: do guidance, a larger S, few real images or a larger base leave Neon something to gain?"""
     guided = at(num_steps=10, guidance=0.3)
     yield "edm", Row(method="base, 10 Heun, guided", sampler=guided, blocks=1)
     yield "edm", replace(neon("Neon, 10 Heun, guided", guided, 0, 0, w=BOTH_WAYS), blocks=1)
+    yield "digits", neon("Neon, 18 Heun", HEUN18, 0, 0, w=BOTH_WAYS)
+    yield "flow", neon("Neon, 50 steps", at(num_steps=50), 0, 0, w=BOTH_WAYS)
+    yield "edm", neon("Neon, 18 Heun, S of 8000, 12 steps", HEUN18, 0, 0, num=8000, steps=12, w=(-2.0, 3.0))
     for base in (0, 1):
         yield "large", Row(method="base, 18 Heun", sampler=HEUN18, base=base)
         yield "large", neon("Neon, 18 Heun", HEUN18, base, 0, w=BOTH_WAYS)

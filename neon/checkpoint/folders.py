@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from neon.checkpoint.common import Checkpoint, listing
-from neon.checkpoint.weight_sets import PIPELINE_FILE, sets_in, usual_set
+from neon.checkpoint.weight_sets import DENOISERS, PIPELINE_FILE, sets_in, usual_set
 from neon.errors import RequestError
 from neon.runtime.files import weight_map
 
@@ -51,7 +51,8 @@ def is_index(head: bytes) -> bool:
 def file_in(folder: Path) -> Path | list[Path]:
     """What of a folder is to be opened: its one file of weights, an index of shards, or shards that are all there.
 
-    Of several sets of weights under the names of transformers or diffusers, the one that they read.
+    Of several sets of weights under the names of transformers or diffusers, the one that they read. Of a pipeline, that
+    of its denoiser.
 
     Raises:
         RequestError: there is nothing of the kind in it, or more than one.
@@ -75,7 +76,13 @@ def file_in(folder: Path) -> Path | list[Path]:
         used = usual_set(folder, standard)
         return used.path if used.path != folder else list(used.files)
     if (folder / PIPELINE_FILE).is_file():
-        raise RequestError(f"{folder}: a diffusers pipeline; name the folder of one of its models, inside it")
+        denoisers = [folder / name for name in DENOISERS if (folder / name).is_dir()]
+        if len(denoisers) == 1:
+            return file_in(denoisers[0])
+        raise RequestError(
+            f"{folder}: a diffusers pipeline with {'both' if denoisers else 'neither'} of {' and '.join(DENOISERS)}; "
+            "name the folder of one of its models, inside it"
+        )
     found = listing([file.name for file in (*indices, *files)], first=8)
     raise RequestError(
         f"{folder}: expected a checkpoint file, or a folder with one or with the shards of one, found a folder with "

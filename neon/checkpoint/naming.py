@@ -1,4 +1,7 @@
-"""One network under two sets of names: wrappers such as DataParallel and torch.compile put words into them."""
+"""One network under two sets of names: wrappers such as DataParallel and torch.compile put words into them.
+
+Or a library renamed its parts: diffusers called those of attention otherwise before 2023.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +13,8 @@ from neon.checkpoint.common import Checkpoint, Constructor
 # What torch.compile, fully sharded training and activation checkpointing put in, in front or further in.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _IN_FRONT = "module"  # what DataParallel and its like put in front; elsewhere it is a network's own word
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""parts of attention in models of diffusers: as files from before 2023 call them, and as they are called now"""
 _AVERAGED = "n_averaged"  # a counter that torch's AveragedModel keeps beside the names it puts "module." in front of
 
 
@@ -97,16 +102,24 @@ def common_names(ours: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
 def names_differ(names: Mapping[str, str]) -> str:
     """What to tell a user whose file calls tensors otherwise than by the names they are read under."""
     name, held = next((name, held) for name, held in names.items() if name != held)
-    return f"its names differ by the words of a wrapper: {held} is read as {name}, and so on"
+    why = "those of an older release" if renewed(held) == name else "the words of a wrapper"
+    return f"its names differ by {why}: {held} is read as {name}, and so on"
 
 
 def _plain_names(names: Iterable[str]) -> dict[str, str]:
-    """The names by what they are without what wrappers put in; as they are where two would become one."""
+    """The names by what they are `renewed` and without what wrappers put in; as they are where two would become one."""
     names = list(names)
     if _AVERAGED in names and all(name.startswith(f"{_IN_FRONT}.") for name in names if name != _AVERAGED):
         names.remove(_AVERAGED)
-    plain = {".".join(word for word in name.split(".") if word not in _WRAPPERS): name for name in names}
+    plain = {renewed(".".join(word for word in name.split(".") if word not in _WRAPPERS)): name for name in names}
     return plain if len(plain) == len(names) else {name: name for name in names}
+
+
+def renewed(name: str) -> str:
+    """The name of a tensor as current versions of diffusers have it, by what an older one called it."""
+    module, _, kind = name.rpartition(".")
+    parent, _, part = module.rpartition(".")
+    return f"{parent}.{_OLD[part]}.{kind}" if ".attentions." in name and part in _OLD else name
 
 
 def _common_front(names: Iterable[str]) -> list[str]:

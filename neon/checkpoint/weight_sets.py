@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neon.errors import RequestError
-from neon.runtime.files import weight_map
+from neon.runtime.files import PIPELINE_FILE, weight_map
 
 SAFETENSORS = "safetensors"
-PIPELINE_FILE = "model_index.json"
-"""of a diffusers pipeline; its components lie in sub folders"""
+DENOISERS = ("unet", "transformer")
+"""what the component of a pipeline is called that is trained: the network that takes the noise away"""
 WEIGHT_SUFFIXES = {
     *(".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pkl", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf"),
     *(".ggml", ".tflite", ".ot", ".npz", ".mlmodel", ".engine", ".pdparams"),
@@ -29,6 +29,16 @@ _FILE = re.compile(
     rf"{_STEM}(?:\.(?P<variant>\w+))?(?:-(?P<number>\d{{5}})-of-(?P<count>\d{{5}}))?(?:\.(?P<late>\w+))?\.{_FORMAT}"
 )
 _INDEX = re.compile(rf"{_STEM}\.{_FORMAT}(?:\.(?P<variant>\w+))?\.index(?:\.(?P<late>\w+))?\.json")
+
+
+def pipeline_of(path: Path) -> Path | None:
+    """The folder of the pipeline that `path` is, or is the denoiser's file or folder in; None: of none."""
+    inside = path.absolute() if path.is_dir() else path.absolute().parent
+    if inside.name in DENOISERS:
+        return inside.parent if (inside.parent / PIPELINE_FILE).is_file() else None
+    # Old pipelines have the denoiser's files beside the index; a file beside the folder of one is another.
+    other = path.is_file() and any((inside / name).is_dir() for name in DENOISERS)
+    return inside if (inside / PIPELINE_FILE).is_file() and not other else None
 
 
 @dataclass(frozen=True)

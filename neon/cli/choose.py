@@ -44,6 +44,8 @@ class ResidentFlags(FeatureFlags):
     """the class of a model of your own; by default as the base says"""
     vae: Path | None = None
     """autoencoder or tokenizer, if the model needs one; by default where it usually lies"""
+    prompts: File = None
+    """of a network that is asked by prompts: a text file with one in each line"""
     device: Device = None
     """by default a GPU where there is one"""
 
@@ -56,14 +58,24 @@ class ResidentFlags(FeatureFlags):
 
     def loader(self, base: Path, key: str | None, processes: "Processes") -> "Callable[[bool], GenerativeModel]":
         """What loads the base once more, whole, to sample from or (True) to train."""
-        from neon.model import load_model, open_autoencoder
+        from neon.model import load_model
 
         def load(for_training: bool) -> "GenerativeModel":
             model = load_model(base, key, device=processes.device, kind=self.model, for_training=for_training)
-            open_autoencoder(model, self.vae)
+            self.complete(model)
             return model
 
         return load
+
+    def complete(self, model: "GenerativeModel") -> Path | None:
+        """Give `model` its autoencoder, whose file is returned, and its prompts."""
+        from neon.data.prompts import read_prompts
+        from neon.model import open_autoencoder
+
+        autoencoder = open_autoencoder(model, self.vae)
+        if self.prompts is not None:
+            model.use_prompts(read_prompts(self.prompts))
+        return autoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +100,12 @@ class ChoiceFlags(ResidentFlags):
             RequestError: a file is not readable or does not fit the others, or flags contradict each other.
         """
         from neon.merge import check_same_network
-        from neon.model import code_file, open_autoencoder
+        from neon.model import code_file
         from neon.tune.inputs import RealImages, open_real_images
 
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
-        autoencoder = open_autoencoder(model, self.vae)
+        autoencoder = self.complete(model)
         real = RealImages(
             features=self.named_features(),
             select=self.select_stats,
@@ -102,6 +114,7 @@ class ChoiceFlags(ResidentFlags):
             nearest_k=self.nearest_k,
         )
         files = {"autoencoder_sha256": autoencoder, "model_sha256": code_file(self.model)}
+        files |= {} if self.prompts is None else {"prompts_sha256": self.prompts}
         found = open_real_images(
             real, model, settings, batch_size=plan.batch_size, processes=processes, files=files
         )  # fmt: skip
@@ -256,7 +269,6 @@ class Align(ResidentFlags):
         from neon.data.images import ImageDataset
         from neon.merge import LiveMerge, check_same_network, load_self_trained
         from neon.metrics.reference import load_statistics
-        from neon.model import open_autoencoder
         from neon.runtime.files import check_writable, write_json
         from neon.runtime.threads import use_threads
         from neon.tune.align import features_at, predict_from_few, prediction_text, rounding
@@ -267,7 +279,7 @@ class Align(ResidentFlags):
             processes.on_main(lambda: check_writable(file, overwrite=True))
         check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
         model, settings = self.open(self.base, self.key, processes)
-        open_autoencoder(model, self.vae)
+        self.complete(model)
         extractor, *others = self.extractors(processes.device)
         if others:
             raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")

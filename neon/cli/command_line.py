@@ -7,6 +7,7 @@ the work. 0: done, 1: the work failed, 2: the request was wrong; an error is one
 import contextlib
 import dataclasses
 import math
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 from neon.errors import RequestError, WorkError, is_first_process, one_line
-from neon.runtime.hub import fetched, is_hub_name
+from neon.runtime.hub import is_hub_name, output_path, with_fetched
 from neon.runtime.signals import Stopped, answered
 
 Command = Callable[[], int | None]
@@ -28,10 +29,12 @@ Scales = Annotated[list[str], tyro.conf.arg(metavar="G [G ...]")]
 """scales of a second network, as text likewise"""
 SWITCH_VALUES = {"1": True, "true": True, "0": False, "false": False}
 """how the published programs also spell a switch: `--cond=1`, `--cond true`"""
-OUTPUTS = ("out", "outdir", "output", "json", "run_dir")
+OUTPUTS = ("out", "outdir", "output", "json", "run_dir", "into", "export_mergekit")
 """fields that name what is written"""
 PUSHED_TO = "repository"
 """the field that names a place on the Hub and no input"""
+CODE = "model"
+"""the field that names a file which is run"""
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """what torch says of a GPU and of a CPU that has no more of it"""
 
@@ -55,8 +58,10 @@ def run_program(program: type[Command], argv: Sequence[str] | None = None, *, na
 def with_hub_files(command: Command) -> Command:
     """The command, with every `hf:` name among its values as the path in the Hub's cache that it was fetched to.
 
+    So is one in a list, or behind LABEL=.
+
     Raises:
-        RequestError, WorkError: as `fetched`, or an output is such a name.
+        RequestError, WorkError: as `fetched`, or an output, or code to run, is such a name.
     """
     if not dataclasses.is_dataclass(command):
         return command
@@ -70,11 +75,17 @@ def _fetched(name: str, value: Any) -> Any:
     """`value` of field `name`, the same object if there is nothing to fetch."""
     if dataclasses.is_dataclass(value):
         return with_hub_files(value)  # type: ignore[arg-type]  # settings that are part of a command
-    if not isinstance(value, str | Path) or not is_hub_name(value) or name == PUSHED_TO:
+    if isinstance(value, tuple | list):
+        parts = [_fetched(name, part) for part in value]
+        return value if all(map(operator.is_, parts, value)) else type(value)(parts)
+    if not isinstance(value, str | Path) or name == PUSHED_TO:
         return value
     if name in OUTPUTS:
-        raise RequestError(f"--{name} {value}: an output is written here; `neon push` brings a folder to the Hub")
-    return type(value)(fetched(value))
+        output_path(value)
+    if name == CODE and is_hub_name(value):
+        raise RequestError(f"--{name} {value}: code from the Hub is not run; download it, read it, and name that file")
+    path = with_fetched(value)
+    return value if path == str(value) else type(value)(path)
 
 
 def parse(program: type[Command], words: Sequence[str], name: str) -> Command:

@@ -21,6 +21,7 @@ from neon.runtime.trackers import TrackerName
 if TYPE_CHECKING:
     import torch
 
+    from neon.lora.settings import LoRA
     from neon.metrics.features import FeatureExtractor
     from neon.metrics.reference import NamedFeatures
     from neon.model import GenerativeModel
@@ -135,8 +136,8 @@ class ImageFlags(NetworkFlags):
         """Which images these are, as JSON, in what determines a set."""
 
     @abstractmethod
-    def labels(self, model: "GenerativeModel") -> "Label":
-        """The class of each image; None: drawn with the image by the model."""
+    def labels(self, model: "GenerativeModel", purpose: "Purpose") -> "Label":
+        """The class of each image, of a set for `purpose`; None: drawn with the image by the model."""
 
     def combined(self, path: Path, model: "GenerativeModel", group: "Processes") -> "GenerativeModel":
         """What samples: the `model` of checkpoint `path`, or with it a second network; RequestErrors of their files."""
@@ -190,7 +191,7 @@ class NumberedImages(ImageFlags):
         """These flags with the `num_images` that they come to for `model`."""
         if self.per_class_count is None:
             count = self.usual_count if self.num_images is None else self.num_images
-            if count is not None and count < model.num_classes and self.class_ is None:
+            if count is not None and count < model.num_classes and self.class_ is None and model.prompts is None:
                 warn(
                     f"{count} images in all, fewer than the {model.num_classes} classes: some have none; for {count} "
                     f"of each class say --per_class_count {count}"
@@ -214,8 +215,8 @@ class NumberedImages(ImageFlags):
     def recorded_seeds(self) -> dict[str, Any]:
         return {"num_images": self.count, "seed": self.seed}
 
-    def labels(self, model: "GenerativeModel") -> "Label":
-        return model.set_labels(self.count, self.seed) if self.class_ is None else self.class_
+    def labels(self, model: "GenerativeModel", purpose: "Purpose") -> "Label":
+        return model.labels_for(purpose, self.count, self.seed) if self.class_ is None else self.class_
 
 
 def check_alternatives(flags: object, *names: str) -> None:
@@ -408,6 +409,26 @@ class TrainingFlags:
             if not (0 < value < math.inf or (name in zero and value == 0)):
                 raise RequestError(f"--{name} {value}: expected a positive number")
         return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAFlags:
+    """What is trained."""
+
+    lora_rank: Annotated[int | None, tyro.conf.arg(metavar="R")] = None
+    """train factors of this rank beside layers, in the place of the weights (LoRA); snapshots hold these alone"""
+    lora_alpha: Annotated[float | None, tyro.conf.arg(metavar="A")] = None
+    """the product of the factors is multiplied with A/R; by default A is R"""
+    lora_targets: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ..")] = ()
+    """the layers, by the last words of their names, or all; by default those that are usual for the architecture"""
+    gradient_checkpointing: bool = False
+    """compute activations once more for the backward pass, where a network can: less memory, more time"""
+
+    def lora(self, model: "GenerativeModel") -> "LoRA | None":
+        """The LoRA that is asked for; None: whole weights are trained."""
+        from neon.lora.settings import lora_of
+
+        return lora_of(self.lora_rank, self.lora_alpha, self.lora_targets, model.lora_targets)
 
 
 @dataclass(frozen=True, kw_only=True)

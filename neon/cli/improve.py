@@ -9,7 +9,7 @@ import tyro
 
 from neon.cli.command_line import Command, at_least_one, exit_code
 from neon.cli.flags import Device, FeatureFlags, File, Log, SamplerFlags
-from neon.cli.programs import AnyModelFlags
+from neon.cli.programs import LossFlags
 from neon.cli.recipe import words_of_recipe
 from neon.errors import RequestError
 from neon.improve.plan import ImprovePlan
@@ -62,7 +62,7 @@ def _run_again(called: tuple[str, Command]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Improve(SamplerFlags, FeatureFlags, AnyModelFlags):
+class Improve(SamplerFlags, FeatureFlags, LossFlags):
     """Improve a model in one step: sample a synthetic set, self-train, choose w, report, write the improved model.
 
     Samples with the settings that the model will be used with, or that its file carries. w, guidance, snapshot and

@@ -7,7 +7,7 @@ the flags of any architecture, of a user's own too. Images, labels and precision
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from neon.cli.flags import (
     File,
     FileOrURL,
     ImagePairFlags,
+    LoRAFlags,
     ModelName,
     NetworkFlags,
     NumberedImages,
@@ -33,7 +34,7 @@ from neon.cli.flags import (
     SelfTrainedFlags,
     TrainingFlags,
 )
-from neon.errors import RequestError, warn
+from neon.errors import RequestError, note, warn
 from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ class SampleProgram(OutputFlags, SelfTrainedFlags):
             path, model, settings = self.start(group)
             use_threads(group.device, model)
             images, facts = self.counted(model), self.facts(model, group)
-            seeds = images.seeds_of(Purpose.SYNTHETIC)
+            seeds, label = images.seeds_of(Purpose.SYNTHETIC), images.labels(model, Purpose.SYNTHETIC)
             check_enough(len(seeds), group)
             identity = group.on_main(lambda: images.identity(path, settings, facts))
-            self.write(model, seeds, settings, processes=group, identity=identity, label=images.labels(model))
+            self.write(model, seeds, settings, processes=group, identity=identity, label=label)
             if group.is_main:
                 print(f"{self.outdir}: {len(seeds)} images in all")
 
@@ -126,7 +127,7 @@ class ScoreProgram(ScoredImages):
             sampling = Sampling(
                 seeds=images.seeds_of(self.purpose()),
                 settings=settings,
-                label=images.labels(model),
+                label=images.labels(model, self.purpose()),
                 facts=self.facts(model, group),
             )
             score_network(path, model, sampling, self, group)
@@ -155,7 +156,7 @@ class NumberedScoreProgram(NumberedImages, ScoreProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainProgram(TrainingFlags, NetworkFlags):
+class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
     """Train a network: briefly on its own samples, which gives what Neon merges, or from scratch."""
 
     largest_micro_batch: ClassVar[int] = 64
@@ -167,18 +168,23 @@ class TrainProgram(TrainingFlags, NetworkFlags):
     budget_flag: ClassVar[str] = "--total_images"
 
     def __call__(self) -> None:
+        from neon.lora.settings import check_lora, record_of
         from neon.runtime.distributed import processes
         from neon.runtime.files import sha256_file
         from neon.runtime.threads import use_threads
         from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
         check_installed(self.log)
+        check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         self.check()
         dataset = self.dataset()
         with processes(self.device) as group:
             base, model = self.start(dataset, group)
             use_threads(group.device, model)
             self.print_precision(model, group)
+            lora = self.lora(model)
+            if lora is not None and base is None:
+                raise RequestError("--lora_rank: factors go beside weights that are trained; name the base network")
             plan = self.plan(model)
             published = self.recipe(model, plan, dataset)
             shortened = published if base is None else published.scaled_to(self.budget(plan))
@@ -187,7 +193,7 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 self.tell_shortened(published, shortened, recipe, self.budget(plan))
             steps = self.snapshot_steps(plan)
             usual = usual_micro_batch(plan.batch, model.batch_multiple, self.largest_micro_batch)
-            facts = self.facts(model, group)
+            facts = {**self.facts(model, group), **record_of(lora)}
             identity = group.on_main(
                 lambda: training_identity(model, self.data, None if base is None else sha256_file(base), facts)
             )
@@ -206,8 +212,10 @@ class TrainProgram(TrainingFlags, NetworkFlags):
                 state_every_seconds=self.state_every,
                 title="training" if base is None else "self-training",
                 identity=identity,
-                on_snapshot=pickle_copies(base, self.key, model),
+                on_snapshot=None if lora else pickle_copies(base, self.key, model),
                 keep_raw=self.keeps_raw,
+                lora=lora,
+                gradient_checkpointing=self.gradient_checkpointing,
                 log=self.log,
             )
             if group.is_main:
@@ -354,12 +362,18 @@ class AnyModelFlags(NetworkFlags):
     """the class of a model of your own; by default as the checkpoint says"""
     vae: File = None
     """autoencoder or tokenizer; by default where it usually lies"""
+    prompts: File = None
+    """of a network that is asked by prompts: a text file with one in each line"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, GenerativeModel]":
+        from neon.data.prompts import sharing
         from neon.runtime.download import shared_file
 
         path = shared_file(self.network, group)
-        return path, self._origin(path).open(group.device, **arguments)
+        model = self._origin(path).open(group.device, **arguments)
+        if model.prompts:
+            note(f"{self.prompts}: {sharing(len(model.prompts))}")
+        return path, model
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:
         return group.on_main(lambda: self._origin(Path(self.network)).facts(model))
@@ -367,7 +381,25 @@ class AnyModelFlags(NetworkFlags):
     def _origin(self, path: Path) -> "Origin":
         from neon.library.generator import Origin
 
-        return Origin(path=path, key=self.key, kind=self.model, autoencoder=self.vae, precision=self.precision)
+        return Origin(
+            path=path,
+            key=self.key,
+            kind=self.model,
+            autoencoder=self.vae,
+            precision=self.precision,
+            prompts=self.prompts,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossFlags(AnyModelFlags):
+    """The network, and how it is trained."""
+
+    loss: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=NUMBER ..")] = ()
+    """settings of the training loss, such as min_snr=5 for pipelines of diffusers; by default the model's own"""
+
+    def _origin(self, path: Path) -> "Origin":
+        return replace(super()._origin(path), loss=self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +418,7 @@ class Sample(AnyImageFlags, SampleProgram):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selftrain(AnyModelFlags, BudgetFlags, TrainProgram):
+class Selftrain(LossFlags, BudgetFlags, TrainProgram):
     """Train a network briefly on its own samples, by the model's recipe; snapshots are what Neon merges.
 
     A killed run goes on where it was; on a CPU to the bits of one that was never killed, whatever the number of

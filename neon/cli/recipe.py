@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from neon.cli.command_line import Command
 from neon.errors import RequestError, reason
+from neon.runtime.hub import with_fetched
 from neon.runtime.run_folder import VERSION_KEY, check_version
 
 FLAG, BASE, SETTINGS = "recipe", "base", "settings"
@@ -70,6 +71,7 @@ def read_recipe(path: Path, expected: str) -> dict[str, Any]:
     """The table of flags in a recipe; `expected`: what a recipe is, for the RequestError of a file that is none."""
     import yaml
 
+    path = Path(with_fetched(path))
     try:
         if path.stat().st_size > LARGEST:
             raise RequestError(f"{path}: {path.stat().st_size:,} bytes are no recipe; {expected}")

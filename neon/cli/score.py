@@ -43,7 +43,8 @@ from neon.evaluate import (
     unfinished,
     warn_of_few,
 )
-from neon.merge import LiveMerge, load_self_trained, warn_of_snapshot
+from neon.merge import warn_of_snapshot
+from neon.merge.live import beside, copied_weights
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.kernel import KERNEL_PROTOCOL
@@ -154,9 +155,9 @@ def _models(
     if model.second is not None:
         network, _ = model.second
         return lambda scale: model.combine(network, scale)
-    trained = load_self_trained(model.network, path, flags.self_trained, flags.key, flags.self_trained_key)
-    base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    live = LiveMerge(model.network, base, trained)
+    network = model.network
+    copied = partial(copied_weights, network)
+    live = beside(network, copied, path, flags.self_trained, flags.key, flags.self_trained_key).live()
 
     def merged(w: float) -> GenerativeModel:
         live.set(w)

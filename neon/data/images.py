@@ -2,7 +2,8 @@
 
 A set is `00000000.png`, `00000001.png`, ... by index, with `dataset.json` holding
 `{"labels": [[name, label], ...]}` and, of a synthetic set, what drew it (`neon.data.sampler`); folders with one
-subfolder per class are read too (`neon.data.labels`).
+subfolder per class are read too (`neon.data.labels`). Where labels are prompts `metadata.jsonl` has them in words
+(`neon.data.prompts`).
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from neon.data.labels import (
 )
 from neon.data.listing import plain
 from neon.data.pictures import as_coloured, decode_image, is_grey
+from neon.data.prompts import TEXT_FORM, TEXTS_FILE, parse_texts, text_lines
 from neon.data.sampler import SAMPLER
 from neon.data.storage import Storage
 from neon.errors import RequestError, note, warn
@@ -90,9 +92,17 @@ def write_labels(
     write_json(Path(folder) / LABELS_FILE, {"labels": named, **drawn_by})
 
 
+def write_texts(folder: str | os.PathLike[str], texts: Sequence[str]) -> None:
+    """Write `metadata.jsonl` with the prompt of each image; to be there before `dataset.json`."""
+    lines = text_lines([(image_name(index), text) for index, text in enumerate(texts)])
+    with atomic_write(Path(folder) / TEXTS_FILE) as file:
+        file.write(lines)
+
+
 def pack_set(folder: str | os.PathLike[str], archive: str | os.PathLike[str]) -> None:
     """Write the images and labels of `folder` as a stored zip, atomically; equal sets give equal bytes."""
-    files = [*sorted(Path(folder).glob("*.png")), Path(folder) / LABELS_FILE]
+    described = (Path(folder) / name for name in (TEXTS_FILE, LABELS_FILE))
+    files = [*sorted(Path(folder).glob("*.png")), *(file for file in described if file.exists())]
     with atomic_write(archive) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
         for path in files:
             packed.writestr(zipfile.ZipInfo(path.name), path.read_bytes())  # its date is 1980, always
@@ -110,6 +120,11 @@ class TrainingImages(Protocol):
     @property
     def labels(self) -> Tensor | None:
         """int64 [N], or None; a set that has no use for them need not be able to tell them."""
+        ...
+
+    @property
+    def texts(self) -> Sequence[str] | None:
+        """The prompt of each image, or None; a set that has no use for them need not be able to tell them."""
         ...
 
     @property
@@ -132,6 +147,7 @@ class Labelled(ABC):
     """A set that gives the labels of its examples with them."""
 
     labels: Tensor | None
+    texts: Sequence[str] | None = None
     sampler: dict[str, Any] | None = None
     """as of `TrainingImages`"""
 
@@ -215,6 +231,31 @@ class FileDataset(Labelled):
                 f"{self.path}: no classes, since {error}; expected one folder for each class, or a {LABELS_FILE}"
             ) from error
         return None if labels is None else torch.tensor(labels)
+
+    @cached_property
+    def texts(self) -> list[str] | None:  # type: ignore[override]
+        """The prompts of the files by `metadata.jsonl`, which names them as seen from its folder; None: there is none.
+
+        Raises:
+            RequestError: it does not fit the files.
+        """
+        try:
+            file = labels_file(self._all_names, TEXTS_FILE)
+            if file is None:
+                return None
+            by_name = parse_texts(self._storage.read(file))
+        except ValueError as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{self.path}: no prompts, since {error}; expected a line {TEXT_FORM} each") from error
+        around = file.removesuffix(TEXTS_FILE)
+        texts = [by_name.get(plain(name).removeprefix(around)) for name in self.names]
+        if None in texts:
+            raise RequestError(
+                f"{self.path}: {file} has no text for {texts.count(None)} of {len(texts)} {self.contents}, the first "
+                f"is {self.names[texts.index(None)]}"
+            )
+        return [text for text in texts if text is not None]
 
     @cached_property
     def sampler(self) -> dict[str, Any] | None:  # type: ignore[override]
@@ -358,11 +399,43 @@ class Subset(Labelled):
         return None if self._whole.labels is None else self._whole.labels[torch.as_tensor(self._indices)]
 
     @cached_property
+    def texts(self) -> list[str] | None:  # type: ignore[override]
+        return None if self._whole.texts is None else [self._whole.texts[i] for i in self._indices]
+
+    @cached_property
     def sampler(self) -> dict[str, Any] | None:  # type: ignore[override]
         return self._whole.sampler
 
     def examples(self, indices: Sequence[int]) -> Tensor:
         return self._whole.examples([self._indices[i] for i in indices])
+
+
+class Prompted(Labelled):
+    """A set whose labels are the numbers of its images' prompts among others."""
+
+    def __init__(self, whole: TrainingImages, prompts: Sequence[str]) -> None:
+        """`whole` has texts.
+
+        Raises:
+            RequestError: one of them is not among `prompts`.
+        """
+        self._whole, self.texts = whole, whole.texts
+        self.path, self.image_shape, self.encoded = whole.path, whole.image_shape, whole.encoded
+        self.sampler = whole.sampler
+        assert self.texts is not None
+        numbers = {text: number for number, text in enumerate(prompts)}
+        if others := [text for text in self.texts if text not in numbers]:
+            raise RequestError(
+                f"{self.path}: its prompt {others[0][:60]!r} is none of the {len(prompts):,} that the network is asked "
+                "by; name a file with all of them, with --prompts"
+            )
+        self.labels = torch.tensor([numbers[text] for text in self.texts])
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    def examples(self, indices: Sequence[int]) -> Tensor:
+        return self._whole.examples(indices)
 
 
 def visit_order(num_images: int, seed: int) -> Iterator[int]:

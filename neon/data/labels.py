@@ -90,15 +90,17 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
-def labels_file(files: Collection[str]) -> str | None:
+def labels_file(files: Collection[str], name: str = LABELS_FILE) -> str | None:
     """The `dataset.json` of a set: at its top, or the only one below (a folder that was zipped with its name).
+
+    Or another file that describes it, by `name`.
 
     Raises:
         ValueError: there are several, and none at the top.
     """
-    if LABELS_FILE in files:
-        return LABELS_FILE
-    below = sorted(name for name in files if name.endswith(f"/{LABELS_FILE}"))
+    if name in files:
+        return name
+    below = sorted(file for file in files if file.endswith(f"/{name}"))
     if len(below) > 1:
         raise ValueError(f"it holds {len(below)} sets, with {below[0]} and {below[1]}; name one of them")
     return below[0] if below else None

@@ -68,7 +68,7 @@ def run_demo(
         return load_model(base, device=processes.device, for_training=for_training)
 
     inputs = _inputs(load(False), processes)
-    recipe = {**asdict(plan), "base": str(base), "settings": asdict(inputs.settings)}
+    recipe = {**plan.facts(), "base": str(base), "settings": asdict(inputs.settings)}
     return improve(
         plan,
         Base(path=base, load=load),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from neon.improve.plan import ImprovePlan
+from neon.lora.layers import added_parameters
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.runtime.distributed import Processes
@@ -16,7 +17,7 @@ from neon.tune.inputs import Inputs
 TRAINED = 3
 """network calls that a training image is worth: forward, and backward at twice that"""
 STATE = 5
-"""copies of the weights that a self-training keeps on the disk: weights, two moments, average, a snapshot"""
+"""copies of what is trained that a self-training keeps on the disk: it, two moments, average, a snapshot"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,14 @@ def stages(plan: ImprovePlan, model: GenerativeModel, settings: Any, features: i
     calls = model.calls(settings) or 1
     channels, height, width = model.image_shape
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    lora = plan.lora(model)
+    kept = weights if lora is None else 4 * added_parameters(model.network, lora)
     drawn = Stage(
         name="synthetic set", images=plan.num_synthetic, calls=calls,
         disk=plan.num_synthetic * (channels * height * width + 500),
     )  # fmt: skip
     trained = Stage(
-        name="self-training", images=plan.budget, calls=TRAINED, disk=weights * (STATE + plan.snapshots - 1)
+        name="self-training", images=plan.budget, calls=TRAINED, disk=kept * (STATE + plan.snapshots - 1)
     )  # fmt: skip
     if features is None:
         return [drawn, trained, Stage(name="merges and their samples", images=4 * 36, calls=calls, disk=3 * weights)]
@@ -111,7 +114,7 @@ def seconds_of(found: list[Stage], inputs: Inputs | None, model: GenerativeModel
     """Seconds that the stages take at most, by one batch of the synthetic set in every process, and its features."""
     batch = min(plan.batch_size, plan.num_synthetic)
     seeds = image_seeds(Purpose.SYNTHETIC, plan.seed, batch)
-    labels = model.set_labels(batch, plan.seed)
+    labels = model.labels_for(Purpose.SYNTHETIC, batch, plan.seed)
     begun = time.monotonic()
     images, _ = sample_block(model, range(batch), seeds, settings, processes, labels)
     images = images.cpu()  # on a GPU the work is done when they are here

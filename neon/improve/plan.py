@@ -1,16 +1,19 @@
 """What `neon improve` makes and searches; imports nothing heavy, so that the command line can state its flags by it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neon.errors import RequestError
+from neon.lora.settings import LoRA, check_lora, lora_of
 from neon.tune.plan import Metric, TunePlan
 
 if TYPE_CHECKING:
     from neon.model import GenerativeModel
     from neon.recipe import Recipe
 
+_NEW = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")
+"""fields that records of runs hold only where they are used"""
 FEWEST_STEPS = 50
 """of a self-training: the published batch is halved until the budget gives as many, for the weights move by steps"""
 
@@ -40,6 +43,14 @@ class ImprovePlan:
     """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     snapshots: int = 2
     """weights kept of the self-training, evenly over its budget, which the search chooses among"""
+    lora_rank: int | None = None
+    """train factors of this rank beside layers, in the place of the weights (LoRA); leaves improved-lora/ too"""
+    lora_alpha: float | None = None
+    """the product of the factors is multiplied with this over the rank; by default the rank"""
+    lora_targets: tuple[str, ...] = ()
+    """the layers, by the last words of their names, or all; by default those that are usual for the architecture"""
+    gradient_checkpointing: bool = False
+    """compute activations once more for the backward pass, where a network can: less memory, more time"""
     w: tuple[float, float] = (0.0, 20.0)
     """range of merge weights; the search feels its way up from 0, so that a wide range costs nothing"""
     guidance_range: tuple[float, float] | None = None
@@ -82,7 +93,17 @@ class ImprovePlan:
             raise RequestError(f"--w {self.w[0]:g} {self.w[1]:g}: expected a range that ends above 0, such as 0 20")
         if (span := self.guidance_range) is not None and not span[0] < span[1]:
             raise RequestError(f"--guidance_range {span[0]:g} {span[1]:g}: expected a range, the lower end first")
+        check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         self.tune_plan(Path("base"), None, (Path("self-trained"),), self.guidance_range)  # refuses what it refuses
+
+    def facts(self) -> dict[str, Any]:
+        """What is asked for, as JSON by the names of fields."""
+        usual = {name: getattr(ImprovePlan, name) for name in _NEW}
+        return {name: value for name, value in asdict(self).items() if name not in _NEW or value != usual[name]}
+
+    def lora(self, model: "GenerativeModel") -> LoRA | None:
+        """The factors that are trained; None: the weights are."""
+        return lora_of(self.lora_rank, self.lora_alpha, self.lora_targets, model.lora_targets)
 
     @property
     def budget(self) -> int:

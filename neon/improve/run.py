@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from neon import __version__
+from neon.data.prompts import sharing
 from neon.errors import note
 from neon.improve.estimate import duration_text, seconds_of, stages
 from neon.improve.plan import ImprovePlan
@@ -82,8 +83,9 @@ def improve(
         scorer = Scorer(search, model, inputs.selection, inputs.reporting, out, processes, tracker)
         given = Tuner(search, scorer, settings)
         provenance = processes.on_main(lambda: {**identity, **_provenance(plan, given)})
-        shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training)))
+        shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training, model)))
         outcome = choose(given, shown, provenance, self_training)
+        scorer.put_base()  # whoever handed it in finds it as it was
         seconds = {**self_training.seconds, "evaluation": outcome.seconds, "all": time.monotonic() - begun}
         processes.on_main(lambda: _write_card(plan, base, outcome))
         processes.on_main(lambda: _write_scores(outcome, out, seconds))
@@ -104,6 +106,8 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: Trac
         micro_batch=plan.batch_gpu or usual,
         batch_size=plan.batch_size,
         seed=plan.seed,
+        lora=plan.lora(model),
+        gradient_checkpointing=plan.gradient_checkpointing,
         log=log,
     )
 
@@ -162,15 +166,18 @@ def say_what_is_left(
     note(f"about {duration_text(left)} left at most, by the first batch; a killed run goes on where it was")
 
 
-def notes_of(plan: ImprovePlan, training: SelfTraining) -> tuple[str, ...]:
+def notes_of(plan: ImprovePlan, training: SelfTraining, model: GenerativeModel) -> tuple[str, ...]:
     """How the weights came about, as sentences."""
-    recipe = training.recipe
+    recipe, lora = training.recipe, training.lora
+    prompts = (f"{sharing(len(model.prompts))}.",) if model.prompts else ()
     return (
         f"Synthetic set: {plan.num_synthetic:,} images of the sampler. Self-training: {training.num_steps:,} steps of "
         f"{recipe.batch_size:,} images at learning rate {recipe.lr:g}"
         + (f", rising over {1000 * recipe.rampup_kimg:,.0f} images" if recipe.rampup_kimg else "")
         + (f"; averaged weights of half-life {1000 * recipe.halflife_kimg:,.0f} images" if recipe.halflife_kimg else "")
-        + ".",
+        + "."
+        + ("" if lora is None else f" Trained was a {lora.text}; the weights were left as they are."),
+        *prompts,
     )
 
 

@@ -1,5 +1,6 @@
 """The method's promise without real images: one self-training, merges at usual w, and samples to look at."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from neon.data.sampler import sampler_record
 from neon.errors import DegenerateError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, identity_of, notes_of, say_what_is_left, self_trained, training_of
-from neon.merge import LiveMerge, load_self_trained, merge_files
+from neon.merge import merge_files
+from neon.merge.live import beside, copied_weights
 from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
@@ -18,6 +20,7 @@ from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import TrackerName
 from neon.sampling import sample_block
+from neon.tune.weights import IMPROVED, write_pipelines
 
 WS = (0.5, 1.0, 1.5)
 """merge weights that gained in most of the published experiments"""
@@ -56,15 +59,15 @@ def improve_unscored(
         shown = Unscored(
             title=f"Neon: {short_name(base.path)}, merged",
             grids=grids,
-            notes=(UNSCORED, *notes_of(plan, self_training)),
+            notes=(UNSCORED, *notes_of(plan, self_training, model)),
             provenance=identity,
         )
 
         def write() -> list[str]:
             sampler = sampler_record(model.architecture, settings)
-            reports = merge_files(
-                base.path, last, WS, out / "improved-{w}.safetensors", key=base.key, overwrite=True, sampler=sampler
-            )
+            named = out / f"{IMPROVED}-{{w}}.safetensors"
+            reports = merge_files(base.path, last, WS, named, key=base.key, overwrite=True, sampler=sampler)
+            write_pipelines(base.path, last, WS, named, sampler)
             write_unscored(out, shown)
             return [report.output for report in reports]
 
@@ -86,9 +89,10 @@ def _grids(
     plan: ImprovePlan, base: Base, model: GenerativeModel, settings: Any, self_trained: Path, processes: Processes
 ) -> dict[float, Tensor]:
     """Images of the same noise at every w, uint8 [N, C, H, W] each."""
-    weights = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    live = LiveMerge(model.network, weights, load_self_trained(model.network, base.path, self_trained, base.key))
-    seeds, labels = image_seeds(Purpose.REPORT, plan.seed, SHOWN), model.set_labels(SHOWN, plan.seed)
+    copied = partial(copied_weights, model.network)
+    live = beside(model.network, copied, base.path, self_trained, base.key).live()
+    seeds = image_seeds(Purpose.REPORT, plan.seed, SHOWN)
+    labels = model.labels_for(Purpose.REPORT, SHOWN, plan.seed)
     grids = {}
     for w in (0.0, *WS):
         try:
@@ -96,4 +100,5 @@ def _grids(
             grids[w] = sample_block(model, range(SHOWN), seeds, settings, processes, labels)[0].cpu()
         except DegenerateError:
             continue  # such weights have no images to show
+    live.set(0.0)  # whoever handed the model in finds it as it was
     return grids

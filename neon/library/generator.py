@@ -23,9 +23,11 @@ from torch import Tensor
 from neon import __version__
 from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetensors
 from neon.data.images import ImageDataset
+from neon.data.prompts import read_prompts
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
+from neon.lora.settings import check_lora, lora_of, record_of
 from neon.merge import LiveMerge, load_self_trained, warn_of_merge, warn_of_snapshot
 from neon.merge.extrapolate import check_weight
 from neon.merge.pair import open_self_trained
@@ -45,7 +47,7 @@ from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.download import local_file, shared_file
 from neon.runtime.files import check_not_input, check_writable, hashes, sha256_file
-from neon.runtime.hub import short_name
+from neon.runtime.hub import output_path, short_name, with_fetched
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -59,7 +61,7 @@ from neon.selftrain import (
     training_identity,
     usual_micro_batch,
 )
-from neon.settings import SETTINGS, settings_json, usual_settings, with_settings
+from neon.settings import SETTINGS, loss_settings, settings_json, usual_settings, with_settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,9 +81,13 @@ _KEYWORDS = {
     "vae_ckpt (neon's commands: --vae)": "autoencoder",
     "vae_path (neon's commands: --vae)": "autoencoder",
     "vae": "autoencoder",
-    **{name: name for name in ("features", "inception_weights", "key", "model", "precision", "resize", "seed")},
+    **{
+        name: name
+        for name in (*("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),)
+    },
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
+    **{name: name for name in ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")
 
@@ -118,21 +124,30 @@ class Origin:
     """of a model that has one; None: where it usually lies"""
     precision: str | None = None
     """None: as published for a GPU, float32 on a CPU"""
+    loss: tuple[str, ...] = ()
+    """settings of the training loss, NAME=NUMBER each, in place of the model's own"""
+    prompts: Path | None = None
+    """text file of those that the model is asked by; None: none yet"""
 
     def open(self, device: torch.device, **arguments: Any) -> GenerativeModel:
-        """The model, whole; `arguments` and errors as `neon.model.load_model`, and those of its autoencoder."""
+        """The model, whole; `arguments` and errors as `neon.model.load_model`, those of its autoencoder and prompts."""
+        if self.loss:
+            arguments["loss"] = loss_settings(self.loss)
         model = load_model(
             self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
         )  # fmt: skip
         open_autoencoder(model, self.autoencoder)
+        if self.prompts is not None:
+            model.use_prompts(read_prompts(self.prompts))
         return model
 
     def facts(self, model: GenerativeModel) -> dict[str, Any]:
         """What, besides the network, determines images and training of `model`, which was opened so, as JSON."""
         files = {"model_sha256": self._code(), "autoencoder_sha256": model.autoencoder_file(self.autoencoder)}
-        # Nothing for float32, as runs before there was a choice.
+        # Nothing without prompts or for float32, as runs before there was a choice.
+        files |= {} if self.prompts is None else {"prompts_sha256": self.prompts}
         precision = {} if model.precision.name == "fp32" else {"precision": model.precision.name}
-        return {**hashes(files), **precision}
+        return {**hashes(files), **precision, **({"loss": list(self.loss)} if self.loss else {})}
 
     def _code(self) -> Path | None:
         """The file with the class of a model of one's own; None: there is none, or it was typed in."""
@@ -218,7 +233,7 @@ class Generator:
                 in .safetensors, or cannot be written.
             WorkError: the disk is full.
         """
-        path = Path(path)
+        path = output_path(path)
         if path.suffix != ".safetensors":
             raise RequestError(f"{path}: generators are saved as safetensors; end the name in .safetensors")
         check_not_input(path, self.origin.path)
@@ -261,6 +276,7 @@ def load(
     precision: str | None = None,
     model: type[GenerativeModel] | str | None = None,
     autoencoder: PathLike | None = None,
+    prompts: PathLike | None = None,
 ) -> Generator:
     """The generator of a checkpoint: published, written by neon, or of a model of your own.
 
@@ -276,6 +292,7 @@ def load(
         model: class of a model of your own, or "path/to/file.py:NAME", which runs that file; by default as the
             checkpoint says.
         autoencoder: file of the autoencoder or tokenizer of a model that has one; by default where it usually lies.
+        prompts: text file, one in each line, of a model that is asked by prompts: its labels are their numbers, from 0.
 
     Raises:
         RequestError: the file is missing or damaged, its architecture is not known or not that of `model`, or there is
@@ -289,6 +306,7 @@ def load(
         kind=model,
         autoencoder=None if autoencoder is None else local_file(autoencoder),
         precision=precision,
+        prompts=None if prompts is None else Path(prompts),
     )
     loaded = origin.open(place)
     try:
@@ -335,7 +353,7 @@ def sample_set(
         RequestError: a number, class or setting makes no sense, or `path` holds something else or cannot be written.
         WorkError: the disk is full; what is written stays, and the next call goes on from there.
     """
-    path, group = Path(path), generator._processes(processes)
+    path, group = output_path(path), generator._processes(processes)
     which = _images(generator, Purpose.SYNTHETIC, num_images, seed, label, batch_size, settings)
     check_enough(num_images, group)
     numbered = {"num_images": num_images, "seed": seed}
@@ -372,6 +390,10 @@ def self_train(
     ema: float | None = None,
     micro_batch: int | None = None,
     save_interval: int | None = None,
+    lora_rank: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: Sequence[str] = (),
+    gradient_checkpointing: bool = False,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -394,7 +416,13 @@ def self_train(
         micro_batch: images per forward pass, a divisor of `batch`; moves results by rounding (and dropout). By default
             the largest up to 64.
         save_interval: images between snapshots; by default there is one, at the end.
-        seed: 0 to 1023; of the order of the images and of the noise.
+        lora_rank: train factors of this rank beside layers, in the place of the weights (LoRA, by PEFT); snapshots hold
+            these alone.
+        lora_alpha: the product of the factors is multiplied with this over the rank; by default the rank.
+        lora_targets: the layers, by the last words of their names, or "all"; by default those that are usual for the
+            architecture.
+        gradient_checkpointing: compute activations once more for the backward pass, where the network can.
+        seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
 
@@ -410,9 +438,12 @@ def self_train(
         None if value is None else whole(name, value)
         for name, value in (("batch", batch), ("micro_batch", micro_batch), ("save_interval", save_interval))
     )
-    images, group = Path(images), generator._processes(processes)
+    check_lora(lora_rank, lora_alpha, lora_targets)
+    group, outdir = generator._processes(processes), output_path(outdir)
+    images = shared_file(os.fspath(images), group)
     dataset = ImageDataset(images)
     model = generator.origin.open(group.device, for_training=True)
+    lora = lora_of(lora_rank, lora_alpha, lora_targets, model.lora_targets)
     model.network.load_state_dict(generator.model.network.state_dict())
     recipe = _recipe(model, total_images, batch, lr, lr_rampup, ema)
     plan = {"batch": recipe.batch_size, "total_images": total_images, "save_interval": save_interval or total_images}
@@ -420,7 +451,8 @@ def self_train(
     usual = usual_micro_batch(recipe.batch_size, model.batch_multiple, LARGEST_MICRO_BATCH)
 
     def identify() -> dict[str, Any]:
-        return training_identity(model, images, generator._sha256(), generator.origin.facts(model))
+        facts = {**generator.origin.facts(model), **record_of(lora)}
+        return training_identity(model, images, generator._sha256(), facts)
 
     identity = group.on_main(identify)
     with threads_for(group.device, model), answered():
@@ -438,7 +470,9 @@ def self_train(
             micro_batch=micro_batch or usual,
             title="self-training",
             identity=identity,
-            on_snapshot=pickle_copies(generator.path, generator.origin.key, model),
+            on_snapshot=None if lora else pickle_copies(generator.path, generator.origin.key, model),
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):
@@ -456,7 +490,8 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
 
     Args:
         base: the generator before its self-training.
-        self_trained: what `self_train` returns, any other file of self-trained weights, or a generator loaded from one.
+        self_trained: what `self_train` returns, any other file of self-trained weights (or its name on the Hub, as for
+            `load`), or a generator loaded from one.
         w: any finite number.
         key: nesting of the state dict in the file of `self_trained`; by default that of the base if it is there.
 
@@ -472,7 +507,7 @@ def extrapolate(base: Generator, self_trained: PathLike | Generator, w: float, *
             )
         key = key or self_trained.origin.key
         self_trained = self_trained.path
-    path, opened = Path(self_trained), base.origin
+    path, opened = local_file(self_trained), base.origin
     trained = load_self_trained(base.model.network, opened.path, path, opened.key, key)
     warn_of_snapshot(path, base.model, base.settings, opened.key, key)
     model = _with_own_network(base.model)
@@ -507,8 +542,8 @@ def score(
 
     Args:
         generator: what is sampled.
-        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file or a URL), or a
-            folder or zip of images of the model's size, whose statistics are computed anew in every call.
+        real: statistics of real images (.npz with mu and sigma, as `neon stats` writes them; a file, a URL or a name on
+            the Hub), or a folder or zip of images of the model's size, whose statistics are computed in every call.
         features: "inception", or the file of a feature network; or several, which score the same images: the scores in
             the others are `beside` those in the first.
         num_images: how many are sampled. The distance falls with their number; more than there are features, at least.
@@ -540,7 +575,7 @@ def score(
     with threads_for(group.device, model, *extractors), answered():
         path = shared_file(os.fspath(real), group)
         compared = real_features(
-            None if real_images is None else Path(real_images),
+            None if real_images is None else shared_file(os.fspath(real_images), group),
             extractors,
             nearest_k=nearest_k,
             kernel=True,
@@ -585,7 +620,7 @@ def _images(
     whole("seed", seed, least=0)
     model = generator.model
     chosen = with_settings(generator.settings, settings, "settings of the sampler")
-    classes = model.set_labels(num_images, seed) if label is None else _label(model, label, num_images)
+    classes = model.labels_for(purpose, num_images, seed) if label is None else _label(model, label, num_images)
     warn_of_merge(generator.path or "the extrapolated generator", model, chosen)
     return _Images(seeds=image_seeds(purpose, seed, num_images), label=classes, settings=chosen)
 
@@ -678,5 +713,5 @@ def named_features(
 ) -> NamedFeatures:
     """The feature networks that a caller names, one or several."""
     several = (features,) if isinstance(features, (str, os.PathLike)) else features
-    weights = None if inception_weights is None else Path(inception_weights)
-    return NamedFeatures(names=tuple(os.fspath(name) for name in several), inception_weights=weights, resize=resize)
+    weights = None if inception_weights is None else local_file(inception_weights)
+    return NamedFeatures(names=tuple(map(with_fetched, several)), inception_weights=weights, resize=resize)

@@ -1,5 +1,6 @@
 """The whole method from Python: `neon improve` as a function."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from neon.improve.run import Base, improve
 from neon.improve.unscored import improve_unscored
 from neon.library.generator import Generator, PathLike, named_features, public, whole
 from neon.runtime.distributed import Processes
-from neon.runtime.hub import hub_name, short_name
+from neon.runtime.download import shared_file
+from neon.runtime.hub import in_words, output_path, short_name
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
 from neon.runtime.trackers import TrackerName
@@ -89,13 +91,13 @@ def improve_model(
     if real is not None:
         images = RealImages(
             features=named_features(features, inception_weights, resize),
-            select=Path(real),
-            report=Path(real if report_real is None else report_real),
-            manifold=None if real_images is None else Path(real_images),
+            select=shared_file(os.fspath(real), group),
+            report=shared_file(os.fspath(real if report_real is None else report_real), group),
+            manifold=None if real_images is None else shared_file(os.fspath(real_images), group),
             nearest_k=whole("nearest_k", nearest_k),
         )
     with threads_for(group.device, generator.model), answered():
-        return improve_generator(generator, images, asked, Path(out), group, fresh=fresh)
+        return improve_generator(generator, images, asked, output_path(out), group, fresh=fresh)
 
 
 def improve_generator(
@@ -115,7 +117,7 @@ def improve_generator(
     base = Base(
         path=origin.path, key=origin.key, load=lambda for_training: origin.open(group.device, for_training=for_training)
     )  # fmt: skip
-    recipe = _recipe_of_run(generator, real, plan)
+    recipe = recipe_of_run(generator, real, plan)
     inputs = real_inputs(generator, real, plan, group)
     if inputs is None:
         facts = group.on_main(lambda: origin.facts(model))
@@ -146,23 +148,27 @@ def real_inputs(generator: Generator, real: RealImages | None, plan: ImprovePlan
     return replace(found, facts={**found.facts, **group.on_main(lambda: generator.origin.facts(model))})
 
 
-def _recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePlan) -> dict[str, Any]:
+def recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePlan) -> dict[str, Any]:
     """What is asked for, by the names of the flags of `neon improve`, as JSON."""
     origin = generator.origin
     given = {
-        "base": hub_name(origin.path) or origin.path,
+        "base": origin.path,
         "key": origin.key,
         "vae": origin.autoencoder,
+        **({} if origin.prompts is None else {"prompts": origin.prompts}),
         "precision": origin.precision,
         "settings": asdict(generator.settings),
-        **asdict(plan),
+        **plan.facts(),
     }
+    if origin.loss:
+        given["loss"] = list(origin.loss)
     if real is not None:
         report = None if real.report == real.select else real.report
         given |= {"real": real.select, "report_real": report, "real_images": real.manifold}
         named = real.features
-        features = named.names[0] if len(named.names) == 1 else named.names
+        names = tuple(map(in_words, named.names))
+        features = names[0] if len(names) == 1 else names
         given |= {"nearest_k": real.nearest_k, "features": features, "inception_weights": named.inception_weights}
         if named.resize is not None:
             given["resize"] = named.resize
-    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return {name: in_words(value) if isinstance(value, Path) else value for name, value in given.items()}

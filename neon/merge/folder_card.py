@@ -9,7 +9,7 @@ import yaml
 import neon
 from neon.checkpoint.weight_sets import PIPELINE_FILE
 from neon.merge.streaming import FORMULA, MergeReport
-from neon.runtime.hub import hub_name, short_name
+from neon.runtime.hub import is_hub_name, short_name
 from neon.runtime.markdown import code, escaped
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "library_name")
@@ -46,7 +46,7 @@ def folder_card(
 
 def _place(path: str) -> str:
     """A name on the Hub, or a file's name and that of its folder; whose folders that lies in is nobody's business."""
-    return hub_name(path) or f"{Path(path).absolute().parent.name}/{Path(path).name}"
+    return path if is_hub_name(path) else f"{Path(path).absolute().parent.name}/{Path(path).name}"
 
 
 def _front(base: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -82,6 +83,7 @@ def merge_folders(
     progress: Progress | None = None,
     precision: Precision = AS_THE_BASE,
     patterns: Mapping[str, float] | None = None,
+    sampler: Mapping[str, Any] | None = None,
 ) -> list[FolderReport]:
     """Write, for every w, a folder that is `base` with (1 + w) base - w self_trained as its weights, as safetensors.
 
@@ -96,6 +98,7 @@ def merge_folders(
         progress: called with (bytes merged so far, bytes in all), for each component anew.
         precision: dtype of what is merged, and how it is rounded; by default the base's, to the nearest.
         patterns: of names (`fnmatch`), and the w of the tensors that match; the first that does counts.
+        sampler: record of the sampler that w was chosen for, as in `merge_files`.
 
     Raises:
         RequestError: an input cannot be read, the inputs do not fit each other or are quantised, no component is meant
@@ -128,7 +131,8 @@ def merge_folders(
             stack.enter_context(atomic_folder(job.output, overwrite=overwrite, may_be_replaced=_is_model))
             for job in jobs
         ]
-        merged = {match.name: _merge(match, jobs, folders, size, keys, progress, precision) for match in chosen.merged}
+        made_of = (size, keys, progress, precision, sampler)
+        merged = {match.name: _merge(match, jobs, folders, *made_of) for match in chosen.merged}
         for name, weights in chosen.copied.items():
             for folder in folders:
                 _copy_weights(weights, folder / name, size)
@@ -182,6 +186,7 @@ def _merge(
     keys: tuple[str | None, str | None],
     progress: Progress | None,
     precision: Precision,
+    sampler: Mapping[str, Any] | None,
 ) -> list[MergeReport]:
     """Write the weights of one component for every job; returns what each is."""
     parts = [
@@ -190,9 +195,11 @@ def _merge(
     ]
     with open_pair(match.base.path, match.self_trained, *keys) as pair:
         check_storable(match.base.path, pair.base.specs)
-        reader = Reader(pair, progress, precision=precision)
+        reader = Reader(pair, progress, sampler=sampler, precision=precision)
         shards = shards_of(pair.base, match.base, size, reader.layout)
         notes = cut_ties(pair.base, pair.self_trained)
+        # A pipeline says in its configurations what it is; the files of its weights do not say it once more.
+        unsaid = {"architecture", "config"} - pair.base.metadata.keys()
         if match.base.index and (
             note := size_note(match.base.index, sum(spec.nbytes for spec in pair.base.specs.values()))
         ):
@@ -201,7 +208,8 @@ def _merge(
             job.warnings += notes
 
         def metadata(job: Job, hashes: Hashes) -> dict[str, str]:
-            return {**metadata_of(reader, job, hashes), **_FORMAT}
+            said = {name: text for name, text in metadata_of(reader, job, hashes).items() if name not in unsaid}
+            return {**said, **_FORMAT}
 
         with hashing(pair) as hashes:
             unknown = [metadata(job, (UNKNOWN_HASH, UNKNOWN_HASH)) for job in parts]

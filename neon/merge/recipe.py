@@ -1,5 +1,6 @@
 """What a merge is made of, as a table that makes it again, and the same for mergekit where that can say it."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from neon.errors import RequestError
 from neon.merge.components import choose_components
 from neon.merge.pair import PathLike, open_pair
 from neon.merge.precision import Precision
+from neon.runtime.hub import hub_name, parsed, short_name
 
 _ANYWHERE = re.compile(r"\*([^*?\[\]]+)\*")
 """a pattern of what mergekit's filters can say: a text anywhere in the name"""
@@ -21,7 +23,8 @@ def recipe_of(
 ) -> dict[str, Any]:
     """The recipe of a merge without its w; of that, the `patterns`, if there are any.
 
-    Names are as given where they are relative; of others the last part, since folders are nobody's business.
+    Names are as given where they are relative; of others, the name on the Hub with its commit, or the last part, since
+    folders are nobody's business.
     `choices`: by the names of flags, those that are not None or empty.
     """
     w = {"w": dict(patterns)} if patterns else {}
@@ -32,7 +35,7 @@ def recipe_of(
 
 
 def _name(path: PathLike) -> str:
-    return Path(path).name if Path(path).is_absolute() else Path(path).as_posix()
+    return short_name(path) if Path(path).is_absolute() else Path(path).as_posix()
 
 
 def check_patterns(patterns: Collection[str], names: Collection[str]) -> None:
@@ -82,13 +85,25 @@ def mergekit_recipe(
     return {
         "merge_method": "linear",
         "models": [
-            {"model": str(base), "parameters": {"weight": weight(lambda w: 1 + w)}},
-            {"model": str(self_trained), "parameters": {"weight": weight(lambda w: -w)}},
+            {"model": _of_mergekit(base), "parameters": {"weight": weight(lambda w: 1 + w)}},
+            {"model": _of_mergekit(self_trained), "parameters": {"weight": weight(lambda w: -w)}},
         ],
         "parameters": {"normalize": False},
         "dtype": "float32",
         **({"out_dtype": out} if out else {}),
     }
+
+
+def _of_mergekit(path: PathLike) -> str:
+    """What mergekit calls a model: ORG/REPO@COMMIT on the Hub, or its folder."""
+    if name := hub_name(path):
+        found = parsed(name)
+        if found.inside:
+            raise _unsaid(f"of what is on the Hub it takes a whole repository, and not {name}")
+        return f"{found.repository}@{found.revision}"
+    if {"@", "+"} & set(os.fspath(path)):
+        raise _unsaid(f"it reads @ and + in the name of a folder as more than that, and {os.fspath(path)} has one")
+    return os.fspath(path)
 
 
 def _unsaid(why: str) -> RequestError:

@@ -90,6 +90,16 @@ class LiveMerge:
             tensor.write(w)
 
 
+@torch.no_grad()
+def merge_into(target: torch.Tensor, base: torch.Tensor, self_trained: torch.Tensor, w: float, name: str) -> None:
+    """Write the merge of one tensor into that of a live network, to the bits of `LiveMerge`; errors as `merge_tensor`.
+
+    The others may lie on another device.
+    """
+    base = base.to(target.device, target.dtype).contiguous()
+    _Resident(name, True, target.detach(), base, self_trained.to(target.device).contiguous()).write(w)
+
+
 class _Resident:
     """One tensor of a live network with its base and self-trained values."""
 

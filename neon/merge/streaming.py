@@ -21,7 +21,7 @@ from neon.merge.pair import Pair, new_buffer, read_pieces, says_its_config, view
 from neon.merge.precision import AS_THE_BASE, HALF, PRECISION, Precision, round_stochastically
 from neon.model import described, sampler_of
 from neon.runtime.files import sha256_file
-from neon.runtime.hub import short_name
+from neon.runtime.hub import in_words, short_name
 from neon.settings import SETTINGS
 
 FORMULA = "theta_neon = (1 + w) * theta_base - w * theta_self_trained"
@@ -222,7 +222,7 @@ def provenance_of(
 ) -> dict[str, str]:
     """What an output says of where it came from. `sampler`: metadata of it, as `told_of` has them."""
     inputs = _inputs(base, self_trained, hashes)
-    names = {side: short_name(inputs[side]) for side in ("base", "self_trained")}
+    names = {"base": short_name(base.path), "self_trained": short_name(self_trained.path)}
     return {"formula": FORMULA, "w": repr(w), **inputs, **names, **sampler, "neon_version": neon.__version__}
 
 
@@ -230,7 +230,7 @@ def _inputs(base: Checkpoint, self_trained: Checkpoint, hashes: Hashes) -> dict[
     """Which weights were merged."""
     found = dict[str, str]()
     for side, file, digest in (("base", base, hashes[0]), ("self_trained", self_trained, hashes[1])):
-        found |= {side: str(file.path), f"{side}_key": file.key, f"{side}_sha256": digest}
+        found |= {side: in_words(file.path), f"{side}_key": file.key, f"{side}_sha256": digest}
     return found
 
 

@@ -21,6 +21,8 @@ from neon.errors import RequestError, WorkError, reason
 T = TypeVar("T")
 LARGEST_INDEX = 100_000_000
 """bytes of an index of shards, as of a safetensors header"""
+PIPELINE_FILE = "model_index.json"
+"""of a diffusers pipeline; its components lie in sub folders"""
 LONGEST_NAME = 255
 """of a file, in bytes: what common file systems take"""
 _BAD_PLACE = (
@@ -247,11 +249,14 @@ def hashes(files: Mapping[str, Path | None]) -> dict[str, str | None]:
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file as hexadecimal digits. Other threads run meanwhile.
 
-    Of a folder, or an index of the shards of a checkpoint: that of the names and hashes of the files there.
+    Of a folder, or an index of the shards of a checkpoint: that of the names and hashes of the files there, and of a
+    pipeline those of its components, too.
     """
-    parts = _parts(Path(path))
+    path = Path(path)
+    parts = _parts(path)
     if parts is not None:
-        lines = (f"{sha256_file(part)}  {part.name}\n" for part in parts)
+        folder = path if path.is_dir() else path.parent
+        lines = (f"{sha256_file(part)}  {part.relative_to(folder).as_posix()}\n" for part in parts)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     digest = hashlib.sha256()
     # With blocks of 1 MB a thread that merges beside this one waits for the interpreter lock: 3.4 s instead of 2.0 s.
@@ -265,6 +270,9 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def _parts(path: Path) -> list[Path] | None:
     """The files that stand behind a folder or an index of shards; None: it is a file of its own."""
     if path.is_dir():
+        if (path / PIPELINE_FILE).is_file():
+            visible = ("[!.]*", "[!.]*/[!.]*")  # downloads leave folders such as .cache, which tell when they were made
+            return sorted(part for names in visible for part in path.glob(names) if part.is_file())
         return sorted(part for part in path.iterdir() if part.is_file())
     if not path.name.endswith(".index.json"):
         return None

@@ -67,6 +67,12 @@ def hub_name(path: str | os.PathLike[str]) -> str | None:
     return match and f"{PREFIX}{match[1]}/{match[2]}{f'/{match[4]}' if match[4] else ''}@{match[3]}"
 
 
+def in_words(path: str | os.PathLike[str]) -> str:
+    """`path`, or LABEL=path, as a record of a run holds it: where it lies in the Hub's cache, by its name there."""
+    label, place = _labelled(path, hub_name)
+    return label + (hub_name(place) or place)
+
+
 def short_name(path: str | os.PathLike[str]) -> str:
     """How a file or folder is called in cards and provenance: as on the Hub, else by its last part.
 
@@ -97,6 +103,28 @@ def fetched(name: str | os.PathLike[str]) -> Path:
         raise
     except Exception as error:  # what its HTTP client raises is not of one kind, and changes between versions
         raise failure(error, text) from error
+
+
+def with_fetched(value: str | os.PathLike[str]) -> str:
+    """`value`, a path, a name on the Hub or LABEL=name, with the path that the name was fetched to in its place.
+
+    Errors as of `fetched`.
+    """
+    label, name = _labelled(value, is_hub_name)
+    return f"{label}{fetched(name)}" if is_hub_name(name) else os.fspath(value)
+
+
+def output_path(name: str | os.PathLike[str]) -> Path:
+    """`name` as that of an output; a RequestError if it is one on the Hub."""
+    if is_hub_name(name):
+        raise RequestError(f"{os.fspath(name)}: an output is written here; `neon push` brings a folder to the Hub")
+    return Path(name)
+
+
+def _labelled(value: str | os.PathLike[str], is_one: Callable[[str], object]) -> tuple[str, str]:
+    """ "LABEL=" and the rest of `value`, if that `is_one`; else nothing and all of it."""
+    label, equals, rest = os.fspath(value).partition("=")
+    return (label + equals, rest) if equals and is_one(rest) else ("", os.fspath(value))
 
 
 def _model_in(name: str, wanted: HubName) -> Path:

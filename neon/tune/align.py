@@ -50,11 +50,12 @@ def features_at(
         RequestError: the images do not fit the extractor.
         WorkError: weights overflow at some w.
     """
+    labels = model.labels_for(Purpose.SELECTION, num_images, seed)
     seeds, features = image_seeds(Purpose.SELECTION, seed, num_images), list[Tensor]()
     for w in ws:
         live.set(w)
         parts = features_in_order(
-            sampled_images(model, seeds, settings, processes, model.set_labels(num_images, seed)),
+            sampled_images(model, seeds, settings, processes, labels),
             num_images,
             [extractor],
             batch_size=batch_size,

@@ -53,7 +53,7 @@ def explained_by_sizes(a: Statistics, b: Statistics) -> float:
 def balance_cautions(model: GenerativeModel, num_images: int) -> list[str]:
     """How the classes in report sets of `num_images` images differ from equal shares; usually nothing."""
     classes = model.num_classes
-    if not classes:
+    if not classes or model.prompts is not None:  # of prompts there may be more than images
         return []
     if model.set_labels(num_images, 0) is None:
         if num_images >= FEW_OF_A_CLASS * classes:

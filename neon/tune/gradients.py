@@ -22,7 +22,7 @@ from neon.model import GenerativeModel
 from neon.noise import SEEDS_PER_PURPOSE, ImageNoise, Purpose, image_seeds
 from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
-from neon.selftrain import check_trainable, largest_divisor, visit
+from neon.selftrain import asked, check_trainable, largest_divisor, visit
 from neon.tune.predict import Estimate
 
 NUM_IMAGES, BATCH_SIZE, MICRO_BATCH = 2048, 128, 32
@@ -86,6 +86,7 @@ def gradients(
         RequestError: the images do not fit the model, or are too few.
         WorkError: a gradient is not finite.
     """
+    dataset = asked(model, dataset)
     check_trainable(model, dataset, batch_size, micro_batch)
     total = batches * batch_size
     if total > len(dataset):
@@ -199,7 +200,7 @@ def gradient_alignment(
     micro_batch = fitting if micro_batch is None else micro_batch
     counts = []
     for dataset in (real, synthetic):
-        check_trainable(model, dataset, batch_size, micro_batch)
+        check_trainable(model, asked(model, dataset), batch_size, micro_batch)
         counts.append(min(num_images, len(dataset)) // batch_size)
         if counts[-1] < 2:
             raise RequestError(

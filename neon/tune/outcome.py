@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from neon.tune.run import Tuner, best_sampler
 from neon.tune.sampler import SamplerSearch
 from neon.tune.scorer import set_text, settings_text
 from neon.tune.search import Point
-from neon.tune.weights import IMPROVED, write_weights
+from neon.tune.weights import IMPROVED, reopened, write_weights
 
 RESULT_FILE, SCORES_FILE = "tune.json", "scores.json"
 OWN_SUFFIX = "-best-sampler"
@@ -145,7 +146,7 @@ def choose(
             own = self_training(settings, scorer.folder, scorer.processes, OWN_SUFFIX)
         tuned = Tuner(plan, scorer, settings, given.settings, own)
         _ = tuned.search
-    report = _Rows(given, tuned).report(samplers, presentation, provenance, self_training is not None)
+    report = _Rows(given, tuned, save=save).report(samplers, presentation, provenance, self_training is not None)
     reason = why_nothing_gained(report, (given,) if tuned is None else (given, tuned))
     if reason is not None:
         report = replace(report, notes=(*report.notes, reason))
@@ -160,10 +161,14 @@ def choose(
 
 
 class _Rows:
-    """The lines of a report, scored in their order; those that cannot be scored leave a note."""
+    """The lines of a report, scored in their order; those that cannot be scored leave a note.
 
-    def __init__(self, given: Tuner, tuned: Tuner | None) -> None:
-        self.given, self.tuned, self.plan = given, tuned, given.plan
+    Merges of a LoRA that `save` keeps are scored as they are written, reopened: no copy of the network is at hand that
+    says that they are what was merged in place.
+    """
+
+    def __init__(self, given: Tuner, tuned: Tuner | None, *, save: bool) -> None:
+        self.given, self.tuned, self.plan, self.save = given, tuned, given.plan, save
         self.model = given.scorer.model
         self.notes: list[str] = []
         self.base = given.row("base", "base", given.search.base.point, self.plan.blocks)
@@ -228,7 +233,8 @@ class _Rows:
         point = tuner.best
         if point.w == 0:
             return None
-        self.rows.append(tuner.row(key, f"{name} (w = {point.w:g})", point, self.plan.blocks))
+        put = partial(reopened, tuner) if self.save and tuner.weights[point.snapshot].is_adapter else None
+        self.rows.append(tuner.row(key, f"{name} (w = {point.w:g})", point, self.plan.blocks, put=put))
         return self.rows[-1]
 
     def _together(self, tuner: Tuner, name: str) -> None:

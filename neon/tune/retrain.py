@@ -10,6 +10,7 @@ from typing import Any
 
 from neon.data.images import ImageDataset
 from neon.errors import WorkError
+from neon.lora.settings import RECORD, LoRA, check_peft, recorded_lora
 from neon.merge.pair import open_self_trained
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -17,7 +18,7 @@ from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
 from neon.runtime.trackers import TrackerName
 from neon.sampling import write_samples
-from neon.selftrain import train, usual_micro_batch
+from neon.selftrain import EXAMPLES, encoded_once, train, usual_micro_batch
 from neon.tune.plan import TunePlan
 
 
@@ -37,6 +38,9 @@ class SelfTraining:
     batch_size: int
     """images per forward pass while sampling"""
     seed: int
+    lora: LoRA | None = None
+    """factors that are trained in the place of the weights"""
+    gradient_checkpointing: bool = False
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -61,19 +65,23 @@ class SelfTraining:
         Raises:
             WorkError: the weights did not move, or as `train`.
         """
+        if self.lora is not None:
+            check_peft()
         synthetic = folder / f"synthetic{suffix}"
         seeds = image_seeds(Purpose.SYNTHETIC, self.seed, self.num_synthetic)
         with self.timed("sampling"):
             model = self.load(False)
-            labels = model.set_labels(len(seeds), self.seed)
+            labels = model.labels_for(Purpose.SYNTHETIC, len(seeds), self.seed)
             write_samples(
                 model, seeds, settings, synthetic, batch_size=self.batch_size, processes=processes, label=labels
             )  # fmt: skip
         with self.timed("self_training"):
             model = self.load(True)
+            examples = folder / f"{EXAMPLES}{suffix}"
+            dataset = encoded_once(model, ImageDataset(synthetic), examples, processes, self.batch_size)
             snapshots = train(
                 model,
-                ImageDataset(synthetic),
+                dataset,
                 folder / f"{self.name}{suffix}",
                 num_steps=self.num_steps,
                 snapshot_steps=self.snapshot_steps,
@@ -82,6 +90,8 @@ class SelfTraining:
                 processes=processes,
                 micro_batch=self.micro_batch,
                 title="self-training",
+                lora=self.lora,
+                gradient_checkpointing=self.gradient_checkpointing,
                 log=self.log,
             )
         last = snapshots[-1]
@@ -117,6 +127,7 @@ def self_training_of(
         micro_batch=usual_micro_batch(recipe.batch_size, model.batch_multiple, largest_micro_batch),
         batch_size=plan.batch_size,
         seed=plan.seed,
+        lora=recorded_lora(record.get(RECORD)),
     )
 
 

@@ -7,9 +7,8 @@ w belongs to a sampler. It is chosen at the one that was asked for, with the sel
 at the base's best one of as many network calls, with weights of its own: the base there is what a gain is held against.
 """
 
-import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch import Tensor
 from neon import __version__
 from neon.errors import DegenerateError, RequestError
 from neon.evaluate import Scores
-from neon.merge import LiveMerge, load_self_trained
+from neon.merge.live import Live, beside
 from neon.metrics import Statistics
-from neon.model import GenerativeModel, load_weights
+from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.report.record import Evaluated, Row
 from neon.runtime.files import sha256_file
@@ -60,13 +59,15 @@ class Tuner:
         self.plan, self.scorer, self.settings = plan, scorer, settings
         self.sampler = settings_text(settings if given is None else given, settings)
         self.snapshots = tuple(snapshots) or plan.self_trained
-        network = scorer.model.network
-        self.base = scorer.base
         self.own_key = plan.self_trained_key if self.snapshots == plan.self_trained else None
-        self.states = [load_self_trained(network, plan.base, path, plan.key, self.own_key) for path in self.snapshots]
+        self.weights = [
+            beside(scorer.model.network, lambda: scorer.base, plan.base, path, plan.key, self.own_key)
+            for path in self.snapshots
+        ]
+        """of each snapshot"""
         self.names = snapshot_names(self.snapshots)
         self.budgets = budgets(self.snapshots, plan.key, self.own_key)
-        self._live: tuple[int, LiveMerge] | None = None
+        self._live: tuple[int, Live] | None = None
 
     def lengths(self) -> list[float]:
         """How far each snapshot is from the base: the Euclidean norm of the update of all weights.
@@ -74,38 +75,29 @@ class Tuner:
         Raises:
             RequestError: a snapshot is the base.
         """
-        names = [name for name, _ in self.scorer.model.network.named_parameters()]
-        lengths = []
-        for path, state in zip(self.snapshots, self.states, strict=True):
-            steps = (state[name].double() - self.base[name].cpu().double() for name in names)
-            lengths.append(math.sqrt(sum(float(step.square().nan_to_num(0, 0, 0).sum()) for step in steps)))
-            if not lengths[-1]:
+        lengths = [weights.length for weights in self.weights]
+        for path, length in zip(self.snapshots, lengths, strict=True):
+            if not length:
                 raise RequestError(f"{path}: holds the weights of the base; expected weights after self-training")
         return lengths
 
     @cached_property
     def moved(self) -> float:
         """How far the last snapshot is from the base, as a share of the norm of all weights."""
-        names = [name for name, _ in self.scorer.model.network.named_parameters()]
-        norm = math.sqrt(sum(float(self.base[name].double().square().sum()) for name in names))
+        norm = self.scorer.norm
         return self.lengths()[-1] / norm if norm else math.inf
 
     def merged(self, point: Point) -> GenerativeModel:
         """The live model with the weights of `point`."""
         if self._live is None or self._live[0] != point.snapshot:
-            # The network is written by whole states: it may hold any merge before.
-            self._live = (
-                point.snapshot, LiveMerge(self.scorer.model.network, self.base, self.states[point.snapshot])
-            )  # fmt: skip
-        self._live[1].set(point.w)
+            self._live = (point.snapshot, self.weights[point.snapshot].live())
+        self.scorer.put(self._live[1], point.w)
         return self.scorer.model
 
     def combined(self, point: Point) -> GenerativeModel:
         """What samples with the base and the self-trained network of `point` together, at scale w (SIMS)."""
         model = self.merged(BASE)
-        second = copy.deepcopy(model.network)
-        load_weights(second, self.states[point.snapshot], self.snapshots[point.snapshot])
-        return model.combine(second, point.w)
+        return model.combine(self.weights[point.snapshot].second(), point.w)
 
     def settings_at(self, point: Point) -> Any:
         """The sampler's settings for `point`."""
@@ -116,13 +108,13 @@ class Tuner:
         parts = [f"w {number_text(point.w)}"]
         if point.guidance is not None:
             parts.append(f"guidance {number_text(point.guidance)}")
-        if point.w != 0 and len(self.states) > 1:
+        if point.w != 0 and len(self.snapshots) > 1:
             parts.append(self.names[point.snapshot])
         return ", ".join([*parts, *([self.sampler] if self.sampler else [])])
 
     def label(self, point: Point) -> str | None:
         """What the snapshot of a point is called on the page: its budget, or its name; None if there is no choice."""
-        if point.w == 0 or len(self.states) == 1:
+        if point.w == 0 or len(self.snapshots) == 1:
             return None
         budget = self.budgets[point.snapshot]
         return self.names[point.snapshot] if budget is None else f"{budget:g} kimg"
@@ -176,16 +168,25 @@ class Tuner:
     @property
     def trained(self) -> Point:
         """A point at the guidance and of the snapshot that are compared: those of the choice, unless it is the base."""
-        return self.best if self.best.w != 0 else Point(0.0, self.search.base.point.guidance, len(self.states) - 1)
+        return self.best if self.best.w != 0 else Point(0.0, self.search.base.point.guidance, len(self.snapshots) - 1)
 
     def row(
-        self, key: str, name: str, point: Point, blocks: int, *, settings: Any = None, with_both: bool = False
+        self,
+        key: str,
+        name: str,
+        point: Point,
+        blocks: int,
+        *,
+        settings: Any = None,
+        with_both: bool = False,
+        put: Callable[[Point], GenerativeModel] | None = None,
     ) -> Row:
         """One line of the report, scored on so many blocks.
 
         Args:
             settings: of another sampler.
             with_both: sampled with base and self-trained network together, at scale w.
+            put: puts the weights of the point in place; by default `merged`.
         """
         candidate = self.candidate(point)
         if settings is not None:
@@ -195,8 +196,8 @@ class Tuner:
         if with_both:
             candidate = replace(candidate, name=candidate.name.replace("w ", "SIMS ", 1))
         # Once for all blocks, and only if one is not in the log.
-        put = cache(partial(self.combined if with_both else self.merged, point))
-        candidate, used = replace(candidate, put=put), candidate.settings
+        putting = self.combined if with_both else put or self.merged
+        candidate, used = replace(candidate, put=cache(partial(putting, point))), candidate.settings
         scored = tuple(self.scorer.scores(candidate, Purpose.REPORT, block) for block in range(blocks))
         calls = self.scorer.model.calls(used)
         return Row(

@@ -1,7 +1,9 @@
 """Scores of one live model under many weights and settings, each computed once, into the folder of a run."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from neon.errors import DegenerateError, RequestError, warn
 from neon.evaluate import LOG_FILE, STATE_FILE, Reference, ScoreLog, Scores, evaluate
+from neon.merge.live import Live, copied_weights
 from neon.metrics import Statistics
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
@@ -81,12 +84,35 @@ class Scorer:
     ) -> None:
         self.plan, self.model, self.folder, self.processes = plan, model, folder, processes
         self.selection, self.reporting = selection, tuple(reporting)
-        self.base = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-        """weights before any merge: the live network may hold any later"""
         self.log = ScoreLog(folder / LOG_FILE, processes)
         self._tracker = tracker
+        self._live: Live | None = None
         self._table: dict[str, dict[str, Any]] = {}
         """lines of `evaluations.csv`, by the name of the evaluation"""
+
+    def put(self, live: Live, w: float) -> None:
+        """Put a merge into the live network, which may hold any other."""
+        if self._live is not live:
+            self.put_base()
+        self._live = live
+        live.set(w)
+
+    def put_base(self) -> None:
+        """Put the weights of the base back into the live network."""
+        if self._live is not None:
+            self._live.set(0.0)
+
+    @cached_property
+    def base(self) -> dict[str, Tensor]:
+        """A copy of the weights of the base."""
+        self.put_base()
+        return copied_weights(self.model.network)
+
+    @cached_property
+    def norm(self) -> float:
+        """Of the base's weights."""
+        self.put_base()
+        return math.sqrt(sum(float(p.detach().double().square().sum()) for p in self.model.network.parameters()))
 
     @property
     def seconds(self) -> float:
@@ -122,7 +148,7 @@ class Scorer:
                 [self.selection] if purpose is Purpose.SELECTION else self.reporting,
                 batch_size=self.plan.batch_size,
                 processes=self.processes,
-                label=self.model.set_labels(count, self.plan.seed),
+                label=self.model.labels_for(purpose, count, self.plan.seed),
                 title=entry,
                 state=self.folder / STATE_FILE,
                 identity=entry,
@@ -211,9 +237,9 @@ class Scorer:
         return statistics
 
     def images(self, model: GenerativeModel, seeds: Sequence[int], settings: Any) -> Tensor:
-        """Images of some seeds, uint8 [N, C, H, W] on the CPU."""
+        """Images of some seeds of the report, uint8 [N, C, H, W] on the CPU."""
         count = len(seeds)
-        labels = self.model.set_labels(count, self.plan.seed)
+        labels = self.model.labels_for(Purpose.REPORT, count, self.plan.seed)
         return sample_block(model, range(count), seeds, settings, self.processes, labels)[0].cpu()
 
 

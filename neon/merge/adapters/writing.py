@@ -21,6 +21,7 @@ from neon.merge.pair import Pair, PathLike, open_pair
 from neon.merge.streaming import FORMULA, provenance_of, told_of
 from neon.runtime.atomic_folder import atomic_folder
 from neon.runtime.files import check_writable, sha256_file, write_json
+from neon.runtime.hub import in_words
 
 USUAL_RANK = 16
 
@@ -112,9 +113,9 @@ def write_adapter(
             w=w,
             formula=FORMULA,
             adapter_format=style,
-            base=str(pair.base.path),
+            base=in_words(pair.base.path),
             base_sha256=hashes[0],
-            self_trained=str(pair.self_trained.path),
+            self_trained=in_words(pair.self_trained.path),
             self_trained_sha256=hashes[1],
             exact=_is_exact(pair),
             warnings=(*pair.notes, *adapter.warnings()),
