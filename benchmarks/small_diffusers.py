@@ -192,13 +192,12 @@ class Improve:
             f"--ema 0 --snapshots 1 --w 0 3 --select_images {self.images} --batch_size 100 --limit 6 "
             f"--sampler_scores 8 --no_baselines --device cpu --processes 1 --seed {seed} --out {self._run(way, seed)}",
         )
-        run = self._run(way, seed)
-        score(f"--network {run}/improved.safetensors", run / "improved.json")
+        score(f"--network {self._run(way, seed)}/improved.safetensors", self._run(way, seed) / "improved.json")
 
     def _found(self, way: str) -> dict[str, Any]:
         """Every row of the report: its distance and w from each seed, and the mean over them.
 
-        `improved` is what the weights of each seed score as they are written, opened again by `neon evaluate`.
+        `written` is what `improved.safetensors` of each seed scores, opened again by `neon evaluate`.
         """
         runs = [json.loads((self._run(way, seed) / "scores.json").read_text()) for seed in self.seeds]
         names = dict.fromkeys(name for run in runs for name in run["rows"])
@@ -206,7 +205,7 @@ class Improve:
             "seeds": self.seeds,
             "summary": [run["summary"] for run in runs],
             "beside": [run["beside"] for run in runs],
-            "improved": [distances(self._run(way, seed) / "improved.json") for seed in self.seeds],
+            "written": [distances(self._run(way, seed) / "improved.json") for seed in self.seeds],
             "rows": {name: _over_seeds([run["rows"][name] for run in runs if name in run["rows"]]) for name in names},
         }
 

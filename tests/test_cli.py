@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from neon.cli.app import main
 from neon.model import load_model
 from neon.runtime.files import sha256_file
 from tests import pickles
+from tests.test_own_model import run
 from tests.tiny import tiny_edm
+from tests.workers import ended
 
 ROOT = Path(__file__).parents[1]
 BASE = {"net.weight": torch.linspace(-1, 1, 600).reshape(20, 30), "steps": torch.tensor(3)}
@@ -65,15 +68,14 @@ def test_flags_take_hyphens_or_underscores_and_an_equals_sign(folder: Path) -> N
     assert torch.equal(load_state("a.pth")["net.weight"], TUNED["net.weight"])
 
 
-def test_the_program_in_the_checkout_is_the_same_command(folder: Path) -> None:
-    flags = "--base base.safetensors --self-trained tuned.safetensors -w -1 --output a.safetensors"
-    command = [sys.executable, str(ROOT / "neon_merge.py"), *flags.split()]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")
+def test_the_program_in_the_checkout_is_the_same_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"{ROOT / 'neon_merge.py'} --base base.safetensors --self-trained tuned.safetensors -w -1"
+    typed = [sys.executable, *command.split(), "--output", "a.safetensors"]
+    done = subprocess.run(typed, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
     assert torch.equal(load_state("a.safetensors")["net.weight"], TUNED["net.weight"])
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 2
-    assert run.stderr == (
+    assert run(f"python {command} --output a.safetensors") == 2
+    assert capsys.readouterr().err == (
         "neon merge: a.safetensors: already exists; choose another name or pass --overwrite to replace it\n"
     )
 
@@ -172,13 +174,9 @@ def test_no_images_per_pass_are_refused(command: str, capsys: pytest.CaptureFixt
     expect_one_line(capsys, command.split()[0], "--batch_size 0: expected at least 1")
 
 
-LIMITED = """
-import resource, sys
-from neon.cli.app import main
-from neon.cli.inspect import Inspect
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-sys.exit(main(sys.argv[1:]))
-"""
+def limited(command: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    sys.exit(main(command))
 
 
 @pytest.mark.parametrize("output", ["neon.safetensors", "neon.pth"])
@@ -187,10 +185,8 @@ def test_a_write_that_fails_midway_is_one_line_and_exit_code_1_with_nothing_half
 ) -> None:
     before = sorted(folder.iterdir())
     command = ["merge", "--base", "base.pth", "--self-trained", "tuned.safetensors", "-w", "1", "--output", output]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, env=environment)
-    assert run.returncode == 1
-    assert run.stderr == f"neon merge: {output}: writing failed (File too large); nothing was written\n"
+    message = f"neon merge: {output}: writing failed (File too large); nothing was written\n"
+    assert ended(limited, command) == (1, message)
     assert sorted(folder.iterdir()) == before
 
 

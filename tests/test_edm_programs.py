@@ -34,11 +34,11 @@ from tests.programs import (
     Killed,
     both_at_inference,
     dies_after,
+    ends_with_score,
     images,
     in_worlds,
     losses,
     refused,
-    run_as_typed,
     same_files,
     same_scores,
     torchrun,
@@ -523,7 +523,7 @@ def test_the_published_command_runs_as_typed_under_torchrun(here: Path) -> None:
         f"{ROOT}/edm/calculate_fid.py --network_pkl base.pkl --ref real.npz "
         "--seeds 0-9 --max_batch_size 256 --num_steps 18 --features features.safetensors --json scores.json"
     )
-    run_as_typed(command, here, f"{ROOT / 'edm'}:{ROOT}")
+    ends_with_score(torchrun(1, command, here, f"{ROOT / 'edm'}:{ROOT}"))
 
 
 # Processes
@@ -562,13 +562,16 @@ def test_what_one_process_finds_wrong_is_said_once_and_ends_all(runs: dict[int, 
         assert not [path for path in (out / "wrong").rglob("*") if path.is_file()]
 
 
-def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_path: Path) -> None:
+def refused_in_every_process(flags: str) -> None:
+    assert run_program(sample.SampleEDM, flags.split()) == 2
+
+
+def test_more_processes_than_images_are_refused_in_one_line(files: Path, tmp_path: Path, workers: Workers) -> None:
     flags = f"--network_pkl {files}/base.pkl --outdir out --seeds 5 {SAMPLER} --device cpu"
-    done = torchrun(2, f"{ROOT}/edm/sample.py {flags}", tmp_path)
-    assert done.returncode != 0 and not (tmp_path / "out").exists()
-    lines = [line for line in done.stderr.splitlines() if line.startswith("sample.py:")]
-    assert len(lines) == 1 and "2 processes for 1 images" in lines[0]
-    assert "exitcode  : 2" in done.stderr
+    workers.run("tests.test_edm_programs:refused_in_every_process", flags, folder=tmp_path, world_size=2)
+    assert not (tmp_path / "out").exists()
+    [line] = (tmp_path / "stderr").read_text().splitlines()
+    assert "2 processes for 1 images" in line
 
 
 def test_a_signal_to_one_process_stops_all_of_them(tmp_path: Path, workers: Workers) -> None:

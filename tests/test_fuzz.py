@@ -4,28 +4,34 @@
 """
 
 import json
-import os
-import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.programs import ROOT
+from tests.workers import LIMIT_SECONDS, start
 
 EACH = 80
 READERS = ["images", "encoded", "statistics", "torch", "pickles", "safetensors", "shards", "model", "features",
            "training", "scores", "download", "report"]  # fmt: skip
 
 
+def fuzz(figures: Path) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from fuzz import main
+
+    main(inputs=EACH * len(READERS), json_file=figures)
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What became of the inputs of each reader, in a process of their own, whose memory is theirs."""
     figures = tmp_path_factory.mktemp("fuzz") / "fuzz.json"
-    command = [sys.executable, "benchmarks/fuzz.py", f"--inputs={EACH * len(READERS)}", f"--json_file={figures}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert figures.exists(), done.stderr
+    process = start(fuzz, figures)
+    process.join(LIMIT_SECONDS)
+    assert process.exitcode is not None and figures.exists()
     rows = {row["reader"]: row for row in json.loads(figures.read_text())["readers"]}
     assert list(rows) == READERS
     return rows

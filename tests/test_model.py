@@ -26,7 +26,11 @@ def test_a_model_of_your_own_is_named_by_file_and_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("edn", "expected one of edm"), ("nowhere.py:Mine", "no file nowhere.py"), (f"{__file__}:Path", "no subclass")],
+    [
+        ("edn", "expected one of diffusers, edm"),
+        ("nowhere.py:Mine", "no file nowhere.py"),
+        (f"{__file__}:Path", "no subclass"),
+    ],
 )
 def test_an_unknown_architecture_is_refused(name: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):

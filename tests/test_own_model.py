@@ -144,11 +144,14 @@ def test_the_programs_take_networks_of_installed_architectures_too(here: Path) -
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--network base.safetensors", "base.safetensors: architecture 'flow' is unknown; expected one of edm"),
+        (
+            "--network base.safetensors",
+            "base.safetensors: architecture 'flow' is unknown; expected one of diff",
+        ),
         ("--network base.safetensors --model nowhere.py:Flow", "no file nowhere.py"),
         (f"--network base.safetensors --model {EXAMPLE}:Flwo", "called Flwo; it holds Flow"),
         (f"--network base.safetensors --model {EXAMPLE}:Velocity", "called Velocity; it holds Flow"),
-        ("--network base.safetensors --model edn", "expected one of edm"),
+        ("--network base.safetensors --model edn", "expected one of diffusers, edm"),
         (f"--network edm.safetensors --model {FLOW}", "edm.safetensors: a checkpoint of 'edm', but --model names Flow"),
         (f"--network none.safetensors --model {FLOW}", "none.safetensors: no such file"),
         (f"--network base.safetensors --model {FLOW} --set steps=3", "NAME=VALUE with a NAME of num_steps"),

@@ -145,8 +145,8 @@ def test_the_plain_samplers_draw_what_the_weights_say() -> None:
         np.testing.assert_allclose(build(1.5).moments().sigma, 1.5**2 * np.eye(2), atol=1.5**2 * tolerance)
 
 
-def test_the_same_arguments_give_the_same_numbers() -> None:
-    twice = [study(AUTOREGRESSIVE, "narrow", SETTINGS["fast"]) for _ in range(2)]
+def test_the_same_arguments_give_the_same_numbers(scope: dict) -> None:
+    twice = [both(scope, "narrow")[1], study(AUTOREGRESSIVE, "narrow", SETTINGS["fast"])]
     assert (twice[0].cosines == twice[1].cosines).all()
     for sampler in SAMPLERS:
         assert (twice[0].plain[sampler] == twice[1].plain[sampler]).all()

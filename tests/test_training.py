@@ -35,7 +35,7 @@ def weights(path: Path) -> torch.Tensor:
 
 
 def test_training_lowers_the_loss_and_logs_every_step(tmp_path: Path) -> None:
-    run(tmp_path, num_steps=60)
+    run(tmp_path, num_steps=60, state_every_seconds=60.0)
     found = losses(tmp_path)
     assert len(found) == 60
     assert sum(found[-10:]) < 0.8 * sum(found[:10])

@@ -275,6 +275,18 @@ def features(member: int, *, noise: float = 0.0) -> Callable[[Point], Statistics
 REAL_FEATURES = FrechetReference(Statistics(mu=np.zeros(12), sigma=np.eye(12)))
 
 
+def lowest(evaluate: Callable[[Point], Statistics], scales: list, snapshot: int) -> float:
+    """The lowest distance of a snapshot on a grid of 126 w and all scales; its valley is found on a coarser grid."""
+
+    def distance(point: tuple) -> float:
+        return REAL_FEATURES.distance(evaluate(Point(*point, snapshot)))
+
+    ws = np.linspace(-0.5, 2, 126)
+    w, scale = min(product(ws[::5], scales[::2]), key=distance)
+    first = max(scales.index(scale) - 2, 0)
+    return min(map(distance, product(ws[abs(ws - w) < 0.11], scales[first : first + 5])))
+
+
 @pytest.mark.parametrize(
     ("guided", "snapshots", "usual"),
     [(False, 1, 4.5), (True, 1, 7), (False, 3, 7), (True, 3, 9.5)],
@@ -293,8 +305,7 @@ def test_with_the_features_in_sight_the_choice_takes_fewer_points(guided: bool, 
 
         bounds = GUIDANCE if guided else None
         found = search(evaluate, w=(-0.5, 2), guidance=bounds, snapshots=lengths, reference=REAL_FEATURES, limit=16)
-        axes = product(np.linspace(-0.5, 2, 126), scales, range(snapshots))
-        best = min(REAL_FEATURES.distance(evaluate(Point(*point))) for point in axes)
+        best = min(lowest(evaluate, scales, snapshot) for snapshot in range(snapshots))
         assert value(found.best) == REAL_FEATURES.distance(evaluate(found.best.point))
         excess.append(value(found.best) / best - 1)
         spent.append(len(found.evaluations))

@@ -1,8 +1,7 @@
 """`neon tune` and `neon report` as users run them, on a tiny network."""
 
 import json
-import os
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from neon.noise import Purpose, image_seeds
 from neon.report.record import load
 from neon.tune.plan import TunePlan
 from neon.tune.snapshots import as_file_name, budgets, snapshot_names
-from tests.programs import ROOT, Killed, dies_after, work_in, write_pair
+from tests.programs import Killed, dies_after, work_in, write_pair
 from tests.tiny import tiny_edm, tiny_imm
-from tests.workers import Workers
+from tests.workers import Workers, ended
 from VAR.settings import VARSettings
 
 USUAL = (
@@ -152,23 +151,18 @@ def test_points_that_cannot_be_scored_are_recorded_and_do_not_stop_the_search(he
     assert any("The self-trained weights could not be scored" in note for note in load("run").notes)
 
 
-LIMITED = """
-import resource, sys
-from neon.cli import app as cli
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-sys.exit(cli.main(sys.argv[1:]))
-"""
+def limited(flags: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    torch.set_num_threads(1)
+    sys.exit(cli.main(flags))
 
 
 def test_a_full_disk_ends_a_run_in_one_line_and_the_next_one_goes_on(here: Path) -> None:
     """A limit on the size of files stands for the disk: the log of evaluations outgrows it in the middle of a line."""
     flags = ["tune", *USUAL.split(), "--grid", "0", "0.25", "0.5", "0.75", "1", "1.25", "1.5", "--out", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *flags], cwd=here, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("neon tune: run/evaluations.jsonl: writing failed")
+    code, said = ended(limited, flags)
+    assert code == 1 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("neon tune: run/evaluations.jsonl: writing failed")
     whole = Path("run/evaluations.jsonl").read_text().splitlines()[:-1]
     assert whole and cli.main(flags) == 0
     assert Path("run/evaluations.jsonl").read_text().splitlines()[: len(whole)] == whole
