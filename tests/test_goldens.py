@@ -1,8 +1,8 @@
 """The golden tests read other cases of the same kinds: NEON_GOLDEN_DIR names a folder of them."""
 
-import contextlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from tests.goldens import number_in, subset
-from tests.workers import ended
 
 ROOT = Path(__file__).parent.parent
-
-
-def pytest_in(folder: str, flags: list[str]) -> None:
-    os.chdir(ROOT)
-    os.environ["NEON_GOLDEN_DIR"] = folder
-    with contextlib.redirect_stdout(sys.stderr):
-        sys.exit(pytest.main(flags))
 
 
 class Cases:
@@ -50,8 +42,11 @@ class Cases:
         """Which of them pass, by name."""
         report = self.folder / "report.xml"
         tests = [f"tests/test_golden_{path.name}.py::test_golden" for path in self.folder.iterdir()]
-        code, said = ended(pytest_in, str(self.folder), ["-q", f"--junitxml={report}", *tests])
-        assert code in (0, 1), said
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *tests],
+            cwd=ROOT, env={**os.environ, "NEON_GOLDEN_DIR": str(self.folder)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stdout + done.stderr
         return {
             case.attrib["name"].removeprefix("test_golden[").removesuffix("]"): case.find("failure") is None
             for case in ElementTree.parse(report).iter("testcase")
