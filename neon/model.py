@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.common import listing
 from neon.checkpoint.naming import fitted, names_differ, unwrapped
-from neon.data.prompts import prompts_for
+from neon.data.prompts import prompts_for, read_prompts
 from neon.data.sampler import SAMPLER, parse_sampler
 from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise, Purpose
@@ -503,6 +503,17 @@ def open_autoencoder(model: GenerativeModel, named: Path | None) -> Path | None:
     path = model.autoencoder_file(named)
     if path is not None:
         model.use_autoencoder(path)
+    return path
+
+
+def complete(model: GenerativeModel, autoencoder: Path | None, prompts: Path | None) -> Path | None:
+    """Give a model its autoencoder, whose file is returned, and prompts if a text file of them is named.
+
+    Raises what `open_autoencoder`, `read_prompts` and `GenerativeModel.use_prompts` raise.
+    """
+    path = open_autoencoder(model, autoencoder)
+    if prompts is not None:
+        model.use_prompts(read_prompts(prompts))
     return path
 
 

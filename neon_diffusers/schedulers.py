@@ -19,7 +19,6 @@ DIFFUSION = (
 FLOW = "FlowMatchEulerDiscreteScheduler"
 """of networks that were trained to tell the velocity of a straight path from noise to image"""
 SCHEDULERS = (*DIFFUSION, FLOW)
-WITH_SPACING = DIFFUSION
 SPACINGS = ("leading", "linspace", "trailing")
 WITH_ETA = ("DDIMScheduler",)
 SEARCHED = ("DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler")
@@ -31,12 +30,8 @@ _OTHER_FLOWS = ("stochastic_sampling", "use_dynamic_shifting", "invert_sigmas")
 """settings of `FLOW` by which it samples otherwise than here"""
 UNABLE: Mapping[str, tuple[str, ...]] = {
     "sample": (
-        *(
-            "PNDMScheduler",
-            "EulerAncestralDiscreteScheduler",
-            "KDPM2DiscreteScheduler",
-            "KDPM2AncestralDiscreteScheduler",
-        ),
+        *("PNDMScheduler", "EulerAncestralDiscreteScheduler"),
+        *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
     )
 }
 """schedulers that do not know a prediction, by its name"""

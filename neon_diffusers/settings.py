@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from neon_diffusers.schedulers import DIFFUSION, FLOW, SPACINGS, WITH_ETA, WITH_SPACING
+from neon_diffusers.schedulers import DIFFUSION, FLOW, SPACINGS, WITH_ETA
 
 DEFAULT = "default"
 
@@ -29,8 +29,6 @@ class DiffusionSettings:
             raise ValueError(f"scheduler is {self.scheduler}; expected one of {', '.join(DIFFUSION)}")
         if self.spacing not in (DEFAULT, *SPACINGS):
             raise ValueError(f"spacing is {self.spacing}; expected {DEFAULT}, {', '.join(SPACINGS)}")
-        if self.spacing != DEFAULT and self.scheduler not in WITH_SPACING:
-            raise ValueError(f"spacing is {self.spacing}, but {self.scheduler} has none to choose; leave it out")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta is {self.eta:g}; expected 0 to 1")
         if self.eta and self.scheduler not in WITH_ETA:

@@ -184,7 +184,8 @@ def test_a_network_is_swept_without_a_copy_of_it(tmp_path: Path) -> None:
         return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
     before, size = held(), sum(4 * p.numel() for p in model.network.parameters())
-    weights = beside(model.network, lambda: pytest.fail("copied"), tmp_path / "base.safetensors", snapshot.path)
+    base_file = tmp_path / "base.safetensors"
+    weights = beside(model.network, base_file, snapshot.path, copied=lambda: pytest.fail("copied"))
     live = weights.live()
     live.set(1.5)
     assert held() - before < size / 10

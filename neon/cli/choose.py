@@ -69,13 +69,9 @@ class ResidentFlags(FeatureFlags):
 
     def complete(self, model: "GenerativeModel") -> Path | None:
         """Give `model` its autoencoder, whose file is returned, and its prompts."""
-        from neon.data.prompts import read_prompts
-        from neon.model import open_autoencoder
+        from neon.model import complete
 
-        autoencoder = open_autoencoder(model, self.vae)
-        if self.prompts is not None:
-            model.use_prompts(read_prompts(self.prompts))
-        return autoencoder
+        return complete(model, self.vae, self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ from neon.evaluate import (
     warn_of_few,
 )
 from neon.merge import warn_of_snapshot
-from neon.merge.live import beside, copied_weights
+from neon.merge.live import beside
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.kernel import KERNEL_PROTOCOL
@@ -156,8 +156,7 @@ def _models(
         network, _ = model.second
         return lambda scale: model.combine(network, scale)
     network = model.network
-    copied = partial(copied_weights, network)
-    live = beside(network, copied, path, flags.self_trained, flags.key, flags.self_trained_key).live()
+    live = beside(network, path, flags.self_trained, flags.key, flags.self_trained_key).live()
 
     def merged(w: float) -> GenerativeModel:
         live.set(w)

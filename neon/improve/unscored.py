@@ -1,6 +1,5 @@
 """The method's promise without real images: one self-training, merges at usual w, and samples to look at."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from neon.errors import DegenerateError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, identity_of, notes_of, say_what_is_left, self_trained, training_of
 from neon.merge import merge_files
-from neon.merge.live import beside, copied_weights
+from neon.merge.live import beside
 from neon.model import GenerativeModel, own_class
 from neon.noise import Purpose, image_seeds
 from neon.report.unscored import Unscored, write_unscored
@@ -89,8 +88,7 @@ def _grids(
     plan: ImprovePlan, base: Base, model: GenerativeModel, settings: Any, self_trained: Path, processes: Processes
 ) -> dict[float, Tensor]:
     """Images of the same noise at every w, uint8 [N, C, H, W] each."""
-    copied = partial(copied_weights, model.network)
-    live = beside(model.network, copied, base.path, self_trained, base.key).live()
+    live = beside(model.network, base.path, self_trained, base.key).live()
     seeds = image_seeds(Purpose.REPORT, plan.seed, SHOWN)
     labels = model.labels_for(Purpose.REPORT, SHOWN, plan.seed)
     grids = {}

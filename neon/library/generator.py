@@ -23,7 +23,6 @@ from torch import Tensor
 from neon import __version__
 from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetensors
 from neon.data.images import ImageDataset
-from neon.data.prompts import read_prompts
 from neon.data.sampler import SAMPLER, sampler_text
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
@@ -36,9 +35,9 @@ from neon.metrics.reference import NamedFeatures
 from neon.model import (
     GenerativeModel,
     code_file,
+    complete,
     load_model,
     model_metadata,
-    open_autoencoder,
     sampler_of,
 )
 from neon.noise import Purpose, image_seeds
@@ -71,6 +70,11 @@ LARGEST_MICRO_BATCH = 64
 """images per forward pass of a training unless told otherwise"""
 _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its metadata
 
+_SAME = (
+    *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),
+    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"),
+)
+"""flags that are keywords of the same name"""
 # Lower rooms name flags of commands in what they say; these are the keywords here. What is not here is said of programs
 # of others, or is called here as there.
 _KEYWORDS = {
@@ -81,13 +85,9 @@ _KEYWORDS = {
     "vae_ckpt (neon's commands: --vae)": "autoencoder",
     "vae_path (neon's commands: --vae)": "autoencoder",
     "vae": "autoencoder",
-    **{
-        name: name
-        for name in (*("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),)
-    },
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
-    **{name: name for name in ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")},
+    **{name: name for name in _SAME},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")
 
@@ -136,9 +136,7 @@ class Origin:
         model = load_model(
             self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
         )  # fmt: skip
-        open_autoencoder(model, self.autoencoder)
-        if self.prompts is not None:
-            model.use_prompts(read_prompts(self.prompts))
+        complete(model, self.autoencoder, self.prompts)
         return model
 
     def facts(self, model: GenerativeModel) -> dict[str, Any]:

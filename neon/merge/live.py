@@ -52,18 +52,20 @@ class Beside(ABC):
 
 def beside(
     network: nn.Module,
-    copied: Callable[[], State],
     base: PathLike,
     self_trained: PathLike,
     key: str | None = None,
     self_trained_key: str | None = None,
+    *,
+    copied: Callable[[], State] | None = None,
 ) -> Beside:
     """The self-trained weights of a pair of files beside the `network` that was loaded from `base`.
 
     Warns of what a user should know.
 
     Args:
-        copied: gives a copy of the base's weights, which is asked for where whole weights are to be merged.
+        copied: gives a copy of the base's weights, which is asked for where whole weights are to be merged; by default
+            one of those in the network is made.
 
     Raises:
         RequestError: as `open_pair`, or the network is another one.
@@ -72,9 +74,8 @@ def beside(
         is_adapter = pair.adapter is not None
     if is_adapter:
         return _Adapter(network, base, self_trained, key, self_trained_key)
-    return _Whole(
-        network, copied(), load_self_trained(network, base, self_trained, key, self_trained_key), self_trained
-    )
+    kept = copied_weights(network) if copied is None else copied()
+    return _Whole(network, kept, load_self_trained(network, base, self_trained, key, self_trained_key), self_trained)
 
 
 def copied_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class Tuner:
         self.snapshots = tuple(snapshots) or plan.self_trained
         self.own_key = plan.self_trained_key if self.snapshots == plan.self_trained else None
         self.weights = [
-            beside(scorer.model.network, lambda: scorer.base, plan.base, path, plan.key, self.own_key)
+            beside(scorer.model.network, plan.base, path, plan.key, self.own_key, copied=lambda: scorer.base)
             for path in self.snapshots
         ]
         """of each snapshot"""

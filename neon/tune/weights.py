@@ -46,8 +46,8 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
         except RequestError as error:  # one that changes no layer
             warn(f"{error}; there is no {IMPROVED_LORA}")
     else:
-        sampler = sampler_record(tuner.scorer.model.architecture, tuner.settings_at(point))
-        written += write_pipelines(tuner.plan.base, tuner.snapshots[point.snapshot], [point.w], written[0], sampler)
+        base, snapshot = tuner.plan.base, tuner.snapshots[point.snapshot]
+        written += write_pipelines(base, snapshot, [point.w], written[0], _sampler(tuner, point))
     return tuple(written)
 
 
@@ -80,8 +80,8 @@ def reopened(tuner: Tuner, point: Point) -> GenerativeModel:
 
 def _merged(tuner: Tuner, point: Point, suffix: str) -> Path:
     """The merge at `point` in the format of a suffix."""
-    plan, scorer = tuner.plan, tuner.scorer
-    output = scorer.folder / f"{IMPROVED}{suffix}"
+    plan = tuner.plan
+    output = tuner.scorer.folder / f"{IMPROVED}{suffix}"
     merge_files(
         plan.base,
         tuner.snapshots[point.snapshot],
@@ -90,9 +90,14 @@ def _merged(tuner: Tuner, point: Point, suffix: str) -> Path:
         key=plan.key,
         self_trained_key=tuner.own_key,
         overwrite=True,
-        sampler=sampler_record(scorer.model.architecture, tuner.settings_at(point)),
+        sampler=_sampler(tuner, point),
     )
     return output
+
+
+def _sampler(tuner: Tuner, point: Point) -> dict[str, Any] | None:
+    """The record of the sampler that w was chosen at."""
+    return sampler_record(tuner.scorer.model.architecture, tuner.settings_at(point))
 
 
 def _adapter(tuner: Tuner, point: Point) -> Path:

@@ -127,3 +127,8 @@ class Kind(ABC):
             RequestError: it does not fit the denoiser.
         """
         raise NotImplementedError(f"{type(self).__name__} has no frozen part")
+
+
+def height_and_width(side: Any) -> tuple[Any, Any]:
+    """The `sample_size` of a denoiser's configuration as two: one number is both."""
+    return tuple(side) if isinstance(side, list) and len(side) == 2 else (side, side)

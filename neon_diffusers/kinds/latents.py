@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neon.errors import RequestError
 from neon.noise import Noise
-from neon_diffusers.kinds.kind import Kind
+from neon_diffusers.kinds.kind import Kind, height_and_width
 from neon_diffusers.pipeline import Pipeline
 from neon_diffusers.vae import CLASS, COMPONENT, Codec, downsampling, load_codec, vae_weights
 
@@ -25,7 +25,7 @@ class Latents(Kind):
         super().__init__(pipeline)
         config, vae = self.denoiser.config, pipeline.components[COMPONENT].config
         side = config.get("sample_size") or self.usual_size
-        height, width = side if isinstance(side, list) and len(side) == 2 else (side, side)
+        height, width = height_and_width(side)
         self.shape = (config.get("in_channels", 4), height, width)
         self.codec: Codec | None = None
         self._see(vae.get("out_channels", 3), downsampling(vae))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.noise import Noise
-from neon_diffusers.kinds.kind import Kind
+from neon_diffusers.kinds.kind import Kind, height_and_width
 from neon_diffusers.pipeline import Pipeline
 from neon_diffusers.sampler import Predict
 from neon_diffusers.settings import DiffusionSettings
@@ -25,7 +25,7 @@ class Pixels(Kind):
         super().__init__(pipeline)
         config = self.denoiser.config
         channels, side = config.get("in_channels", 3), config.get("sample_size")
-        height, width = side if isinstance(side, list) and len(side) == 2 else (side, side)
+        height, width = height_and_width(side)
         if channels not in (1, 3) or not isinstance(height, int) or not isinstance(width, int):
             raise RequestError(
                 f"{pipeline.source}: its unet takes {channels} channels of size {side}; expected pixels, 1 or 3 "
