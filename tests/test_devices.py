@@ -141,7 +141,7 @@ def pretended(device: str = "cuda") -> Iterator[Pretended]:
     empty = mock.Mock(side_effect=lambda seeds, device: EmptyNoise(len(seeds), device))
     with (
         mock.patch("neon.sampling.ImageNoise", empty),
-        mock.patch("neon.selftrain.ImageNoise", empty),
+        mock.patch("neon.selftrain.examples.ImageNoise", empty),
         mock.patch("torch.random.fork_rng", lambda *_: contextlib.nullcontext()),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         Pretended(device) as gpu,
@@ -369,7 +369,7 @@ RECIPES: dict[str, Recipe] = {
     "xAR": XARRecipe(batch_size=4),
     "IMM": IMMRecipe(batch_size=4),
 }
-READ = "neon.selftrain.one_step reads"
+READ = "neon.selftrain.run.one_step reads"
 
 
 def training_run(folder: Path, device: torch.device, recipe: Recipe, model: GenerativeModel) -> TrainingRun:

@@ -64,7 +64,7 @@ RAISED_BY = {
     ("neon/lora/settings.py", None): {*TRAINERS, "improve"},
     ("neon/lora/trained.py", None): {*TRAINERS, "improve"},
     ("neon/trained.py", "--gradient-checkpointing"): {*TRAINERS, "improve"},
-    ("neon/selftrain.py", "--precision"): {*TRAINERS, "improve"},
+    ("neon/selftrain/examples.py", "--precision"): {*TRAINERS, "improve"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
     ("neon/model.py", "--loss"): {"selftrain", "improve"},

@@ -16,7 +16,6 @@ from edm.model import EDM
 from edm.precond import PRECONDS, Precond
 from edm.sampler import integrate, noise_levels
 from edm.settings import AblationSettings, EDMSettings, SamplerSettings
-from neon import selftrain
 from neon.data.augment import AugmentPipe
 from neon.data.images import ArrayDataset, subset_indices, to_uint8, visit_order
 from neon.merge import merge_tensor
@@ -280,7 +279,7 @@ def training_loop(golden: Golden) -> None:
         ema_rampup_ratio=loop["ema_rampup_ratio"],
     )
     with (
-        mock.patch.object(selftrain, "ImageNoise", lambda seeds, device: RecordedNoise(next(rounds))),
+        mock.patch("neon.selftrain.examples.ImageNoise", lambda seeds, device: RecordedNoise(next(rounds))),
         mock.patch.object(model, "training_loss", loss_of_round),
     ):
         run = train_in_order(

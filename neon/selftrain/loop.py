@@ -1,0 +1,167 @@
+"""The loop of training: steps until the last, state and snapshots when they are due, in a folder that is held."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from neon.data.images import TrainingImages
+from neon.errors import RequestError
+from neon.lora.settings import LoRA, record_of
+from neon.model import GenerativeModel
+from neon.noise import Purpose, image_seeds
+from neon.recipe import Recipe
+from neon.runtime.distributed import Processes
+from neon.runtime.progress import Progress
+from neon.runtime.run_folder import (
+    held_by_main,
+)
+from neon.runtime.signals import postponed
+from neon.runtime.trackers import Tracker, TrackerName
+from neon.selftrain.examples import asked, check_trainable, encoded_once
+from neon.selftrain.run import TrainingRun
+from neon.selftrain.snapshots import Snapshot, snapshot_path
+from neon.trained import checkpoint_gradients
+
+EXAMPLES = "examples"
+"""folder of what images are encoded as, where that is done once"""
+
+
+def train(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    *,
+    num_steps: int,
+    snapshot_steps: Sequence[int],
+    recipe: Recipe,
+    seed: int,
+    processes: Processes,
+    micro_batch: int | None = None,
+    state_every_seconds: float = 60.0,
+    title: str = "training",
+    identity: Mapping[str, Any] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
+    ordered: bool | None = None,
+    keep_raw: bool = False,
+    lora: LoRA | None = None,
+    gradient_checkpointing: bool = False,
+    log: TrackerName | None = None,
+) -> list[Snapshot]:
+    """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
+
+    Results are the snapshots: the averaged weights if the recipe averages, else the raw ones; `model.network` is
+    worked on in place, and of no use afterwards if the run was finished before. The state of the run is saved
+    every `state_every_seconds` and at each snapshot; a second call with the same folder goes on from there.
+
+    Args:
+        micro_batch: images per forward pass; the recipe's batch is cut into micro-batches which processes
+            take in turn. Results depend on it (by rounding) but not on the number of processes.
+        identity: what else determines the result (starting weights, augmentation), as JSON.
+        on_snapshot: called in the main process when a snapshot is there; again in a run that continues.
+        ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
+            instead of summing them in any order. By default on a CPU.
+        keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
+        lora: train factors of low rank in the place of the weights; snapshots hold these alone.
+        gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
+        log: a tracker that the curves go to as well, by images seen.
+
+    Raises:
+        RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
+            or the network cannot checkpoint gradients.
+        WorkError: the loss is not finite.
+    """
+    micro_batch = recipe.batch_size if micro_batch is None else micro_batch
+    dataset = asked(model, dataset)
+    check_trainable(model, dataset, recipe.batch_size, micro_batch)
+    folder, batch = Path(folder), recipe.batch_size
+    wanted = sorted({min(step, num_steps) for step in snapshot_steps} | {num_steps})
+    snapshots = {step: Snapshot(images_seen=step * batch, path=snapshot_path(folder, step * batch)) for step in wanted}
+    image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
+    facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
+    facts |= {**(identity or {}), **record_of(lora)}
+    ordered = processes.device.type == "cpu" if ordered is None else ordered
+    if gradient_checkpointing:
+        checkpoint_gradients(model)
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered, lora=lora)
+
+    def tell(steps: Iterable[int]) -> None:
+        for step in steps:
+            if on_snapshot is not None:
+                on_snapshot(snapshots[step])
+
+    def write_snapshot(moved: float) -> None:
+        run.write_snapshot(moved, keep_raw=keep_raw)
+        tell([run.step])
+
+    if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots.values())):
+        processes.on_main(lambda: tell(wanted))
+        return list(snapshots.values())
+    run.resume()
+    processes.on_main(lambda: _check_kept(folder, run.step, snapshots))
+    processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
+    last_saved = time.monotonic()
+    with (
+        Tracker(log, folder, run.identity, processes) as tracker,
+        Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
+        postponed(),
+    ):
+        for row in run.logged() if tracker.on else ():
+            tracker.log({"training/loss": row.get("loss"), "training/lr": row.get("lr")}, row["images_seen"])
+        while run.step < num_steps:
+            begun = time.monotonic()
+            loss, lr = run.one_step()
+            rate = batch / (time.monotonic() - begun)
+            progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
+            moved = run.moved() if run.step in snapshots else None
+            run.log(loss, lr, moved)
+            curves = {"training/loss": loss, "training/lr": lr, "training/images_per_second": rate}
+            tracker.log(curves, run.step * batch)
+            due = moved is not None or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            if processes.is_main and due:
+                run.write_curve()  # first: with the last snapshot all is done
+            if moved is not None:
+                processes.on_main(partial(write_snapshot, moved))
+            if processes.is_main and due:
+                run.save_state()
+                last_saved = time.monotonic()
+            if run.stop is not None:
+                processes.barrier()  # nobody leaves before the state is written
+                run.stop.kept = f"step {run.step:,} of {num_steps:,}"
+                raise run.stop
+    processes.barrier()
+    model.network.eval().requires_grad_(False)
+    return list(snapshots.values())
+
+
+def _check_kept(folder: Path, step: int, snapshots: Mapping[int, Snapshot]) -> None:
+    """A RequestError if one of the `snapshots` up to `step`, by which they are told, does not lie in `folder`."""
+    lost = [snapshot.path.name for due, snapshot in snapshots.items() if due <= step and not snapshot.path.exists()]
+    if lost:
+        raise RequestError(
+            f"{folder}: training stands at step {step}, past snapshots that were not written ({', '.join(lost)}); "
+            "start in another folder"
+        )
+
+
+def train_in_folder(
+    model: GenerativeModel,
+    dataset: TrainingImages,
+    folder: str | os.PathLike[str],
+    *,
+    record: dict[str, Any],
+    fresh: bool,
+    processes: Processes,
+    **settings: Any,
+) -> list[Snapshot]:
+    """`train` with `settings` in a folder that is held meanwhile; `record` is what the run is determined by.
+
+    Raises:
+        RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
+    """
+    with held_by_main(folder, record, processes, fresh=fresh):
+        examples = encoded_once(model, dataset, Path(folder) / EXAMPLES, processes)
+        snapshots = train(model, examples, folder, processes=processes, **settings)
+    return snapshots
