@@ -16,6 +16,7 @@ from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
+from neon.runtime.parallel import Parallel
 from neon.runtime.trackers import TrackerName
 from neon.sampling import write_samples
 from neon.selftrain import EXAMPLES, encoded_once, train, usual_micro_batch
@@ -41,6 +42,7 @@ class SelfTraining:
     lora: LoRA | None = None
     """factors that are trained in the place of the weights"""
     gradient_checkpointing: bool = False
+    parallel: Parallel | None = None
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -92,6 +94,7 @@ class SelfTraining:
                 title="self-training",
                 lora=self.lora,
                 gradient_checkpointing=self.gradient_checkpointing,
+                parallel=self.parallel,
                 log=self.log,
             )
         last = snapshots[-1]
@@ -128,6 +131,7 @@ def self_training_of(
         batch_size=plan.batch_size,
         seed=plan.seed,
         lora=recorded_lora(record.get(RECORD)),
+        parallel=plan.parallel,
     )
 
 
