@@ -52,7 +52,7 @@ class Case:
 
 
 CASES = {
-    "edm": Case(lambda: tiny_edm(dropout=0.1), EDM_RECIPE),
+    "edm": Case(lambda: tiny_edm(dropout=0.1, augment_dim=2), EDM_RECIPE),
     "var": Case(tiny_var, VAR_RECIPE),
     "xar": Case(tiny_xar, XAR_RECIPE, {"gradient_checkpointing": True}),
     "lora": Case(tiny_edm, EDM_RECIPE, {"lora": LoRA(rank=2, alpha=2.0, targets=("all",))}),

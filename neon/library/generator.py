@@ -88,6 +88,7 @@ _KEYWORDS = {
     "vae": "autoencoder",
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
+    "batch_gpu": "micro_batch",
     **{name: name for name in _SAME},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")

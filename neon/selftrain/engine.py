@@ -6,7 +6,6 @@ torch's `fully_shard` (FSDP2): weights, gradients, optimiser and averages are sp
 computes all micro-batches, whatever the engine is called.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -126,13 +125,11 @@ class DataParallel(Engine[Part]):
 
     def __init__(self, network: nn.Module, processes: Processes, *functions: Any) -> None:
         super().__init__(network, processes, *functions)
-        # A loss need not use every parameter (labels of augmentations, layers of a LoRA), nor every process compute
-        # one. Gradients that are views of the buckets exist once.
+        # Gradients that are views of the buckets exist once.
         self._module = nn.parallel.DistributedDataParallel(
-            _Called(network), broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            _Called(network), broadcast_buffers=False, gradient_as_bucket_view=True
         )
         self._module.register_comm_hook(None, _sum)
-        self._first = next(p for p in network.parameters() if p.requires_grad)
 
     def gradients(self, parts: Sequence[Part]) -> Tensor:
         mine, total = self._of_rank(parts), self._nothing()
@@ -140,7 +137,7 @@ class DataParallel(Engine[Part]):
             for part in mine[:-1]:
                 total[0] += self._compute(part)
         # A process without a micro-batch adds zeros.
-        total[0] += self._compute(mine[-1]) if mine else self._run(lambda: 0 * self._first.sum())
+        total[0] += self._compute(mine[-1]) if mine else self._run(lambda: total[0].clone())
         return self._told(total)
 
     def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
@@ -151,9 +148,7 @@ class DataParallel(Engine[Part]):
         return self._run(lambda: self._share(part))
 
     def _run(self, function: Callable[[], Tensor]) -> Tensor:
-        with warnings.catch_warnings():  # where all parameters are used after all
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            share = self._module(function)
+        share = self._module(function)
         self._backward(share)
         return share.detach()
 
@@ -164,9 +159,26 @@ class _Called(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self._trained = [p for p in network.parameters() if p.requires_grad]
 
     def forward(self, function: Callable[[], Tensor]) -> Tensor:
-        return function()
+        return _Needing.apply(function(), *self._trained)
+
+
+class _Needing(torch.autograd.Function):
+    """A value that depends on tensors in name: DistributedDataParallel waits for the gradient of every parameter.
+
+    A loss need not use all of them (labels of augmentations, layers of a LoRA), and some process may compute none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.count = len(tensors)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradients, *[None] * ctx.count)
 
 
 def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
