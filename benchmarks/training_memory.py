@@ -36,12 +36,13 @@ STEPS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of a training step, as multiples of the weights.")
-    parser.add_argument("--channels", type=int, default=96, help="of the U-Net (default: %(default)s)")
+    parser.add_argument("--channels", type=int, default=64, help="of the U-Net (default: %(default)s)")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="(default: %(default)s)")
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/training_memory.json"), help="(default: %(default)s)"
     )
     args = parser.parse_args()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed is given back, as to the allocator of a GPU
     rows = [row for number in args.processes for engine in ENGINES for row in measured(engine, number, args.channels)]
     weights = sum(p.numel() for p in network(args.channels).parameters())
     record = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "weights": weights, "rows": rows}
@@ -97,7 +98,7 @@ def _train(queue: "Queue[Any]", engine: Parallel, rank: int, number: int, port: 
         gc.collect()
         weights = 4 * sum(p.numel() for p in model.network.parameters())
         resident = (_reset() - before) / weights
-        _step(run)
+        run.one_step()
         queue.put((rank, {"resident": round(resident, 2), "peak": round((_status("VmHWM") - before) / weights, 2)}))
         group.barrier()
 
@@ -107,12 +108,8 @@ def _steps(model: EDM, engine: Parallel, group: Processes, folder: Path) -> Trai
     recipe = Recipe(batch_size=8, ema_halflife_kimg=1.0)
     run = TrainingRun(model, images, folder, recipe, 0, group, 1, parallel=engine)
     for _ in range(STEPS):
-        _step(run)
+        run.one_step()
     return run
-
-
-def _step(run: TrainingRun) -> None:
-    run.one_step()
 
 
 def _reset() -> int:

@@ -15,13 +15,15 @@ from neon.checkpoint import open_checkpoint
 from neon.errors import RequestError, WorkError
 from neon.lora.settings import LoRA
 from neon.model import GenerativeModel
+from neon.noise import ImageNoise
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes, processes
 from neon.runtime.parallel import Parallel
 from neon.selftrain import TrainingRun, shards, train
 from neon.selftrain.memory import Kept, enough_memory, fitting
+from neon.trained import checkpoint_gradients, repeated_parts
 from tests.programs import Killed, dies_after, log, losses
-from tests.tiny import tiny_colour_images, tiny_edm, tiny_images, tiny_var, tiny_xar
+from tests.tiny import tiny_colour_images, tiny_edm, tiny_images, tiny_imm, tiny_var, tiny_xar
 from tests.workers import Workers
 from VAR.recipe import VARRecipe
 from xAR.recipe import XARRecipe
@@ -228,3 +230,31 @@ def test_running_out_of_memory_says_what_takes_less() -> None:
     advice = r"run: the GPU .*--batch_gpu, --gradient_checkpointing.*--parallel fsdp"
     with pytest.raises(WorkError, match=advice), enough_memory(Path("run")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("model", "examples"),
+    [
+        (lambda: tiny_edm(dropout=0.5), torch.randn(4, 1, 8, 8)),
+        (tiny_var, torch.arange(84).view(4, 21) % 16),
+        (tiny_xar, torch.randn(4, 8, 4, 4)),
+        (lambda: tiny_imm(dropout=0.5), torch.randn(4, 8, 2, 2)),
+    ],
+    ids=["EDM", "VAR", "xAR", "IMM"],
+)
+def test_activations_that_are_computed_once_more_move_no_bit(model: Any, examples: torch.Tensor) -> None:
+    def gradients(checkpointed: bool) -> tuple[list[torch.Tensor | None], int]:
+        one, calls = model(), []
+        one.network.train().requires_grad_(True)
+        if checkpointed:
+            checkpoint_gradients(one)
+        inside = next(repeated_parts(one.network)[-1].children())
+        inside.register_forward_hook(lambda *_: calls.append(1))
+        torch.manual_seed(0)
+        one.training_loss(examples, torch.tensor([0, 1, 2, 0]), ImageNoise(range(4))).mean().backward()
+        return [parameter.grad for parameter in one.network.parameters()], len(calls)
+
+    (plain, once), (again, twice) = gradients(False), gradients(True)
+    assert twice == once + 1
+    for first, second in zip(plain, again, strict=True):
+        assert (first is None) == (second is None) and (first is None or torch.equal(first, second))
