@@ -15,7 +15,7 @@ from neon.runtime.files import write_csv
 REAL_NAME = "real images"
 SCORES_TABLE = "scores.csv"
 OF_ROWS = ("key", "name", "w", "network_calls")
-OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage")
+OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage", "clip_score")
 """columns of `scores.csv`: of a row of the report, and of each of its blocks by the names of `Scores`"""
 
 
@@ -200,7 +200,15 @@ def score_table(report: Report) -> list[list[str]]:
     for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
         means = [row.mean(name) for row in report.rows]
         columns.append([title, *("" if mean is None else f"{mean:.2f}" for mean in means)])
+    fits = [_clip_score(report, row) for row in report.rows]
+    columns.append(["CLIP score", *("" if fit is None else f"{fit:.2f}" for fit in fits)])
     return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
+
+
+def _clip_score(report: Report, row: Row) -> float | None:
+    """How well images fit their prompts, in whichever space that was scored."""
+    means = (one.mean("clip_score") for one in (row, *map(row.in_space, report.beside)))
+    return next((mean for mean in means if mean is not None), None)
 
 
 def _few_blocks(report: Report, row: Row) -> str:
@@ -280,6 +288,7 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "interval": gain and gain.difference_interval,
         "precision": row.mean("precision"),
         "recall": row.mean("recall"),
+        **({} if (fit := _clip_score(report, row)) is None else {"clip_score": fit}),
         "blocks": [block.distance for block in row.blocks],
         "settings": row.settings,
     }
