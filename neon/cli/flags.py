@@ -579,3 +579,11 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
+
+
+def tell_prompts(file: Path | None, model: "GenerativeModel") -> None:
+    """Say how purposes share the prompts of `file`, of a model that is asked by them."""
+    from neon.data.prompts import sharing
+
+    if model.prompts:
+        note(f"{file}: {sharing(len(model.prompts))}")

@@ -180,7 +180,8 @@ def in_other_space(report: Report, metric: str) -> str | None:
         return None
     fair, best = report.fair.in_space(metric), report.best.in_space(metric)
     gain = paired_gain(fair, best)
-    agrees = "agrees" if gain.mean > 0 and (gain.certain or gain.interval is None) else "does not agree"
+    lowest, highest = gain.interval or (gain.mean, gain.mean)
+    agrees = "agrees" if lowest > 0 else "does not agree" if highest <= 0 else "leaves it open"
     return (
         f"{metric}, which had no part in the choice, {agrees}: {distance_text(best.distance)} against "
         f"{distance_text(fair.distance)} for {_called(report, report.fair)}, {gain_text(gain)}."
