@@ -1,9 +1,7 @@
 """What training consumes: examples and labels of a set that fit a model, encoded where that is done once."""
 
 import os
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from neon import __version__
@@ -99,20 +97,3 @@ def encoded_once(
         fresh=False,
     )
     return ExampleSet(folder, model.example_kind)
-
-
-def visit(
-    model: GenerativeModel,
-    dataset: TrainingImages,
-    indices: Sequence[int],
-    noise_seeds: Sequence[int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor | None, ImageNoise]:
-    """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
-    examples, labels = dataset.load(indices) if model.num_classes else (dataset.examples(indices), None)
-    noise = ImageNoise(noise_seeds, device)
-    examples = examples.to(device, non_blocking=True)
-    if not dataset.encoded:
-        examples = model.encode(examples, noise)
-    known = None if labels is None else labels.to(device, non_blocking=True)
-    return examples, known, noise

@@ -34,8 +34,8 @@ from neon.runtime.run_folder import (
     reading_state,
 )
 from neon.runtime.signals import Stopped, requested
-from neon.selftrain.examples import visit
 from neon.selftrain.snapshots import snapshot_path
+from neon.selftrain.visits import TrainingInputs, Visits
 from neon.trained import Trained, WholeNetwork
 
 STATE_FILE = "training-state.pt"
@@ -59,6 +59,7 @@ class TrainingRun:
         *,
         ordered: bool = True,
         lora: LoRA | None = None,
+        workers: int | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
@@ -81,6 +82,7 @@ class TrainingRun:
         """what to raise after this step: a signal has reached one of the processes"""
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
+        self.inputs = TrainingInputs(model, dataset, recipe, seed, processes, micro_batch, workers)
         self.scaler = torch.amp.GradScaler(
             processes.device.type,
             init_scale=recipe.first_scale,
@@ -183,7 +185,7 @@ class TrainingRun:
 
     def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         device = self.processes.device
-        inputs = visit(self.model, self.dataset, indices, noise_seeds, device)
+        inputs = self.inputs(Visits(indices, noise_seeds), self.step)
         # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(noise_seeds[0])
