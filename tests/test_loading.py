@@ -108,7 +108,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path: Path, monkey
     # DataLoader looks every five seconds.
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     real = tiny_colour_images(8)
-    with pytest.raises(WorkError, match=r"reads images ahead was killed.*--workers 0"):
+    with pytest.raises(WorkError, match=r"reads images ahead was killed.*by --workers 0"):
         weights(colour_edm(), Deadly(real.images, real.labels, "deadly"), tmp_path, 1)
     assert not multiprocessing.active_children()
 

@@ -84,7 +84,7 @@ def read_ahead(
                     raise
                 loaded = WorkError(
                     "a process that reads images ahead was killed; was there memory left, in the machine and in "
-                    f"{_SHARED}? Read with fewer (--workers 1), or with none (--workers 0)"
+                    f"{_SHARED}? The commands that train read without such processes by --workers 0"
                 )
             if isinstance(loaded, RequestError | WorkError):
                 raise loaded
