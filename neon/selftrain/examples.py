@@ -13,6 +13,7 @@ from neon.model import GenerativeModel
 from neon.noise import ImageNoise
 from neon.runtime.distributed import Processes
 from neon.sampling import check_classes
+from neon.selftrain.visits import prepares
 
 
 def asked(model: GenerativeModel, dataset: TrainingImages) -> TrainingImages:
@@ -76,6 +77,8 @@ def encoded_once(
         return dataset
 
     def encode(images: Tensor) -> Tensor:
+        if prepares(model):
+            images = model.prepare(images.cpu(), ImageNoise([0] * len(images))).to(images.device)
         with model.precision.allowed_on(processes.device):
             examples = model.encode(images, ImageNoise([0] * len(images), images.device)).cpu()
         if not examples.isfinite().all():

@@ -39,6 +39,11 @@ class Read(NamedTuple):
     """of `ImageNoise`, where preparing may have drawn from the noise that goes on being drawn from"""
 
 
+def prepares(model: GenerativeModel) -> bool:
+    """Whether the model does anything to images before it encodes them."""
+    return type(model).prepare is not GenerativeModel.prepare
+
+
 def read(model: GenerativeModel, dataset: TrainingImages, device: torch.device, visits: Visits) -> Read:
     """Read images, and prepare them; needs no device, so that any process can."""
     labels: Tensor | None = None
@@ -50,7 +55,7 @@ def read(model: GenerativeModel, dataset: TrainingImages, device: torch.device, 
     except RequestError as error:
         error.shared = False  # of images that no other process reads
         raise
-    if dataset.encoded or type(model).prepare is GenerativeModel.prepare:
+    if dataset.encoded or not prepares(model):
         return Read(visits, examples, labels, None)
     noise = ImageNoise(visits.seeds)
     examples = model.prepare(examples, noise)
