@@ -4,8 +4,8 @@
     python benchmarks/loading.py --images 256 --repeats 5
 
 Smooth random images with a little noise, whose PNG files are as large as those of photographs. Files are in the page
-cache. Methods run in turn, one round after the other; figures are medians of rounds. CPU time is that of the process
-that trains: without workers it tells how busy the machine was.
+cache. Methods run in turn, one round after the other; figures are medians of rounds. CPU time is that of all
+processes: where others run beside, what N free processors would do follows from it.
 
 "before" is VAR's way until images were prepared on the CPU as bytes: read by the training process, resized by
 torchvision, cropped and scaled to floats there. "conversion here" adds that scaling, as a training on a CPU does it, to
@@ -14,6 +14,7 @@ what workers send.
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -25,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,7 @@ def main() -> None:
         methods = methods_of(sets)
         record["rows"] = measure(methods, args.repeats)
     record["edm_augment_ms_per_image"] = augment_ms()
+    record["VAR_times_before"] = times_before(record["rows"])
     show(record)
     write_json(args.json, record)
 
@@ -166,7 +168,9 @@ def methods_of(sets: dict[str, TrainingImages]) -> dict[tuple[str, str, str], tu
     png = sets["png 256"]
     load = partial(read, made["VAR"], png, CPU)
     assert isinstance(png, ImageDataset)
-    assert torch.equal(next(iter(before(png))), from_uint8(next(iter(ahead(load, png, 0))).examples)), "other bits"
+    assert torch.equal(next(iter(before(png))), from_uint8(next(iter(ahead(load, png, 0))).loaded.examples)), (
+        "other bits"
+    )
     found["VAR", "png 256", "before"] = (len(png), partial(before, png))
     found["VAR", "png 256", "2 threads"] = (len(png), partial(threads, load, png))
     for name in ("png 256", "shards 256"):
@@ -183,12 +187,25 @@ def visits(dataset: TrainingImages) -> Iterator[Visits]:
         yield Visits(part, part)
 
 
-def ahead(load: Callable[[Visits], Any], dataset: TrainingImages, workers: int) -> Iterable[Any]:
-    return read_ahead(load, visits(dataset), workers=workers, device=CPU)
+class Timed(NamedTuple):
+    """What was loaded, by which process, and the CPU seconds of that so far."""
+
+    loaded: Any
+    process: int
+    seconds: float
 
 
-def converted(load: Callable[[Visits], Any], dataset: TrainingImages) -> Iterator[Tensor]:
-    return (from_uint8(found.examples) for found in ahead(load, dataset, 2))
+def timed(load: Callable[[Visits], Any], part: Visits) -> Timed:
+    return Timed(load(part), os.getpid(), time.process_time())
+
+
+def ahead(load: Callable[[Visits], Any], dataset: TrainingImages, workers: int) -> Iterable[Timed]:
+    return read_ahead(partial(timed, load), visits(dataset), workers=workers, device=CPU)
+
+
+def converted(load: Callable[[Visits], Any], dataset: TrainingImages) -> Iterator[Timed]:
+    for batch in ahead(load, dataset, 2):
+        yield batch._replace(loaded=from_uint8(batch.loaded.examples))
 
 
 def threads(load: Callable[[Visits], Any], dataset: TrainingImages) -> Iterator[Any]:
@@ -229,13 +246,14 @@ def measure(methods: dict[tuple[str, str, str], tuple[int, Batches]], repeats: i
     for _ in range(repeats):
         for key, (count, batches) in methods.items():
             arriving, number = iter(batches()), count // MICRO_BATCH
-            for _ in range(WARM_UP):
-                next(arriving)
-            start, used = time.perf_counter(), time.process_time()
-            for _ in range(number):
-                next(arriving)
+            used: dict[int, float] = {}
+            for batch in islice(arriving, WARM_UP):
+                used |= cpu_of(batch)
+            start, before_all = time.perf_counter(), sum((used | cpu_of()).values())
+            for batch in islice(arriving, number):
+                used |= cpu_of(batch)
             seconds[key].append((time.perf_counter() - start) / (number * MICRO_BATCH))
-            cpu[key].append((time.process_time() - used) / (number * MICRO_BATCH))
+            cpu[key].append((sum((used | cpu_of()).values()) - before_all) / (number * MICRO_BATCH))
             del arriving
     return [
         {
@@ -243,11 +261,23 @@ def measure(methods: dict[tuple[str, str, str], tuple[int, Batches]], repeats: i
             "set": name,
             "method": method,
             "images_per_second": 1 / statistics.median(seconds[path, name, method]),
-            # Of this process, so not of workers.
             "cpu_ms_per_image": 1e3 * statistics.median(cpu[path, name, method]),
         }
         for path, name, method in methods
     ]
+
+
+def times_before(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """VAR's images a second by two workers on two free processors over those of before, which used one: by CPU time."""
+    of_var = {(row["set"], row["method"]): row["cpu_ms_per_image"] for row in rows if row["path"] == "VAR"}
+    once = of_var["png 256", "before"]
+    return {f"{name}, {method}": 2 * once / ms for (name, method), ms in of_var.items() if method[0] == "2"}
+
+
+def cpu_of(batch: Any = None) -> dict[int, float]:
+    """CPU seconds by process: of this one, and of that which loaded a batch."""
+    others = {batch.process: batch.seconds} if isinstance(batch, Timed) else {}
+    return {**others, os.getpid(): time.process_time()}
 
 
 def augment_ms() -> float:
@@ -272,6 +302,8 @@ def show(record: dict[str, Any]) -> None:
             f"{row['images_per_second']:10.0f}{row['cpu_ms_per_image']:8.2f}"
         )
     print(f"\nEDM's augmentation of 32 pixels: {record['edm_augment_ms_per_image']:.2f} ms an image")
+    for name, times in record["VAR_times_before"].items():
+        print(f"VAR on two free processors, {name}: {times:.2f} times before")
     for name, taken in record["h100"].items():
         print(
             f"an H100 takes, {name}: {taken['measured']:.0f} images/s; {taken['without_encoding']:.0f} without encoding"
