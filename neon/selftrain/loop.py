@@ -167,8 +167,6 @@ def train_in_folder(
     Raises:
         RequestError: the folder is another run's (unless `fresh`), is in use, or as `train`.
     """
-    wanted: Recipe = settings["recipe"]  # a folder is made for what can be trained on only
-    check_trainable(model, asked(model, dataset), wanted.batch_size, settings.get("micro_batch") or wanted.batch_size)
     with held_by_main(folder, record, processes, fresh=fresh):
         examples = encoded_once(model, dataset, Path(folder) / EXAMPLES, processes)
         snapshots = train(model, examples, folder, processes=processes, **settings)
