@@ -271,7 +271,7 @@ def times_before(rows: list[dict[str, Any]]) -> dict[str, float]:
     """VAR's images a second by two workers on two free processors over those of before, which used one: by CPU time."""
     of_var = {(row["set"], row["method"]): row["cpu_ms_per_image"] for row in rows if row["path"] == "VAR"}
     once = of_var["png 256", "before"]
-    return {f"{name}, {method}": 2 * once / ms for (name, method), ms in of_var.items() if method[0] == "2"}
+    return {f"{name}, {method}": 2 * once / ms for (name, method), ms in of_var.items() if method[:9] == "2 workers"}
 
 
 def cpu_of(batch: Any = None) -> dict[int, float]:
