@@ -249,7 +249,9 @@ def test_a_set_of_images_is_written_with_a_wait_for_each_batch(tmp_path: Path) -
         settings, group = EDMSettings(num_steps=2), Processes(device=gpu.device)
         write_samples(model, range(7), settings, tmp_path, batch_size=3, processes=group)
     # The classes of a batch are told when all images are there.
-    assert gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling.finish reads"] * 3
+    assert (
+        gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling._labels_of_set reads"] * 3
+    )
 
 
 def test_labels_are_looked_at_while_they_are_on_the_host(tmp_path: Path) -> None:
