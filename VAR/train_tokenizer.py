@@ -60,7 +60,7 @@ class TrainTokenizer:
         import torch
 
         from neon.data.fingerprint import fingerprint
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.recipe import Recipe
         from neon.runtime.distributed import processes
         from neon.selftrain import largest_divisor, train_in_folder
@@ -81,7 +81,7 @@ class TrainTokenizer:
         with processes(self.device) as group:
             train_in_folder(
                 model.to(group.device),
-                ImageDataset(self.data),
+                open_images(self.data),
                 self.outdir,
                 record={
                     "neon": __version__,

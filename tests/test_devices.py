@@ -10,7 +10,7 @@ memory. Gradients are passed back on the device "meta", as torch's engine asks t
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -37,6 +37,7 @@ from neon.metrics import InceptionScore, Manifold, Moments
 from neon.metrics.inception_score import NUM_CLASSES
 from neon.metrics.small import SmallFeatures
 from neon.model import GenerativeModel
+from neon.noise import ImageNoise, Noise
 from neon.precision import FP16, FP32, Precision
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
@@ -138,10 +139,13 @@ class EmptyNoise:
 @contextlib.contextmanager
 def pretended(device: str = "cuda") -> Iterator[Pretended]:
     """A pretended device, on which noise has no values and torch's global generator needs no care."""
-    empty = mock.Mock(side_effect=lambda seeds, device: EmptyNoise(len(seeds), device))
+
+    def empty(seeds: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+        return ImageNoise(seeds) if device == "cpu" else EmptyNoise(len(seeds), device)  # type: ignore[return-value]
+
     with (
         mock.patch("neon.sampling.ImageNoise", empty),
-        mock.patch("neon.selftrain.examples.ImageNoise", empty),
+        mock.patch("neon.selftrain.visits.ImageNoise", empty),
         mock.patch("torch.random.fork_rng", lambda *_: contextlib.nullcontext()),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("neon.selftrain.run.room_of", lambda *_: 1 << 60),
@@ -246,7 +250,9 @@ def test_a_set_of_images_is_written_with_a_wait_for_each_batch(tmp_path: Path) -
         settings, group = EDMSettings(num_steps=2), Processes(device=gpu.device)
         write_samples(model, range(7), settings, tmp_path, batch_size=3, processes=group)
     # The classes of a batch are told when all images are there.
-    assert gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling.finish reads"] * 3
+    assert (
+        gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling._labels_of_set reads"] * 3
+    )
 
 
 def test_labels_are_looked_at_while_they_are_on_the_host(tmp_path: Path) -> None:
@@ -308,7 +314,6 @@ TRAINED: dict[str, tuple[Callable[[], GenerativeModel], Callable[[], ArrayDatase
 
 WAITS = {
     "EDM, augmented": ["neon.data.augment.warp reads"],  # how wide the margin is: a shape
-    "VAR, images": ["VAR.model.encode fetches a tensor", "VAR.model.encode reads"],  # for Pillow, and where to crop
 }
 """what the host must know of a micro-batch"""
 
@@ -340,15 +345,6 @@ def test_gradients_reach_every_weight_on_its_device(name: str) -> None:
         assert len(reached) > 0.9 * len([*model.network.parameters()])
         assert all(p.grad is not None and p.grad.device == p.device == gpu.device for p in reached)
     assert gpu.waits == []
-
-
-def test_images_of_another_size_are_fetched_once_to_be_cropped() -> None:
-    model = tiny_xar()
-    with pretended() as gpu:
-        gpu.put(model)
-        images = gpu.empty(3, 3, 12, 10, dtype=torch.uint8)
-        assert model.encode(images, EmptyNoise(3, gpu.device)).device == gpu.device
-    assert gpu.waits == ["xAR.model.encode fetches a tensor"]
 
 
 @pytest.mark.parametrize("name", ["VAR", "xAR", "IMM", "IMM, restart", "IMM, U-Net"])

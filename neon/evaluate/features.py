@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neon.data.images import ImageDataset, TrainingImages
+from neon.data.shards import ImageShards
 from neon.evaluate.tally import Tally
 from neon.metrics.features import FeatureExtractor, Images
 from neon.model import GenerativeModel
@@ -58,7 +59,7 @@ def stored_images(
     dataset: TrainingImages, extractors: Sequence[FeatureExtractor], processes: Processes
 ) -> Callable[[range], Images]:
     """The images of a block, read: what `features_in_order` computes from for a set of images."""
-    if isinstance(dataset, ImageDataset) and take_any_size(extractors):
+    if isinstance(dataset, ImageDataset | ImageShards) and take_any_size(extractors):
         return lambda block: [image.to(processes.device) for image in dataset.images(block)]
     return lambda block: dataset.examples(block).to(processes.device)
 

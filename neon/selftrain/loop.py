@@ -1,5 +1,6 @@
 """The loop of training: steps until the last, state and snapshots when they are due, in a folder that is held."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ def train(
     lora: LoRA | None = None,
     gradient_checkpointing: bool = False,
     log: TrackerName | None = None,
+    workers: int | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
@@ -69,6 +71,7 @@ def train(
         lora: train factors of low rank in the place of the weights; snapshots hold these alone.
         gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
         log: a tracker that the curves go to as well, by images seen.
+        workers: processes that read and prepare images ahead, for each that trains; by default none on a CPU.
 
     Raises:
         RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
@@ -86,7 +89,19 @@ def train(
     facts |= {**(identity or {}), **record_of(lora)}
     if gradient_checkpointing:
         checkpoint_gradients(model)
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, parallel=parallel, lora=lora)
+    run = TrainingRun(
+        model,
+        dataset,
+        folder,
+        recipe,
+        seed,
+        processes,
+        micro_batch,
+        facts,
+        parallel=parallel,
+        lora=lora,
+        workers=workers,
+    )
 
     def tell(steps: Iterable[int]) -> None:
         for step in steps:
@@ -101,6 +116,7 @@ def train(
     processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
     last_saved = time.monotonic()
     with (
+        contextlib.closing(run.inputs),
         Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
         postponed(),

@@ -36,9 +36,9 @@ from neon.runtime.run_folder import (
 )
 from neon.runtime.signals import Stopped, requested
 from neon.selftrain.engine import Engine, engine_of
-from neon.selftrain.examples import visit
 from neon.selftrain.memory import fitting, kept_by, room_of
 from neon.selftrain.snapshots import snapshot_path
+from neon.selftrain.visits import TrainingInputs, Visits
 from neon.trained import Trained, WholeNetwork
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 STATE_FILE = "training-state.pt"
 SHARDS, FACTS_FILE = "training-state", "state.json"
 """the folder in its place where the state is spread over processes; in it, what tells where and of what it is"""
-Visits = tuple[list[int], list[int]]
-"""images of a micro-batch, and the seeds of their noise"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -69,6 +67,7 @@ class TrainingRun:
         *,
         parallel: Parallel | None = None,
         lora: LoRA | None = None,
+        workers: int | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
@@ -94,6 +93,7 @@ class TrainingRun:
         """what to raise after this step: a signal has reached one of the processes"""
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
+        self.inputs = TrainingInputs(model, dataset, recipe, seed, processes, micro_batch, workers)
         self.scaler = torch.amp.GradScaler(
             processes.device.type,
             init_scale=recipe.first_scale,
@@ -157,21 +157,21 @@ class TrainingRun:
         Returns the mean loss and, so that all processes learn of it at no cost, how many of them a signal has reached.
         """
         parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
-        return self.engine.gradients([(indices[part], noise_seeds[part]) for part in parts])
+        return self.engine.gradients([Visits(indices[part], noise_seeds[part]) for part in parts])
 
     def _share(self, visits: Visits) -> Tensor:
         """The share of a micro-batch in the mean loss."""
-        return self._loss(*visits) / (self.recipe.batch_size // self.micro_batch)
+        return self._loss(visits) / (self.recipe.batch_size // self.micro_batch)
 
     def _backward(self, share: Tensor) -> None:
         self.scaler.scale(share * self.recipe.loss_scaling).backward()
 
-    def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
+    def _loss(self, visits: Visits) -> Tensor:
         device = self.processes.device
-        inputs = visit(self.model, self.dataset, indices, noise_seeds, device)
+        inputs = self.inputs(visits, self.step)
         # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(noise_seeds[0])
+            torch.manual_seed(visits.seeds[0])
             return self.model.training_loss(*inputs).mean()
 
     def has_written(self, path: Path) -> bool:
