@@ -78,12 +78,13 @@ def tally_images(
 ) -> list[Tally]:
     """The tally of all images of `dataset` in each feature space, in every process; the images are read once.
 
+    With `keep_features` the main process keeps them, too.
+
     Raises:
         RequestError: an image cannot be read, or has another size than the first and one of `extractors` minds.
     """
-    tallies = [
-        Tally(extractor, len(dataset), keep_features=keep_features, device=processes.device) for extractor in extractors
-    ]
+    keep = keep_features and processes.is_main
+    tallies = [Tally(extractor, len(dataset), keep_features=keep, device=processes.device) for extractor in extractors]
     for parts in features_in_order(
         stored_images(dataset, extractors, processes),
         len(dataset),
