@@ -4,8 +4,8 @@
     python benchmarks/overlap.py --before /tmp/before
 
 Each part runs in a process of its own on the code of either tree, three times in turn, and must give the same bytes.
-The sampler of `images` computes nothing and sleeps, as a host whose GPU is busy for so long; on a GPU it is not measured
-yet. `rounds` are those of two processes. Ratios are of medians.
+The sampler of `images` computes nothing and sleeps, as a host whose GPU is busy for so long; on a GPU it is not
+measured yet. `rounds` are those of two processes. Ratios are of medians.
 """
 
 import hashlib
