@@ -2,6 +2,7 @@
 
     git worktree add /tmp/before 696c338
     python benchmarks/overlap.py --before /tmp/before
+    python benchmarks/overlap.py --before /tmp/before --only images   # some of it again; the rest keeps its figures
 
 Each part runs in a process of its own on the code of either tree, three times in turn, and must give the same bytes.
 The sampler of `images` computes nothing and sleeps, as a host whose GPU is busy for so long; on a GPU it is not
@@ -235,11 +236,17 @@ def philox(count: int) -> Any:
     return torch.stack([a, b, c, d], 1)
 
 
-def main(before: Path, repeats: int = 3, json_file: Path = HERE / "results" / "overlap.json") -> None:
+def main(
+    before: Path,
+    only: tuple[str, ...] = (),
+    repeats: int = 3,
+    json_file: Path = HERE / "results" / "overlap.json",
+) -> None:
     """Measure each part on the code of two trees.
 
     Args:
         before: A checkout of the commit to compare with.
+        only: Names of the parts to measure; by default all.
         repeats: Runs of each on either; medians are reported.
         json_file: Where the figures go.
     """
@@ -254,25 +261,25 @@ def main(before: Path, repeats: int = 3, json_file: Path = HERE / "results" / "o
         "machine": machine(),
         "repeats": repeats,
         "draws_us": draws(),
-        "cases": {},
+        "cases": json.loads(json_file.read_text())["cases"] if only else {},
     }
     print(record["machine"])
     print(f"{'medians':<38}{'wall s':>20}{'CPU s':>20}{'ratios':>14}")
-    for name in CASES:
+    for name in only or CASES:
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in trees}
         for turn in range(repeats):
             for side, tree in [*trees.items()][:: 1 if turn % 2 else -1]:
                 runs[side].append(in_tree(tree, name))
         assert len({run["sha256"] for side in runs.values() for run in side}) == 1, f"{name}: other bytes"
-        of_case: dict[str, Any] = {}
+        of_case: dict[str, Any] = {"load": round(os.getloadavg()[0], 1)}
         for figure in ("wall_s", "cpu_s", "peak_mb"):
             if figure in runs["after"][0]:
                 median = {side: statistics.median(run[figure] for run in found) for side, found in runs.items()}
                 of_case[figure] = {**median, "ratio": median["after"] / median["before"]}
         record["cases"][name] = of_case
-        columns = [of_case[figure] for figure in ("wall_s", "cpu_s")]
-        shown = "".join(f"{column['before']:>11.2f} ->{column['after']:>6.2f}" for column in columns)
-        print(f"{name:<38}{shown}" + "".join(f"{column['ratio']:>7.2f}" for column in of_case.values()), flush=True)
+        columns = [of_case[figure] for figure in ("wall_s", "cpu_s", "peak_mb") if figure in of_case]
+        shown = "".join(f"{column['before']:>11.2f} ->{column['after']:>6.2f}" for column in columns[:2])
+        print(f"{name:<38}{shown}" + "".join(f"{column['ratio']:>7.2f}" for column in columns), flush=True)
     write_json(json_file, record)
     print(f"written to {json_file}")
 
