@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from neon.data.shards import write_image_shards
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
+from neon.runtime.background import Job, on_host
 from neon.runtime.blocks import blocks, write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import check_writable
@@ -30,6 +32,9 @@ from neon.runtime.run_folder import run_folder
 
 SetForm = Literal["png", "shards"]
 """how the images of a set are kept: one file each, or many in one, not to be decoded"""
+IMAGES_PER_JOB = 8
+"""that one thread writes; the rest of a batch is written by others at the same time"""
+
 Label = int | Tensor | None
 """which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""
 
@@ -202,7 +207,8 @@ def write_samples(
     That tells, beside the classes, what drew the set: the architecture, the settings and, if given, the hash of the
     network's file. Prompts stand in `metadata.jsonl`, in words.
 
-    Blocks that are on the disk already are not sampled again, so a killed run goes on where it was; one of which images
+    Files are written in the background, while the next block is sampled (`neon.runtime.background`). Blocks that are on
+    the disk already are not sampled again, so a killed run goes on where it was; one of which images
     were lost since is made again.
 
     Raises:
@@ -217,12 +223,16 @@ def write_samples(
     if processes.from_main((folder / LABELS_FILE).exists() and all(is_written(block) for block in every)):
         return folder
 
-    def write(block: range) -> None:
-        images, _ = sample_block(model, block, seeds, settings, processes, label)
-        write_images(folder, block, images)
+    def compute(block: range) -> list[Job]:
+        images = on_host(sample_block(model, block, seeds, settings, processes, label)[0])
+
+        def write(part: slice) -> None:
+            write_images(folder, block[part], images()[part])
+
+        return [partial(write, slice(i, i + IMAGES_PER_JOB)) for i in range(0, len(block), IMAGES_PER_JOB)]
 
     write_blocks(
-        write,
+        compute,
         len(seeds),
         batch_size=batch_size,
         processes=processes,

@@ -24,6 +24,7 @@ from neon.data.images import Labelled, TrainingImages
 from neon.data.sampler import SAMPLER, as_sampler
 from neon.data.storage import Storage
 from neon.errors import RequestError, reason
+from neon.runtime.background import Job, on_host
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import is_file_name, write_json
@@ -80,8 +81,14 @@ def write_examples(
     Shards that are on the disk already are not computed again, so a killed run goes on where it was.
     """
     folder = Path(folder)
+
+    def computed(block: range) -> list[Job]:
+        examples, labels = (None if each is None else on_host(each) for each in compute(block))
+        assert examples is not None
+        return [lambda: write_shard(folder, block.start, examples(), None if labels is None else labels())]
+
     every = write_blocks(
-        lambda block: write_shard(folder, block.start, *compute(block)),
+        computed,
         num_examples,
         batch_size=batch_size,
         processes=processes,

@@ -79,6 +79,8 @@ def tally_images(
 ) -> list[Tally]:
     """The tally of all images of `dataset` in each feature space, in every process; the images are read once.
 
+    With `keep_features` the main process keeps them, too.
+
     Raises:
         RequestError: an image cannot be read, or has another size than the first and one of `extractors` minds.
     """
@@ -87,7 +89,7 @@ def tally_images(
         Tally(
             extractor,
             len(dataset),
-            keep_features=keep_features,
+            keep_features=keep_features and processes.is_main,
             device=processes.device,
             prompted=texts is not None,
         )

@@ -116,7 +116,7 @@ def real_features(
 
     processes.on_main(build)
     return [
-        RealFeatures(manifold=manifold, kernel=tally.features if kernel else None)
+        RealFeatures(manifold=manifold, kernel=tally.features if kernel and processes.is_main else None)
         for manifold, tally in zip(manifolds, tallies, strict=True)
     ]
 
