@@ -98,10 +98,6 @@ class Codec(nn.Module):
         images = [self.vae.decode(part).sample for part in raw.split(DECODED_AT_ONCE)]
         return torch.cat(images).to(torch.float32)
 
-    def compile_decoder(self) -> None:
-        """Compile, in place, what decoding spends its time in."""
-        self.vae.decoder.compile()
-
 
 def vae_folder(path: str | os.PathLike[str] | None) -> Path:
     """The folder of an autoencoder: `path`, or where the published one usually lies.

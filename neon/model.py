@@ -34,6 +34,7 @@ from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise, Purpose
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
+from neon.runtime.compiling import compile_parts
 from neon.tunable import Tunables, far_apart
 
 T = TypeVar("T")
@@ -222,10 +223,22 @@ class GenerativeModel(nn.Module, ABC):
         """How many of them are evaluated in each call; one that has no weight is left out."""
         return 1 if self.second is None or self.second[1] in (0, -1) else 2
 
+    def parts_of(self, network: Any) -> Sequence[nn.Module]:
+        """What of `network`, one of this model's, is compiled, each by itself: it as a whole.
+
+        Of transformers their blocks, which share what is compiled of the first.
+        """
+        return (network,)
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         for network in self._networks:
-            network.compile()
+            parts = self.parts_of(network)
+            compile_parts(parts, repeated=len(parts) == 1)
+
+    def compile_training(self) -> None:
+        """Compile, in place, what training spends its time in."""
+        compile_parts(self.parts_of(self.network))
 
     @abstractmethod
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:

@@ -159,6 +159,9 @@ class ImageFlags(NetworkFlags):
         model = self.combined(path, model, group)
         warn_of_merge(path, model, settings)
         if self.compile:
+            from neon.runtime.compiling import check_compiler
+
+            check_compiler(group.device)
             model.compile_parts()
         return path, model, settings
 
@@ -391,6 +394,8 @@ class TrainingFlags:
     """how often the state of the run is saved"""
     seed: int = 0
     """of initial weights, data order and noise"""
+    compile: bool = False
+    """compile the network: the first step takes a minute, the others less; other roundings. A run may go on without"""
     log: Log = None
     """also send the curves to a tracker"""
     fresh: bool = False

@@ -216,6 +216,7 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
                 keep_raw=self.keeps_raw,
                 lora=lora,
                 gradient_checkpointing=self.gradient_checkpointing,
+                compile_network=self.compile,
                 log=self.log,
             )
             if group.is_main:

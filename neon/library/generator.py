@@ -72,7 +72,7 @@ _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its 
 
 _SAME = (
     *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),
-    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"),
+    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile"),
 )
 """flags that are keywords of the same name"""
 # Lower rooms name flags of commands in what they say; these are the keywords here. What is not here is said of programs
@@ -392,6 +392,7 @@ def self_train(
     lora_alpha: float | None = None,
     lora_targets: Sequence[str] = (),
     gradient_checkpointing: bool = False,
+    compile: bool = False,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -420,6 +421,7 @@ def self_train(
         lora_targets: the layers, by the last words of their names, or "all"; by default those that are usual for the
             architecture.
         gradient_checkpointing: compute activations once more for the backward pass, where the network can.
+        compile: compile the network (torch.compile), which moves results by rounding.
         seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
@@ -471,6 +473,7 @@ def self_train(
             on_snapshot=None if lora else pickle_copies(generator.path, generator.origin.key, model),
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
+            compile_network=compile,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):

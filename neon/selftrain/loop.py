@@ -13,6 +13,7 @@ from neon.lora.settings import LoRA, record_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
@@ -48,6 +49,7 @@ def train(
     keep_raw: bool = False,
     lora: LoRA | None = None,
     gradient_checkpointing: bool = False,
+    compile_network: bool = False,
     log: TrackerName | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
@@ -66,11 +68,12 @@ def train(
         keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
         lora: train factors of low rank in the place of the weights; snapshots hold these alone.
         gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
+        compile_network: by torch.compile, which moves results by rounding; a run may go on without, and with it.
         log: a tracker that the curves go to as well, by images seen.
 
     Raises:
         RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
-            or the network cannot checkpoint gradients.
+            the network cannot checkpoint gradients, or there is no compiler.
         WorkError: the loss is not finite.
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
@@ -85,6 +88,9 @@ def train(
     ordered = processes.device.type == "cpu" if ordered is None else ordered
     if gradient_checkpointing:
         checkpoint_gradients(model)
+    if compile_network:
+        check_compiler(processes.device)
+        model.compile_training()
     run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered, lora=lora)
 
     def tell(steps: Iterable[int]) -> None:

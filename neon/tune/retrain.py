@@ -41,6 +41,7 @@ class SelfTraining:
     lora: LoRA | None = None
     """factors that are trained in the place of the weights"""
     gradient_checkpointing: bool = False
+    compile_network: bool = False
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -92,6 +93,7 @@ class SelfTraining:
                 title="self-training",
                 lora=self.lora,
                 gradient_checkpointing=self.gradient_checkpointing,
+                compile_network=self.compile_network,
                 log=self.log,
             )
         last = snapshots[-1]
