@@ -13,6 +13,7 @@ from neon.lora.settings import LoRA, record_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.background import Background
 from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.progress import Progress
@@ -112,6 +113,7 @@ def train(
     with (
         Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
+        Background() as background,
         postponed(),
     ):
         for row in run.logged() if tracker.on else ():
@@ -131,9 +133,10 @@ def train(
             if moved is not None:
                 processes.on_main(partial(write_snapshot, moved))
             if processes.is_main and due:
-                run.save_state()
+                run.save_state(background)
                 last_saved = time.monotonic()
             if run.stop is not None:
+                background.wait()
                 processes.barrier()  # nobody leaves before the state is written
                 run.stop.kept = f"step {run.step:,} of {num_steps:,}"
                 raise run.stop

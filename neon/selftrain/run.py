@@ -7,6 +7,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from neon.lora.trained import LowRank
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.background import Background, copy_in_memory
 from neon.runtime.distributed import Processes
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
 from neon.runtime.run_folder import (
@@ -240,8 +242,13 @@ class TrainingRun:
         if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
             raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
-    def save_state(self) -> None:
-        """Write what `resume` needs, atomically."""
+    def save_state(self, background: Background | None = None) -> None:
+        """Write what `resume` needs, atomically; in the `background`, if there is one and memory for a copy.
+
+        An error in writing is raised here, or there by what waits for it.
+        """
+        if background is not None:
+            background.wait()  # for one copy at a time
         state = {
             "network": self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
@@ -251,7 +258,11 @@ class TrainingRun:
             "identity": json.dumps(self.identity, sort_keys=True),
             VERSION_KEY: STATE_VERSION,
         }
-        save_torch(self.folder / STATE_FILE, state)
+        copy = None if background is None else copy_in_memory(state)
+        if background is None or copy is None:
+            save_torch(self.folder / STATE_FILE, state)
+        else:
+            background.start(partial(save_torch, self.folder / STATE_FILE, copy))
 
     @property
     def result(self) -> list[Tensor]:
