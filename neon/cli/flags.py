@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
 
-Device = Literal["cpu", "cuda"] | None
+Device = Annotated[str | None, tyro.conf.arg(metavar="cpu|cuda")]
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"] | None
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -55,6 +55,8 @@ class NetworkFlags(ABC):
     precision: PrecisionName = None
     """what networks compute in: by default on a GPU as published, on a CPU float32 (fp32); tf32: float32, with products
     rounded by the GPU; bf16, fp16: under autocast"""
+    tf32: Switch = None
+    """whether a GPU may round the inputs of float32 products to TF32; by default as published"""
     key: Key = None
     """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
     device: Device = None
@@ -77,7 +79,8 @@ class NetworkFlags(ABC):
 
         assert name is not None, "training from scratch opens no checkpoint"
         path = shared_file(name, group)
-        model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
+        computed: dict[str, Any] = {"precision": self.precision, "tf32": self.tf32}
+        model = load_model(path, self.key, device=group.device, only=kind, **computed, **arguments)
         assert isinstance(model, kind)
         return path, model
 
@@ -88,7 +91,7 @@ class NetworkFlags(ABC):
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
         """The precision of `model` among its `facts`."""
-        return {"precision": model.precision.name}
+        return model.precision.recorded
 
 
 @dataclass(frozen=True, kw_only=True)

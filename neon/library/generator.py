@@ -124,6 +124,8 @@ class Origin:
     """of a model that has one; None: where it usually lies"""
     precision: str | None = None
     """None: as published for a GPU, float32 on a CPU"""
+    tf32: bool | None = None
+    """whether a GPU may round the inputs of float32 products; None: as usual for the precision"""
     loss: tuple[str, ...] = ()
     """settings of the training loss, NAME=NUMBER each, in place of the model's own"""
     prompts: Path | None = None
@@ -133,9 +135,8 @@ class Origin:
         """The model, whole; `arguments` and errors as `neon.model.load_model`, those of its autoencoder and prompts."""
         if self.loss:
             arguments["loss"] = loss_settings(self.loss)
-        model = load_model(
-            self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
-        )  # fmt: skip
+        computed: dict[str, Any] = {"precision": self.precision, "tf32": self.tf32}
+        model = load_model(self.path, self.key, device=device, kind=self.kind, **computed, **arguments)
         complete(model, self.autoencoder, self.prompts)
         return model
 
@@ -144,7 +145,7 @@ class Origin:
         files = {"model_sha256": self._code(), "autoencoder_sha256": model.autoencoder_file(self.autoencoder)}
         # Nothing without prompts or for float32, as runs before there was a choice.
         files |= {} if self.prompts is None else {"prompts_sha256": self.prompts}
-        precision = {} if model.precision.name == "fp32" else {"precision": model.precision.name}
+        precision = {} if model.precision.name == "fp32" else model.precision.recorded
         return {**hashes(files), **precision, **({"loss": list(self.loss)} if self.loss else {})}
 
     def _code(self) -> Path | None:
