@@ -104,6 +104,13 @@ def block_labels(model: GenerativeModel, block: range, noise: Noise, label: Labe
     return torch.full((len(block),), label) if isinstance(label, int) else label[block.start : block.stop]
 
 
+def block_prompts(model: GenerativeModel, block: range, seeds: Sequence[int], label: Label = None) -> list[str]:
+    """The prompts of the images of `block`, of a model that is asked by such."""
+    labels = block_labels(model, block, ImageNoise([seeds[i] for i in block]), label)
+    assert labels is not None
+    return [model.asked_prompts()[number] for number in labels.tolist()]
+
+
 def sample_block(
     model: GenerativeModel,
     block: range,

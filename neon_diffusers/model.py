@@ -52,7 +52,11 @@ class DiffusersModel(GenerativeModel):
         self.config = config if self.kind.frozen else {name: value for name, value in config.items() if name != "place"}
         self.precision, self.min_snr = precision, _min_snr(loss or {})
         self.network = self.kind.network()
-        self.component, self.lora_targets = self.kind.in_adapters, self.kind.lora_targets
+        self.component = self.kind.in_adapters
+        names = [f".{name}" for name, _ in self.network.named_modules()]
+        self.lora_targets = tuple(  # a small network may lack some
+            target for target in self.kind.lora_targets if any(name.endswith(f".{target}") for name in names)
+        )
         self.example_kind = self.kind.example_kind
         self.num_classes, self.image_shape = self.kind.num_classes, self.kind.image_shape
         self.default_settings: Settings = self.kind.default_settings

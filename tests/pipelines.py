@@ -9,6 +9,7 @@ SIDE, LATENT, CLASSES = 8, 4, 3
 """of pixels and of latents; images of a pipeline over latents have twice the side"""
 WIDTH, LENGTH = 8, 12
 """of what a text encoder says, and tokens of a prompt"""
+CLIP_SIDE = 16
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _TOKENS = ("<|startoftext|>", "<|endoftext|>", *_LETTERS, *(f"{letter}</w>" for letter in _LETTERS))
 
@@ -92,6 +93,23 @@ def tokenizer() -> Any:
 
     vocabulary = {token: number for number, token in enumerate(_TOKENS)}
     return transformers.CLIPTokenizer(vocabulary, [], model_max_length=LENGTH)
+
+
+def clip(folder: Path) -> Path:
+    """A CLIPModel, both towers, of images of 16 x 16 pixels, with its tokenizer and its processor of images."""
+    import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(1)  # with which images are on the side of prompts, on average
+    seen = transformers.CLIPVisionConfig(
+        hidden_size=WIDTH, projection_dim=WIDTH, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        image_size=CLIP_SIDE, patch_size=4,
+    )  # fmt: skip
+    config = transformers.CLIPConfig(text_config=_clip().to_dict(), vision_config=seen.to_dict(), projection_dim=WIDTH)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": CLIP_SIDE}, crop_size=CLIP_SIDE).save_pretrained(folder)
+    return folder
 
 
 def _clip() -> Any:

@@ -14,10 +14,15 @@ pytest.importorskip("transformers", minversion="5")
 
 import diffusers
 
+from neon.checkpoint import load_state
 from neon.cli import main
 from neon.errors import RequestError
+from neon.lora.settings import lora_of
+from neon.lora.trained import LowRank
+from neon.merge import merge_files
 from neon.model import load_model, open_autoencoder, save_model
 from neon.noise import ImageNoise
+from neon.tune.weights import write_lora
 from neon_diffusers.kinds.flow import Flow
 from neon_diffusers.model import DiffusersModel
 from tests import pipelines
@@ -197,3 +202,30 @@ def test_a_set_of_a_pipeline_is_drawn_and_trained_on(prompted: dict[str, Path], 
     words = ["--data", drawn, "--outdir", str(tmp_path / "run"), "--total_images", "4", "--batch", "2"]
     assert main(["selftrain", *network, *words]) == 0
     assert len(list((tmp_path / "run").glob("snapshot-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["stable", "flow"])
+def test_the_library_loads_an_adapter_of_the_merge(kind: str, prompted: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base, lora = prompted[kind], tmp_path / "lora.safetensors"
+    model = opened(base)
+    usual = lora_of(2, None, (), model.lora_targets)
+    assert usual is not None
+    run = LowRank(model, usual, 0, tells_moved=False)
+    with torch.no_grad():
+        for number, factor in enumerate(run.parameters):
+            factor.add_(0.05 * (1 + number % 3))
+    run.save(lora, run.parameters, {"images_seen": "1"})
+    assert write_lora(base, lora, 1.0, tmp_path / "adapter", of_pipeline=True) == [tmp_path / "adapter"]
+    merge_files(base, lora, [1.0], tmp_path / "merged.safetensors")
+    lacks = dict.fromkeys(("text_encoder_3", "tokenizer_3")) if kind == "flow" else {}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base, **lacks)
+    pipe.load_lora_weights(tmp_path / "adapter")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    found = (pipe.transformer if kind == "flow" else pipe.unet).state_dict()
+    plain = opened(base).network.state_dict()
+    merged = load_state(tmp_path / "merged.safetensors")
+    assert sum(not torch.equal(merged[name], plain[name]) for name in merged) >= 4
+    for name, weights in merged.items():
+        torch.testing.assert_close(found[name], weights, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 
 import neon
 from edm.calculate_fid import ScoreEDM
+from neon.checkpoint import open_checkpoint, save_safetensors
 from neon.cli import main
 from neon.cli.choose import Tune
 from neon.cli.command_line import parse, with_hub_files
@@ -25,6 +26,7 @@ from neon.improve.plan import ImprovePlan
 from neon.library.generator import named_features
 from neon.library.improving import recipe_of_run
 from neon.runtime.hub import fetched, hub_name, parsed
+from neon.runtime.hub_upload import content_of
 from neon.tune.inputs import RealImages
 from tests.hub_server import COMMIT, OLD_COMMIT, HubServer, only_this, serving
 
@@ -434,6 +436,20 @@ def test_what_is_pushed_can_be_named(hub: HubServer, run: Path, monkeypatch: pyt
     assert created["name"] == "new" and (created.get("visibility") == "private" or created.get("private"))
     assert "Bearer hf_secret" in hub.tokens
     assert fetched("hf:some/new").read_bytes() == weights(1.0)
+
+
+def test_metadata_of_pushed_weights_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    told = {"config": json.dumps({"place": "/home/someone/pipes/small", "sizes": "1/2"}), "w": "1"}
+    tensors = {"/home/someone/x": torch.arange(3.0), "b": torch.ones(2, 2)}
+    for name, metadata in (("places", told), ("none", {"w": "1"})):
+        save_safetensors(tmp_path / f"{name}.safetensors", tensors, metadata)
+    assert content_of(tmp_path / "none.safetensors", tmp_path) == tmp_path / "none.safetensors"
+    pushed = content_of(tmp_path / "places.safetensors", tmp_path)
+    assert isinstance(pushed, Path) and pushed.stat().st_size == (tmp_path / "places.safetensors").stat().st_size
+    with open_checkpoint(pushed) as file:
+        assert json.loads(file.metadata["config"]) == {"place": "small", "sizes": "1/2"}
+        assert file.metadata["w"] == "1"
+        assert all(torch.equal(file.tensor(key), tensor) for key, tensor in tensors.items())
 
 
 def test_a_pipeline_is_pushed_with_its_components(

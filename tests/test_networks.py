@@ -116,7 +116,8 @@ def test_one_more_network_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_that_is_none_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    assert "'incption': neither a feature network (expected inception or dinov2, or NAME=FILE" in refusal("incption")
+    unknown = refusal("incption")
+    assert "'incption': neither a feature network (expected inception, dinov2, clip, or NAME=FILE" in unknown
     assert "names no file; expected dinov2=FILE, or dinov2" in refusal("dinov2=")
     assert "neither a feature network" in refusal(f"resnet={tmp_path}/weights.pth")
 

@@ -23,6 +23,7 @@ from neon.cli.flags import (
     ModelName,
     said_settings,
     settings_with,
+    tell_prompts,
 )
 from neon.errors import RequestError, warn
 from neon.runtime.trackers import check_installed
@@ -102,6 +103,7 @@ class ChoiceFlags(ResidentFlags):
         model, settings = self.open(plan.base, plan.key, processes)
         self._check_plan(plan, model, settings)
         autoencoder = self.complete(model)
+        tell_prompts(self.prompts, model)
         real = RealImages(
             features=self.named_features(),
             select=self.select_stats,
@@ -276,6 +278,7 @@ class Align(ResidentFlags):
         check_same_network(self.base, self.self_trained, self.key, self.self_trained_key)
         model, settings = self.open(self.base, self.key, processes)
         self.complete(model)
+        tell_prompts(self.prompts, model)
         extractor, *others = self.extractors(processes.device)
         if others:
             raise RequestError(f"--features {' '.join(self.features)}: align predicts in one feature space; give one")

@@ -37,7 +37,7 @@ Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 FileOrURL = Annotated[str, tyro.conf.arg(metavar="FILE|URL")]
 OptionalFileOrURL = Annotated[str | None, tyro.conf.arg(metavar="FILE|URL")]
-Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="inception|dinov2|NAME=FILE|FILE ..")]
+Features = Annotated[tuple[str, ...], tyro.conf.arg(metavar="inception|dinov2|clip|NAME=FILE|FILE ..")]
 Resizing = Literal["clean", "legacy_pytorch", "legacy_tensorflow"] | None
 """the keys of neon.metrics.resizing.RESIZERS"""
 Switch = Annotated[bool | None, tyro.conf.arg(metavar="[0|1]")]
@@ -278,7 +278,7 @@ class FeatureFlags:
     """What images are compared by."""
 
     features: Features = (INCEPTION,)
-    """feature network: inception or dinov2 (with =FILE, its weights), or a FILE made by `neon features`;
+    """feature network: inception, dinov2 or clip (with =FILE, its weights), or a FILE made by `neon features`;
     several score the same images in each, and the first is what choices are made by"""
     inception_weights: File = None
     """weights of the Inception network; by default those in torch-fidelity's cache"""
@@ -587,3 +587,11 @@ def _parsed(pair: str, text: str, like: Any) -> Any:
         return type(like)(text)
     except (TypeError, ValueError):
         raise RequestError(f"--set {pair}: expected a value such as {like!r}") from None
+
+
+def tell_prompts(file: Path | None, model: "GenerativeModel") -> None:
+    """Say how purposes share the prompts of `file`, of a model that is asked by them."""
+    from neon.data.prompts import sharing
+
+    if model.prompts:
+        note(f"{file}: {sharing(len(model.prompts))}")

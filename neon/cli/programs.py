@@ -34,8 +34,9 @@ from neon.cli.flags import (
     SelfTrainedFlags,
     Switch,
     TrainingFlags,
+    tell_prompts,
 )
-from neon.errors import RequestError, note, warn
+from neon.errors import RequestError, warn
 from neon.runtime.trackers import check_installed
 
 if TYPE_CHECKING:
@@ -379,13 +380,11 @@ class AnyModelFlags(NetworkFlags):
     """of a network that is asked by prompts: a text file with one in each line"""
 
     def load(self, group: "Processes", **arguments: Any) -> "tuple[Path, GenerativeModel]":
-        from neon.data.prompts import sharing
         from neon.runtime.download import shared_file
 
         path = shared_file(self.network, group)
         model = self._origin(path).open(group.device, **arguments)
-        if model.prompts:
-            note(f"{self.prompts}: {sharing(len(model.prompts))}")
+        tell_prompts(self.prompts, model)
         return path, model
 
     def facts(self, model: "GenerativeModel", group: "Processes") -> dict[str, Any]:

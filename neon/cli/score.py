@@ -272,6 +272,7 @@ def _of_space(scores: Scores, metric: str) -> dict[str, Any]:
         metric: scores.distance,
         **{name: getattr(scores, name) for name in ("is_mean", "is_std", *SHARES)},
         **of_kernel,
+        **({} if scores.clip_score is None else {"clip_score": scores.clip_score}),
     }
 
 
@@ -305,6 +306,8 @@ def _text(
         parts.append(f"{_spelled(metric)}={shown}")
         if one.kernel is not None:
             parts.append(f"{_spelled(kernel_name(metric))}={one.kernel:.5f}+-{one.kernel_std:.5f}")
+        if one.clip_score is not None:
+            parts.append(f"CLIP={one.clip_score:.2f}")
         if number:
             continue
         if one.is_mean is not None:

@@ -81,8 +81,16 @@ def tally_images(
     Raises:
         RequestError: an image cannot be read, or has another size than the first and one of `extractors` minds.
     """
+    texts = dataset.texts if any(extractor.reads_prompts for extractor in extractors) else None
     tallies = [
-        Tally(extractor, len(dataset), keep_features=keep_features, device=processes.device) for extractor in extractors
+        Tally(
+            extractor,
+            len(dataset),
+            keep_features=keep_features,
+            device=processes.device,
+            prompted=texts is not None,
+        )
+        for extractor in extractors
     ]
     for parts in features_in_order(
         stored_images(dataset, extractors, processes),
@@ -93,5 +101,6 @@ def tally_images(
         title=f"reading {dataset.path.name}",
     ):
         for tally, features in zip(tallies, parts, strict=True):
-            tally.update(features)
+            block = slice(tally.done, tally.done + len(features))
+            tally.update(features, texts and texts[block])
     return tallies

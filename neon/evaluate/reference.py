@@ -67,7 +67,7 @@ class Reference:
         if self.real is not None and self.real.kernel is not None:
             kernel = kernel_distance(self.real.kernel, tally.features)
             found["kernel"], found["kernel_std"] = kernel.mean, kernel.std
-        return Scores(distance=distance, num_images=tally.done, **found)
+        return Scores(distance=distance, num_images=tally.done, clip_score=tally.clip_score, **found)
 
 
 def scores_in(

@@ -15,7 +15,7 @@ from neon.metrics import Statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import Stopped
-from neon.sampling import Label
+from neon.sampling import Label, block_prompts
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -46,8 +46,15 @@ def evaluate(
     Raises:
         DegenerateError: features are not finite (the weights, or the images, are broken), or all alike.
     """
+    prompted = model.prompts is not None and any(one.extractor.reads_prompts for one in references)
     tallies = [
-        Tally(one.extractor, len(seeds), keep_features=one.real is not None, device=processes.device)
+        Tally(
+            one.extractor,
+            len(seeds),
+            keep_features=one.real is not None,
+            device=processes.device,
+            prompted=prompted,
+        )
         for one in references
     ]
     seconds = 0.0
@@ -67,8 +74,10 @@ def evaluate(
         ):
             if not processes.is_main:
                 continue
+            block = range(tallies[0].done, tallies[0].done + len(parts[0]))
+            prompts = block_prompts(model, block, seeds, label) if prompted else None
             for tally, features in zip(tallies, parts, strict=True):
-                tally.update(features)
+                tally.update(features, prompts)
             now = time.monotonic()
             seconds = now - started
             if state is not None and now - saved > SAVE_EVERY_SECONDS:

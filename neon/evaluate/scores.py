@@ -39,6 +39,8 @@ class Scores:
     """kernel distance, of Inception's features the KID: mean over subsets, without bias; lower is better"""
     kernel_std: float | None = None
     """its standard deviation over subsets"""
+    clip_score: float | None = None
+    """how well images fit their prompts by CLIP, mean in 0..100; higher is better; None: not scored"""
     num_images: int | None
     """None: the statistics scored do not say"""
     seconds: float | None = None
@@ -60,7 +62,7 @@ def scores_from(entry: Any) -> Scores:
 
 def scores_json(scores: Scores) -> dict[str, Any]:
     """Scores as JSON; as in records of earlier runs where there is no kernel distance, and one feature space."""
-    newer = ("kernel", "kernel_std", "beside")
+    newer = ("kernel", "kernel_std", "clip_score", "beside")
     entry = {name: value for name, value in asdict(scores).items() if name not in newer or value not in (None, {})}
     return entry | (
         {"beside": {name: scores_json(one) for name, one in scores.beside.items()}} if scores.beside else {}

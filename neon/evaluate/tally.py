@@ -31,11 +31,16 @@ class Tally:
         *,
         keep_features: bool,
         device: torch.device,
+        prompted: bool = False,
     ) -> None:
+        """`prompted`: each image has a prompt, which `update` is told of."""
         self.extractor, self._num_images, self._device = extractor, num_images, device
         self.moments = Moments(extractor.dim, device=device)
         self.inception_score: InceptionScore | None = None
         self._kept: list[Tensor] | None = [] if keep_features else None
+        self._fit: Tensor | None = None
+        if prompted and extractor.reads_prompts:
+            self._fit = torch.zeros((), dtype=torch.float64, device=device)
         scored = extractor.logits(torch.zeros(1, extractor.dim, device=device)) is not None
         if scored and num_images >= INCEPTION_SCORE_SPLITS:
             self.inception_score = InceptionScore(num_images, INCEPTION_SCORE_SPLITS, device=device)
@@ -45,8 +50,13 @@ class Tally:
         """Images seen."""
         return self.moments.count
 
-    def update(self, features: Tensor) -> None:
-        """Add the features [B, F] of the next B images."""
+    @property
+    def clip_score(self) -> float | None:
+        """How well the images fit their prompts, on average; None: they have none, or the network reads none."""
+        return None if self._fit is None else self._fit.item() / self.done
+
+    def update(self, features: Tensor, prompts: Sequence[str] | None = None) -> None:
+        """Add the features [B, F] of the next B images, which were drawn of `prompts`."""
         self.moments.update(features)
         if self._kept is not None:
             self._kept.append(features)
@@ -54,6 +64,8 @@ class Tally:
             logits = self.extractor.logits(features)
             assert logits is not None
             self.inception_score.update(logits)
+        if self._fit is not None and prompts is not None:
+            self._fit += self.extractor.fit(features, prompts).double().sum()
 
     @property
     def features(self) -> Tensor:
@@ -66,6 +78,8 @@ class Tally:
         state = {f"moments.{key}": value for key, value in self.moments.state().items()}
         if self.inception_score is not None:
             state |= {f"inception_score.{key}": value for key, value in self.inception_score.state().items()}
+        if self._fit is not None:
+            state["fit"] = self._fit
         if self._kept:
             self._kept = [self.features]
             state["features"] = self._kept[0]
@@ -86,6 +100,8 @@ class Tally:
             if kept.shape != (moments.count, self.extractor.dim):
                 raise ValueError(f"features of shape {list(kept.shape)} of {moments.count} images")
             self._kept = [kept]
+        if self._fit is not None:
+            self._fit = state["fit"].to(self._device)
         self.moments = moments
 
 

@@ -19,7 +19,7 @@ from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import TrackerName
 from neon.sampling import sample_block
-from neon.tune.weights import IMPROVED, write_pipelines
+from neon.tune.weights import IMPROVED, write_lora, write_pipelines
 
 WS = (0.5, 1.0, 1.5)
 """merge weights that gained in most of the published experiments"""
@@ -67,6 +67,9 @@ def improve_unscored(
             named = out / f"{IMPROVED}-{{w}}.safetensors"
             reports = merge_files(base.path, last, WS, named, key=base.key, overwrite=True, sampler=sampler)
             write_pipelines(base.path, last, WS, named, sampler)
+            for w in WS if plan.lora_rank else ():
+                adapter = out / f"{IMPROVED}-{w:g}-lora"
+                write_lora(base.path, last, w, adapter, of_pipeline=bool(model.component), key=base.key)
             write_unscored(out, shown)
             return [report.output for report in reports]
 

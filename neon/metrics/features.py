@@ -24,6 +24,8 @@ class FeatureExtractor(ABC):
     """whether images of one set may differ in size: each is then resized by itself"""
     protocol: Mapping[str, str] = MappingProxyType({})
     """how images become features, by name, where that is not the only way of this network; recorded with every score"""
+    reads_prompts: bool = False
+    """whether `fit` holds images against prompts"""
 
     @property
     def identity(self) -> str:
@@ -45,6 +47,13 @@ class FeatureExtractor(ABC):
         Only where there are logits are `is_mean` and `is_std` among the scores.
         """
         return None
+
+    def fit(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        """float32 [B, F], B prompts -> how well each image fits its own, float32 [B] in 0..100, higher is better.
+
+        Only of a network that `reads_prompts`.
+        """
+        raise NotImplementedError
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from neon.data.fingerprint import fingerprints
 from neon.errors import RequestError, warn
 from neon.metrics import Statistics, load_all_statistics
+from neon.metrics.clip import CLIPFeatures
 from neon.metrics.dinov2 import DINOv2Features
 from neon.metrics.features import FeatureExtractor
 from neon.metrics.inception import InceptionFeatures
@@ -21,7 +22,9 @@ from neon.model import GenerativeModel
 from neon.runtime.files import hashes
 
 INCEPTION, INCEPTION_DIM = InceptionFeatures.name, InceptionFeatures.dim
-NETWORKS: dict[str, type[PublishedNetwork]] = {network.name: network for network in (InceptionFeatures, DINOv2Features)}
+NETWORKS: dict[str, type[PublishedNetwork]] = {
+    network.name: network for network in (InceptionFeatures, DINOv2Features, CLIPFeatures)
+}
 """the feature networks that have a name; any other is a file of a small one"""
 
 
@@ -90,7 +93,7 @@ class NamedFeatures:
             return network.load(self._named_file(name), device, self.resize if network.modes else None)
         if not Path(name).exists():
             raise RequestError(
-                f"features {name!r}: neither a feature network (expected {' or '.join(NETWORKS)}, or NAME=FILE with "
+                f"features {name!r}: neither a feature network (expected {', '.join(NETWORKS)}, or NAME=FILE with "
                 "its weights) nor a file of one"
             )
         return load_features(name, device)

@@ -15,7 +15,7 @@ from neon.runtime.files import write_csv
 REAL_NAME = "real images"
 SCORES_TABLE = "scores.csv"
 OF_ROWS = ("key", "name", "w", "network_calls")
-OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage")
+OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage", "clip_score")
 """columns of `scores.csv`: of a row of the report, and of each of its blocks by the names of `Scores`"""
 
 
@@ -180,7 +180,8 @@ def in_other_space(report: Report, metric: str) -> str | None:
         return None
     fair, best = report.fair.in_space(metric), report.best.in_space(metric)
     gain = paired_gain(fair, best)
-    agrees = "agrees" if gain.mean > 0 and (gain.certain or gain.interval is None) else "does not agree"
+    lowest, highest = gain.interval or (gain.mean, gain.mean)
+    agrees = "agrees" if lowest > 0 else "does not agree" if highest <= 0 else "leaves it open"
     return (
         f"{metric}, which had no part in the choice, {agrees}: {distance_text(best.distance)} against "
         f"{distance_text(fair.distance)} for {_called(report, report.fair)}, {gain_text(gain)}."
@@ -200,7 +201,15 @@ def score_table(report: Report) -> list[list[str]]:
     for title, name in (("inception score", "is_mean"), ("precision", "precision"), ("recall", "recall")):
         means = [row.mean(name) for row in report.rows]
         columns.append([title, *("" if mean is None else f"{mean:.2f}" for mean in means)])
+    fits = [_clip_score(report, row) for row in report.rows]
+    columns.append(["CLIP score", *("" if fit is None else f"{fit:.2f}" for fit in fits)])
     return [list(line) for line in zip(*(column for column in columns if any(column[1:])), strict=True)]
+
+
+def _clip_score(report: Report, row: Row) -> float | None:
+    """How well images fit their prompts, in whichever space that was scored."""
+    means = (one.mean("clip_score") for one in (row, *map(row.in_space, report.beside)))
+    return next((mean for mean in means if mean is not None), None)
 
 
 def _few_blocks(report: Report, row: Row) -> str:
@@ -280,6 +289,7 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "interval": gain and gain.difference_interval,
         "precision": row.mean("precision"),
         "recall": row.mean("recall"),
+        **({} if (fit := _clip_score(report, row)) is None else {"clip_score": fit}),
         "blocks": [block.distance for block in row.blocks],
         "settings": row.settings,
     }

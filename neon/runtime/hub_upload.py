@@ -1,7 +1,9 @@
 """What of a folder belongs on the Hugging Face Hub, and bringing it there."""
 
+import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ _AS_THEY_ARE = ("tokenizer", "vocab", "merges")
 _ABSOLUTE = re.compile(r"(?:(?<=[\s\"'`=(;])|^)(?:/[\w.+@-]+)+/([\w.+@-]+)")
 """a path of two parts or more that no address, tag or fraction is part of"""
 _PIPELINE_FILE = "model_index.json"
+_LARGEST_HEADER = 1 << 27
+"""bytes of the header of a safetensors file, of which the format allows no more"""
 _MAX_DEPTH = 2
 """of folders below that of a pipeline"""
 
@@ -99,13 +103,34 @@ def _place_of_machine(path: Path) -> str | None:
     return found and found[0]
 
 
-def content_of(path: Path) -> Path | bytes:
-    """What is uploaded for a file: itself, or its text where that names folders, which are nobody's business."""
+def content_of(path: Path, scratch: Path) -> Path | bytes:
+    """What is uploaded for a file: itself, or without the folders that its text or metadata names.
+
+    Those are nobody's business. A copy of weights is made in the folder `scratch`.
+    """
+    if path.suffix == ".safetensors":
+        return _without_places(path, scratch)
     if not _is_cleaned(path):
         return path
     text = path.read_text("utf-8", errors="surrogateescape")
     clean = _ABSOLUTE.sub(lambda match: match[1], text)
     return path if clean == text else clean.encode("utf-8", errors="surrogateescape")
+
+
+def _without_places(path: Path, scratch: Path) -> Path:
+    """The file of weights, or a copy of it whose metadata names the last parts of paths only."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length)) if length < _LARGEST_HEADER else {}
+    metadata = {name: _ABSOLUTE.sub(r"\1", text) for name, text in header.get("__metadata__", {}).items()}
+    if metadata == header.get("__metadata__", {}):
+        return path
+    text = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":"), ensure_ascii=False).encode()
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=path.suffix, delete=False) as copy, open(path, "rb") as file:
+        copy.write(file.read(8) + text.ljust(length))  # as long as before, so that the tensors stay where they are
+        file.seek(8 + length)
+        shutil.copyfileobj(file, copy)
+    return Path(copy.name)
 
 
 def _is_cleaned(path: Path) -> bool:
@@ -127,8 +152,10 @@ def upload(folder: Path, files: Sequence[str], repository: str, *, private: bool
     api = HfApi()
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
-        operations = [CommitOperationAdd(file, content_of(folder / file)) for file in files]
-        commit = api.create_commit(repository, operations, commit_message=f"Upload {folder.name or 'model'} by Neon")
+        with tempfile.TemporaryDirectory() as scratch:
+            operations = [CommitOperationAdd(file, content_of(folder / file, Path(scratch))) for file in files]
+            title = f"Upload {folder.name or 'model'} by Neon"
+            commit = api.create_commit(repository, operations, commit_message=title)
     except Exception as error:  # as in neon.runtime.hub
         raise failure(error, name) from error
     return commit.commit_url

@@ -37,7 +37,8 @@ def run_folder(
 
     The hold ends with the block, or with the process however it dies. Every program that works in a run folder has
     the flag `--fresh`. The number of `threads` of torch, on which roundings depend, is kept in the record; with
-    another one a run goes on and a warning says so.
+    another one a run goes on and a warning says so. A new folder in which nothing was done is gone again if the block
+    ends in a RequestError.
 
     Raises:
         RequestError: the folder is another run's or no run's, is in use, or cannot be written.
@@ -46,7 +47,7 @@ def run_folder(
     record = folder / RUN_FILE
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder}: a file, but a run needs a folder; name another one")
-    ours = {folder / LOCK_FILE, partial_path(record)}
+    ours, is_new = {folder / LOCK_FILE, partial_path(record)}, not folder.exists()
     if folder.is_dir() and not record.exists() and not ours.issuperset(folder.iterdir()):
         raise RequestError(f"{folder}: holds files but no {RUN_FILE}, so no run of ours; name another folder")
     check_writable(record, overwrite=True)
@@ -73,6 +74,10 @@ def run_folder(
             write_json(record, {**facts, **identity})
         try:
             yield folder
+        except RequestError:
+            if is_new and {*ours, record}.issuperset(folder.iterdir()):  # refused before anything was done
+                shutil.rmtree(folder)
+            raise
         except Stopped as stop:
             stop.kept, stop.without = stop.kept or f"what lies in {folder}", "--fresh" if fresh else ""
             raise

@@ -40,13 +40,12 @@ def write_weights(tuner: Tuner, point: Point) -> tuple[Path, ...]:
             written.append(_merged(tuner, point, suffix))
         except RequestError as error:  # a pickle that cannot be copied
             warn(f"{error}; the improved weights are .safetensors only")
+    base, snapshot = tuner.plan.base, tuner.snapshots[point.snapshot]
     if tuner.weights[point.snapshot].is_adapter:
-        try:
-            written.append(_adapter(tuner, point))
-        except RequestError as error:  # one that changes no layer
-            warn(f"{error}; there is no {IMPROVED_LORA}")
+        keys = {"key": tuner.plan.key, "self_trained_key": tuner.own_key}
+        of_pipeline = bool(tuner.scorer.model.component)
+        written += write_lora(base, snapshot, point.w, folder / IMPROVED_LORA, of_pipeline=of_pipeline, **keys)
     else:
-        base, snapshot = tuner.plan.base, tuner.snapshots[point.snapshot]
         written += write_pipelines(base, snapshot, [point.w], written[0], _sampler(tuner, point))
     return tuple(written)
 
@@ -100,20 +99,24 @@ def _sampler(tuner: Tuner, point: Point) -> dict[str, Any] | None:
     return sampler_record(tuner.scorer.model.architecture, tuner.settings_at(point))
 
 
-def _adapter(tuner: Tuner, point: Point) -> Path:
-    """The adapter that makes the merge at `point` of the base: of diffusers for a pipeline's network, else PEFT's."""
-    plan = tuner.plan
-    output = tuner.scorer.folder / IMPROVED_LORA
-    report = write_adapter(
-        plan.base,
-        tuner.snapshots[point.snapshot],
-        point.w,
-        output,
-        adapter_format="diffusers" if tuner.scorer.model.component else "peft",
-        key=plan.key,
-        self_trained_key=tuner.own_key,
-        overwrite=True,
-    )
+def write_lora(base: Path, self_trained: Path, w: float, output: Path, *, of_pipeline: bool, **keys: Any) -> list[Path]:
+    """The adapter that makes the merge at `w` of the base, in the folder `output`; none where it changes no layer.
+
+    Of diffusers for the network of a pipeline, else PEFT's. `keys`: those of `write_adapter`.
+    """
+    try:
+        report = write_adapter(
+            base,
+            self_trained,
+            w,
+            output,
+            adapter_format="diffusers" if of_pipeline else "peft",
+            overwrite=True,
+            **keys,
+        )
+    except RequestError as error:
+        warn(f"{error}; there is no {output.name}")
+        return []
     for text in report.warnings:
         warn(f"{output}: {text}")
-    return output
+    return [output]
