@@ -4,12 +4,13 @@
 last, for they take longest.
 """
 
+import io
 import os
 import socket
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from gpu.timing import sample, timed
 from gpu.train import run_of
 from neon.cli.app import command, main
 from neon.cli.command_line import _flags_of
-from neon.data.images import write_images
+from neon.data.images import write_images, write_labels
 from neon.demo.assets import BASE, real_images
 from neon.lora.settings import LoRA
 from neon.model import GenerativeModel, load_model, open_autoencoder
@@ -209,9 +210,10 @@ def _command(rows: Rows, flag: str, usual: list[str], chosen: list[str]) -> Figu
     if flag.replace("_", "-") not in _flags_of(command("selftrain"), lambda hint: True):
         raise LeftOutError(f"there is no {flag} yet")
     batch, steps = (4, 3) if rows.tiny else (256, 30)
-    images = real_images()[0][: 4 * batch]
+    images = real_images()[: 4 * batch]
     with tempfile.TemporaryDirectory() as folder:
         write_images(f"{folder}/images", range(len(images)), images)
+        write_labels(f"{folder}/images", [index % 10 for index in range(len(images))], len(images))
         common = ["selftrain", "--network", str(BASE), "--data", f"{folder}/images", "--device", rows.device.type]
         common += ["--batch", str(batch), "--total_images", str(steps * batch), flag]
         found = []
@@ -224,7 +226,7 @@ def _command(rows: Rows, flag: str, usual: list[str], chosen: list[str]) -> Figu
 def _step_of_command(words: list[str], folder: Path, *, alone: bool) -> float:
     """The median seconds of its steps; unless `alone` it is one process of a group of one."""
     environment = {} if alone else _group_of_one()
-    with mock.patch.dict(os.environ, environment):
+    with mock.patch.dict(os.environ, environment), redirect_stdout(io.StringIO()):
         if code := main(words):
             raise RuntimeError(f"neon {' '.join(words)}: ended with {code}")
     times = [row["seconds"] for row in read_json_lines(folder / LOG_FILE)]
