@@ -71,7 +71,7 @@ LARGEST_MICRO_BATCH = 64
 _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its metadata
 
 _SAME = (
-    *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),
+    *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed", "tf32"),
     *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile"),
 )
 """flags that are keywords of the same name"""
@@ -273,6 +273,7 @@ def load(
     key: str | None = None,
     device: torch.device | str | None = None,
     precision: str | None = None,
+    tf32: bool | None = None,
     model: type[GenerativeModel] | str | None = None,
     autoencoder: PathLike | None = None,
     prompts: PathLike | None = None,
@@ -288,6 +289,7 @@ def load(
         key: nesting of the state dict, such as "ema"; chosen if not given.
         device: "cpu", "cuda" or "cuda:1", say; by default a GPU where there is one.
         precision: "fp32", "tf32", "bf16" or "fp16"; by default on a GPU as published, on a CPU float32.
+        tf32: whether a GPU may round the inputs of float32 products; by default as usual for the precision.
         model: class of a model of your own, or "path/to/file.py:NAME", which runs that file; by default as the
             checkpoint says.
         autoencoder: file of the autoencoder or tokenizer of a model that has one; by default where it usually lies.
@@ -305,6 +307,7 @@ def load(
         kind=model,
         autoencoder=None if autoencoder is None else local_file(autoencoder),
         precision=precision,
+        tf32=tf32,
         prompts=None if prompts is None else Path(prompts),
     )
     loaded = origin.open(place)
