@@ -9,7 +9,7 @@ queries and keys, and logits in float32.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -197,6 +197,9 @@ class VAR(nn.Module):
 
 class Block(nn.Module):
     """Attention, then an MLP, each modulated by the class and added to x [B, n, C]."""
+
+    also_called: ClassVar = ("modulation",)
+    """methods that use weights, beside `forward`: `neon.selftrain.engine` has them gathered for these, too"""
 
     def __init__(
         self, width: int, heads: int, hidden: int, norm_eps: float, l2_norm_attention: bool, shared_adaln: bool

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neon.data.images import visit_order
+from neon.runtime.distributed import local_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,8 @@ class Recipe:
         limit = self.max_gradient
         for parameter in parameters:
             if parameter.grad is not None:
-                torch.nan_to_num(parameter.grad, nan=0, posinf=limit, neginf=-limit, out=parameter.grad)
+                gradient = local_part(parameter.grad)
+                torch.nan_to_num(gradient, nan=0, posinf=limit, neginf=-limit, out=gradient)
 
     def average_decay(self, images_seen: int) -> float:
         """beta of average = beta average + (1 - beta) weights, for the step that follows `images_seen` images."""

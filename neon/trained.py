@@ -1,10 +1,13 @@
 """What of a network is trained, what a run of it goes on from, and how the result is kept: here all of its weights."""
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neon.errors import RequestError
 from neon.merge.extrapolate import Change
@@ -18,7 +21,11 @@ class Trained(ABC):
 
     def __init__(self, model: GenerativeModel) -> None:
         self.model, self.network = model, model.network
-        self.named = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name; others once the network is spread over processes."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -72,15 +79,34 @@ class WholeNetwork(Trained):
         save_model(path, self.model, state, metadata)
 
 
+def repeated_parts(network: nn.Module) -> list[nn.Module]:
+    """The blocks that a network is a row of: the outermost entries of its lists of modules that have parts themselves.
+
+    In the order of the network; none for one that is built otherwise.
+    """
+    found: list[nn.Module] = []
+    for child in network.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            found += (entry for entry in child.children() if any(True for _ in entry.children()))
+        else:
+            found += repeated_parts(child)
+    return found
+
+
 def checkpoint_gradients(model: GenerativeModel) -> None:
-    """Have the network compute activations once more for the backward pass, as those of diffusers do.
+    """Have the network compute activations once more for the backward pass: as it offers, or block by block.
 
     Raises:
-        RequestError: it cannot.
+        RequestError: it offers nothing and has no blocks.
     """
-    try:
-        model.network.enable_gradient_checkpointing()  # type: ignore[operator]
-    except (AttributeError, ValueError) as error:
+    with contextlib.suppress(AttributeError, ValueError):
+        model.network.enable_gradient_checkpointing()  # type: ignore[operator] # of diffusers
+        return
+    blocks = repeated_parts(model.network)
+    if not blocks:
         raise RequestError(
-            f"--gradient_checkpointing: the network of {model.architecture} offers none; leave the flag out"
-        ) from error
+            f"--gradient_checkpointing: the network of {model.architecture} offers none and has no list of blocks; "
+            "leave the flag out"
+        )
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

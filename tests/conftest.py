@@ -35,6 +35,6 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[Workers]:
-    """Three processes for all the tests that need several; they start with the first of these tests."""
-    with Workers(3) as pool:
+    """Four processes for all the tests that need several; they start with the first of these tests."""
+    with Workers(4) as pool:
         yield pool

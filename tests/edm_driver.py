@@ -48,7 +48,7 @@ def train_summed(folder: Path, group: Processes) -> None:
         seed=0,
         processes=group,
         micro_batch=4,
-        ordered=False,
+        parallel="ddp",
     )
 
 

@@ -144,6 +144,7 @@ def pretended(device: str = "cuda") -> Iterator[Pretended]:
         mock.patch("neon.selftrain.examples.ImageNoise", empty),
         mock.patch("torch.random.fork_rng", lambda *_: contextlib.nullcontext()),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        mock.patch("neon.selftrain.run.room_of", lambda *_: 1 << 60),
         Pretended(device) as gpu,
     ):
         yield gpu

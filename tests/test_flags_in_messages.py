@@ -64,6 +64,8 @@ RAISED_BY = {
     ("neon/lora/settings.py", None): {*TRAINERS, "improve"},
     ("neon/lora/trained.py", None): {*TRAINERS, "improve"},
     ("neon/trained.py", "--gradient-checkpointing"): {*TRAINERS, "improve"},
+    ("neon/selftrain/memory.py", None): {*TRAINERS, "improve"},
+    ("neon/selftrain/run.py", "--parallel"): {*TRAINERS, "improve", "tune"},
     ("neon/selftrain/examples.py", "--precision"): {*TRAINERS, "improve"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},

@@ -304,7 +304,6 @@ def test_two_processes_train_to_the_bits_of_one(here: Path, workers: Workers) ->
         ("--lora_targets to_q", "--lora_targets: goes with --lora_rank"),
         ("--lora_rank 2 --lora_alpha nan", "--lora_alpha nan: expected a positive number"),
         ("--lora_rank 2 --lora_targets to_q", "--lora_targets to_q: matches no linear layer or convolution"),
-        ("--gradient_checkpointing", "--gradient_checkpointing: the network of edm offers none"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(
@@ -324,7 +323,8 @@ def test_a_missing_peft_is_told_before_any_work() -> None:
 
 
 def test_a_run_without_lora_is_recorded_as_before_there_was_one() -> None:
-    assert not {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"} & ImprovePlan().facts().keys()
+    names = {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "parallel"}
+    assert not names & ImprovePlan(parallel="ddp").facts().keys()
     assert ImprovePlan(lora_rank=4, lora_targets=("qkv",)).facts()["lora_targets"] == ("qkv",)
 
 

@@ -24,7 +24,8 @@ LIMIT_SECONDS = 600.0
 ROOT = Path(__file__).parent.parent
 FORKS = multiprocessing.get_context("forkserver")
 """A process of this context is a copy of one that has imported what takes long, and did nothing else."""
-FORKS.set_forkserver_preload(["tests.programs", "torch._dynamo"])  # the latter is imported by every optimiser
+# The last is imported by every optimiser.
+FORKS.set_forkserver_preload(["tests.programs", "torch.distributed.checkpoint", "torch._dynamo"])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import tyro
 
 from neon.cli.command_line import Scales, Weights, at_least_one, finite, number
 from neon.errors import RequestError, note, warn
+from neon.runtime.parallel import Parallel
 from neon.runtime.trackers import TrackerName
 
 if TYPE_CHECKING:
@@ -399,6 +400,9 @@ class TrainingFlags:
     """of initial weights, data order and noise"""
     compile: bool = False
     """compile the network: the first step takes a minute, the others less; other roundings. A run may go on without"""
+    parallel: Parallel | None = None
+    """how several processes train: ordered adds gradients as one process would, ddp as they come, fsdp also spreads
+    weights and optimiser over the GPUs. By default ordered on CPUs, ddp on GPUs, fsdp where nothing else fits"""
     log: Log = None
     """also send the curves to a tracker"""
     fresh: bool = False

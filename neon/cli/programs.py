@@ -219,6 +219,7 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
                 lora=lora,
                 gradient_checkpointing=self.gradient_checkpointing,
                 compile_network=self.compile,
+                parallel=self.parallel,
                 log=self.log,
             )
             if group.is_main:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from neon.errors import RequestError
 from neon.lora.settings import LoRA, check_lora, lora_of
+from neon.runtime.parallel import Parallel
 from neon.tune.plan import Metric, TunePlan
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class ImprovePlan:
     """compute activations once more for the backward pass, where a network can: less memory, more time"""
     compile: bool = False
     """compile the network for the self-training: the first step takes a minute, the others less; other roundings"""
+    parallel: Parallel | None = None
+    """how several processes train: ordered adds gradients as one process would, ddp as they come, fsdp also spreads
+    weights and optimiser over the GPUs. By default ordered on CPUs, ddp on GPUs, fsdp where nothing else fits"""
     w: tuple[float, float] = (0.0, 20.0)
     """range of merge weights; the search feels its way up from 0, so that a wide range costs nothing"""
     guidance_range: tuple[float, float] | None = None
@@ -99,9 +103,11 @@ class ImprovePlan:
         self.tune_plan(Path("base"), None, (Path("self-trained"),), self.guidance_range)  # refuses what it refuses
 
     def facts(self) -> dict[str, Any]:
-        """What is asked for, as JSON by the names of fields."""
+        """What is asked for and determines the result, as JSON by the names of fields."""
         usual = {name: getattr(ImprovePlan, name) for name in _NEW}
-        return {name: value for name, value in asdict(self).items() if name not in _NEW or value != usual[name]}
+        facts = {name: value for name, value in asdict(self).items() if name not in _NEW or value != usual[name]}
+        del facts["parallel"]
+        return facts
 
     def lora(self, model: "GenerativeModel") -> LoRA | None:
         """The factors that are trained; None: the weights are."""

@@ -109,6 +109,7 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: Trac
         lora=plan.lora(model),
         gradient_checkpointing=plan.gradient_checkpointing,
         compile_network=plan.compile,
+        parallel=plan.parallel,
         log=log,
     )
 

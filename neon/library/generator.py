@@ -47,6 +47,7 @@ from neon.runtime.distributed import Processes
 from neon.runtime.download import local_file, shared_file
 from neon.runtime.files import check_not_input, check_writable, hashes, sha256_file
 from neon.runtime.hub import output_path, short_name, with_fetched
+from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
@@ -72,7 +73,7 @@ _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its 
 
 _SAME = (
     *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed", "tf32"),
-    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile"),
+    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile", "parallel"),
 )
 """flags that are keywords of the same name"""
 # Lower rooms name flags of commands in what they say; these are the keywords here. What is not here is said of programs
@@ -87,6 +88,7 @@ _KEYWORDS = {
     "vae": "autoencoder",
     "inception-weights": "inception_weights",
     "self_trained_key": "key",
+    "batch_gpu": "micro_batch",
     **{name: name for name in _SAME},
 }
 _FLAG = re.compile("--(" + "|".join(map(re.escape, sorted(_KEYWORDS, key=len, reverse=True))) + r")(?![\w-])")
@@ -397,6 +399,7 @@ def self_train(
     lora_targets: Sequence[str] = (),
     gradient_checkpointing: bool = False,
     compile: bool = False,
+    parallel: Parallel | None = None,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -426,6 +429,9 @@ def self_train(
             architecture.
         gradient_checkpointing: compute activations once more for the backward pass, where the network can.
         compile: compile the network (torch.compile), which moves results by rounding.
+        parallel: how several processes train: "ordered" adds gradients as one process would, "ddp" as they come,
+            "fsdp" also spreads weights and optimiser over the GPUs. By default "ordered" on CPUs, "ddp" on GPUs, "fsdp"
+            where nothing else fits.
         seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
@@ -478,6 +484,7 @@ def self_train(
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
             compile_network=compile,
+            parallel=parallel,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):

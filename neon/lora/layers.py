@@ -16,6 +16,8 @@ from neon.lora.settings import EVERY, LoRA
 
 ADAPTER = "default"
 """what PEFT calls the only adapter"""
+FACTORS = (f"lora_A.{ADAPTER}.weight", f"lora_B.{ADAPTER}.weight")
+"""the names of the factors of a layer, within it"""
 _OF_PEFT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from neon.checkpoint import save_safetensors
 from neon.checkpoint.common import listing
 from neon.errors import warn
-from neon.lora.layers import factors_of, inject
+from neon.lora.layers import FACTORS, inject
 from neon.lora.settings import RECORD, LoRA
 from neon.merge.adapters.names import CONFIG_ENTRY
 from neon.merge.extrapolate import Change
@@ -36,7 +36,7 @@ class LowRank(Trained):
             if isinstance(module, _NormBase):  # whose running statistics belong to the base
                 module.eval()
         super().__init__(model)
-        self._places = {id(parameter): at for at, parameter in enumerate(self.parameters)}
+        self._places = {name: at for at, name in enumerate(self.named)}
         self._is_told = False
 
     def state(self) -> dict[str, Tensor]:
@@ -56,8 +56,8 @@ class LowRank(Trained):
         if not self._norm:
             return 0.0
         squares = 0.0
-        for layer in self._layers.values():
-            down, up = (factor.double().flatten(1) for factor in self._of(layer, result))
+        for name in self._layers:
+            down, up = (factor.double().flatten(1) for factor in self._of(name, result))
             squares += float(((up.T @ up) * (down @ down.T)).sum())
         return self.lora.scale * math.sqrt(max(squares, 0.0)) / self._norm
 
@@ -68,7 +68,7 @@ class LowRank(Trained):
         tensors = {}
         for name, layer in self._layers.items():
             shape = layer.base_layer.weight.shape
-            down, up = self._of(layer, result)
+            down, up = self._of(name, result)
             tensors[f"{front}{name}.lora_A.weight"] = down.reshape(-1, *shape[1:])
             up = self.lora.scale * up
             tensors[f"{front}{name}.lora_B.weight"] = up.reshape(shape[0], -1, *[1] * (len(shape) - 2))
@@ -80,9 +80,9 @@ class LowRank(Trained):
         }
         save_safetensors(path, tensors, {**said, **metadata})
 
-    def _of(self, layer: nn.Module, result: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _of(self, layer: str, result: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """What of `result` stands for the factors of a layer."""
-        down, up = (result[self._places[id(factor)]].detach() for factor in factors_of(layer))
+        down, up = (result[self._places[f"{layer}.{name}"]].detach() for name in FACTORS)
         return down, up
 
     def _config(self) -> dict[str, object]:
@@ -99,7 +99,7 @@ class LowRank(Trained):
 
     def _tell_unmoved(self, result: Sequence[Tensor]) -> None:
         """Say which layers have not moved, if others have: those that the loss does not depend on."""
-        still = [name for name, layer in self._layers.items() if not self._of(layer, result)[1].any()]
+        still = [name for name in self._layers if not self._of(name, result)[1].any()]
         if self._is_told or not 0 < len(still) < len(self._layers):
             return
         self._is_told = True

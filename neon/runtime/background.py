@@ -5,9 +5,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+T = TypeVar("T")
 
 
 class Background:
@@ -40,7 +43,7 @@ class Background:
             pending.result()
 
 
-def copy_in_memory(content: object) -> object | None:
+def copy_in_memory(content: T) -> T | None:
     """`content` of dicts and lists with copies of its tensors on the CPU; None: there is too little memory for two.
 
     Tensors that share their memory do so in the copy, too.
@@ -49,7 +52,8 @@ def copy_in_memory(content: object) -> object | None:
     if 2 * sum(tensor.nbytes for tensor in tensors.values()) > available_memory():
         return None
     copies = {place: tensor.detach().to("cpu", copy=True) for place, tensor in tensors.items()}
-    return tree_map_only(Tensor, lambda tensor: copies[_place(tensor)], content)
+    copy: T = tree_map_only(Tensor, lambda tensor: copies[_place(tensor)], content)
+    return copy
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

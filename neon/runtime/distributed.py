@@ -121,6 +121,16 @@ def gpu_count() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor that is spread over processes (a DTensor); any other tensor is whole."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is spread over processes, gathered by all of them; any other tensor is whole."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 @contextlib.contextmanager
 def processes(device: str | None = None) -> Iterator[Processes]:
     """Join the process group that torchrun announces in the environment, or work alone without one.

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from neon.recipe import Recipe
 from neon.runtime.background import Background
 from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
+from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     held_by_main,
@@ -23,6 +23,7 @@ from neon.runtime.run_folder import (
 from neon.runtime.signals import postponed
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain.examples import asked, check_trainable, encoded_once
+from neon.selftrain.memory import enough_memory
 from neon.selftrain.run import TrainingRun
 from neon.selftrain.snapshots import Snapshot, snapshot_path
 from neon.trained import checkpoint_gradients
@@ -46,7 +47,7 @@ def train(
     title: str = "training",
     identity: Mapping[str, Any] | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
-    ordered: bool | None = None,
+    parallel: Parallel | None = None,
     keep_raw: bool = False,
     lora: LoRA | None = None,
     gradient_checkpointing: bool = False,
@@ -64,8 +65,9 @@ def train(
             take in turn. Results depend on it (by rounding) but not on the number of processes.
         identity: what else determines the result (starting weights, augmentation), as JSON.
         on_snapshot: called in the main process when a snapshot is there; again in a run that continues.
-        ordered: add gradients in the order of micro-batches, at the price of gathering those of all processes,
-            instead of summing them in any order. By default on a CPU.
+        parallel: how several processes add up gradients (`neon.selftrain.engine`); by default in order on CPUs, by
+            `ddp` on GPUs, and there by `fsdp` where nothing else fits. Moves results by rounding only, and is no part
+            of what a run is held for; but `fsdp` keeps the state in a form of its own.
         keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
         lora: train factors of low rank in the place of the weights; snapshots hold these alone.
         gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
@@ -75,7 +77,7 @@ def train(
     Raises:
         RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
             the network cannot checkpoint gradients, or there is no compiler.
-        WorkError: the loss is not finite.
+        WorkError: the loss is not finite, or a GPU has too little memory.
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
     dataset = asked(model, dataset)
@@ -86,22 +88,17 @@ def train(
     image_seeds(Purpose.TRAINING, seed, 0)  # refuses a seed out of range
     facts = {"seed": seed, "images": len(dataset), "micro_batch": micro_batch, "recipe": recipe.facts()}
     facts |= {**(identity or {}), **record_of(lora)}
-    ordered = processes.device.type == "cpu" if ordered is None else ordered
     if gradient_checkpointing:
         checkpoint_gradients(model)
     if compile_network:
         check_compiler(processes.device)
         model.compile_training()
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, ordered=ordered, lora=lora)
+    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, parallel=parallel, lora=lora)
 
     def tell(steps: Iterable[int]) -> None:
         for step in steps:
             if on_snapshot is not None:
                 on_snapshot(snapshots[step])
-
-    def write_snapshot(moved: float) -> None:
-        run.write_snapshot(moved, keep_raw=keep_raw)
-        tell([run.step])
 
     if processes.on_main(lambda: all(run.has_written(snapshot.path) for snapshot in snapshots.values())):
         processes.on_main(lambda: tell(wanted))
@@ -120,19 +117,23 @@ def train(
             tracker.log({"training/loss": row.get("loss"), "training/lr": row.get("lr")}, row["images_seen"])
         while run.step < num_steps:
             begun = time.monotonic()
-            loss, lr = run.one_step()
+            with enough_memory(folder):
+                loss, lr = run.one_step()
             rate = batch / (time.monotonic() - begun)
             progress.advance(batch, loss=f"{loss:.3f}", lr=f"{lr:.1e}")
-            moved = run.moved() if run.step in snapshots else None
+            result = run.result if run.step in snapshots else None
+            moved = None if result is None else run.moved(result)
             run.log(loss, lr, moved)
             curves = {"training/loss": loss, "training/lr": lr, "training/images_per_second": rate}
             tracker.log(curves, run.step * batch)
             due = moved is not None or run.stop is not None or time.monotonic() - last_saved > state_every_seconds
+            due = processes.from_main(due) if run.engine.keeps_folder else due and processes.is_main
             if processes.is_main and due:
                 run.write_curve()  # first: with the last snapshot all is done
-            if moved is not None:
-                processes.on_main(partial(write_snapshot, moved))
-            if processes.is_main and due:
+            if result is not None and moved is not None:
+                run.write_snapshot(result, moved, keep_raw=keep_raw)
+                processes.on_main(lambda: tell([run.step]))
+            if due:
                 run.save_state(background)
                 last_saved = time.monotonic()
             if run.stop is not None:

@@ -6,11 +6,11 @@ import pickle
 import signal
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,16 @@ from torch import Tensor
 from neon.checkpoint import open_checkpoint, save_torch
 from neon.data.images import TrainingImages
 from neon.data.sampler import SAMPLER, sampler_text
-from neon.errors import RequestError, WorkError
+from neon.errors import RequestError, WorkError, warn
 from neon.lora.settings import LoRA
 from neon.lora.trained import LowRank
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.background import Background, copy_in_memory
-from neon.runtime.distributed import Processes
+from neon.runtime.distributed import Processes, local_part
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
+from neon.runtime.parallel import Parallel
 from neon.runtime.run_folder import (
     FINGERPRINT,
     STATE_VERSION,
@@ -36,11 +37,20 @@ from neon.runtime.run_folder import (
     reading_state,
 )
 from neon.runtime.signals import Stopped, requested
+from neon.selftrain.engine import Engine, engine_of
 from neon.selftrain.examples import visit
+from neon.selftrain.memory import fitting, kept_by, room_of
 from neon.selftrain.snapshots import snapshot_path
 from neon.trained import Trained, WholeNetwork
 
+if TYPE_CHECKING:
+    from neon.selftrain.shards import ShardedState
+
 STATE_FILE = "training-state.pt"
+SHARDS, FACTS_FILE = "training-state", "state.json"
+"""the folder in its place where the state is spread over processes; in it, what tells where and of what it is"""
+Visits = tuple[list[int], list[int]]
+"""images of a micro-batch, and the seeds of their noise"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -59,12 +69,11 @@ class TrainingRun:
         micro_batch: int,
         identity: Mapping[str, Any] | None = None,
         *,
-        ordered: bool = True,
+        parallel: Parallel | None = None,
         lora: LoRA | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
-        self.ordered = ordered
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # batches are of one shape
         self.trained: Trained = (
@@ -73,6 +82,10 @@ class TrainingRun:
             else LowRank(model, lora, seed, tells_moved=processes.is_main)
         )
         self.network = model.network
+        self.parallel = self._engine_for(parallel)
+        self.engine: Engine[Visits] = engine_of(self.parallel, processes)(
+            self.network, processes, self._share, self._backward, lambda: float(requested() is not None)
+        )
         self.parameters = self.trained.parameters
         self.optimizer = recipe.optimizer(self.network)
         for group in self.optimizer.param_groups:  # recipes know no frozen weights
@@ -91,6 +104,21 @@ class TrainingRun:
         )
         # Its state is made by the first use, which a process without a micro-batch of its own would not come to.
         self.scaler.scale(torch.zeros((), device=processes.device))
+
+    def _engine_for(self, asked: Parallel | None) -> Parallel:
+        """The engine that is asked for, or usual here, or that the state in the folder is of, or that alone fits.
+
+        Raises:
+            RequestError: too little memory for it.
+        """
+        processes = self.processes
+        usual: Parallel = "ddp" if processes.device.type == "cuda" and processes.world_size > 1 else "ordered"
+        if asked is None and processes.from_main((self.folder / SHARDS / FACTS_FILE).exists()):
+            usual = "fsdp"
+        if processes.device.type != "cuda":
+            return asked or usual
+        kept = kept_by(self.trained, self.recipe)
+        return fitting(kept, room_of(processes, kept), processes.world_size, asked, usual)
 
     def one_step(self) -> tuple[float, float]:
         """Take one optimiser step; (mean loss of the batch, learning rate)."""
@@ -119,9 +147,9 @@ class TrainingRun:
         if recipe.scale_losses and recipe.largest_scale is not None:
             scale = self.scaler.scale(torch.ones((), device=total.device))
             self.scaler.update(scale.clamp(max=recipe.largest_scale))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.clear_gradients(self.optimizer)
         if self.average:
-            recipe.update_average(self.average, [p.detach() for p in self.parameters], seen)
+            recipe.update_average([*map(local_part, self.average)], [*map(local_part, self._raw())], seen)
         self.step += 1
         return loss, lr
 
@@ -131,57 +159,14 @@ class TrainingRun:
         Returns the mean loss and, so that all processes learn of it at no cost, how many of them a signal has reached.
         """
         parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
-        if self.ordered and self.processes.world_size > 1:
-            return self._gradients_in_order(indices, noise_seeds, parts)
-        total = torch.zeros(2, device=self.processes.device)
-        for part in parts[self.processes.rank :: self.processes.world_size]:
-            total[0] += self._backward(indices[part], noise_seeds[part], len(parts))
-        total[1] = requested() is not None
-        if self.processes.world_size > 1:
-            self._set_gradients(self.processes.sum(self._flat_gradients()))
-        return self.processes.sum(total)
+        return self.engine.gradients([(indices[part], noise_seeds[part]) for part in parts])
 
-    def _gradients_in_order(self, indices: list[int], noise_seeds: list[int], parts: list[slice]) -> Tensor:
-        """The same with the additions of one process, in its order; gathers the gradients of every process."""
-        world, rank = self.processes.world_size, self.processes.rank
-        total = torch.zeros(2, device=self.processes.device)
-        for first in range(0, len(parts), world):
-            here = parts[first : first + world]
-            told = torch.zeros(2, device=self.processes.device)
-            before = [p.grad for p in self.parameters]
-            self.optimizer.zero_grad(set_to_none=True)
-            if rank < len(here):
-                told[0] = self._backward(indices[here[rank]], noise_seeds[here[rank]], len(parts))
-            told[1] = requested() is not None
-            for other in self.processes.gather(told):
-                total += other
-            self._add_in_order(before, len(here))
-        return total
+    def _share(self, visits: Visits) -> Tensor:
+        """The share of a micro-batch in the mean loss."""
+        return self._loss(*visits) / (self.recipe.batch_size // self.micro_batch)
 
-    def _backward(self, indices: list[int], noise_seeds: list[int], num_parts: int) -> Tensor:
-        """Add the gradient of one of `num_parts` micro-batches to the parameters'; its share of the mean loss."""
-        loss = self._loss(indices, noise_seeds) / num_parts
-        self.scaler.scale(loss * self.recipe.loss_scaling).backward()
-        return loss.detach()
-
-    def _add_in_order(self, before: list[Tensor | None], count: int) -> None:
-        """Gradients = `before` + those of ranks 0 .. count - 1, one after the other: as one process would add them.
-
-        Holds the gradients of all ranks at once: world size times the size of the network.
-        """
-        gathered = self.processes.gather(self._flat_gradients())[:count]
-        total = gathered[0] if before[0] is None else torch.cat([g.flatten() for g in before if g is not None])
-        for other in gathered if before[0] is not None else gathered[1:]:
-            total += other
-        self._set_gradients(total)
-
-    def _flat_gradients(self) -> Tensor:
-        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.parameters])
-
-    def _set_gradients(self, flat: Tensor) -> None:
-        pieces = flat.split([p.numel() for p in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+    def _backward(self, share: Tensor) -> None:
+        self.scaler.scale(share * self.recipe.loss_scaling).backward()
 
     def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
         device = self.processes.device
@@ -212,79 +197,130 @@ class TrainingRun:
             )
 
     def resume(self) -> None:
-        """Take up the saved state of this folder, if there is one."""
-        path = self.folder / STATE_FILE
-        if not self.processes.from_main(path.exists()):
+        """Take up the saved state of this folder, if there is one.
+
+        Raises:
+            RequestError: it is damaged, another run's, or of an engine that keeps it otherwise.
+        """
+        if not self.processes.from_main(self._has_state()):
             return
         advice = "delete it, and training begins anew"
+        path = self.state_path
         with reading_state(path, advice):
-            state = _read_state(path)
-            version, identity = state.get(VERSION_KEY), str(state["identity"])
+            state = json.loads(path.read_bytes()) if self.engine.keeps_folder else _read_state(path)
+            version, identity, began = state.get(VERSION_KEY), str(state["identity"]), state.get("parallel", "ordered")
         check_version(path, version)
         self._check_identity(path, identity)
         with reading_state(path, advice):
             self._take_up(state)
+        if began != self.parallel:
+            warn(f"{path}: began as --parallel {began} and goes on as {self.parallel}; the last digits may differ")
         if self.processes.is_main:
             self._forget_later_steps()
         next(islice(self.visits, self.step * self.recipe.batch_size, self.step * self.recipe.batch_size), None)
 
+    @property
+    def state_path(self) -> Path:
+        """The file that tells of the state."""
+        return self.folder / SHARDS / FACTS_FILE if self.engine.keeps_folder else self.folder / STATE_FILE
+
+    def _has_state(self) -> bool:
+        """Whether there is one; a RequestError if another engine has left it, which keeps it otherwise."""
+        file, folder = self.folder / STATE_FILE, self.folder / SHARDS
+        other, flag = (file, "ordered or ddp") if self.engine.keeps_folder else (folder, "fsdp")
+        if (other / FACTS_FILE if other == folder else other).exists():
+            raise RequestError(
+                f"{other}: state of a run with --parallel {flag}, and this one has {self.parallel}; go on with that, "
+                "in any number of processes, or start in another folder"
+            )
+        return self.state_path.exists()
+
     def _take_up(self, state: Mapping[str, Any]) -> None:
         """Become the run that `save_state` saved; an exception of any kind if `state` is not of one like this."""
-        self.trained.take_up(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        average = [tensor.to(self.processes.device) for tensor in state["average"]]
-        if [one.shape for one in average] != [one.shape for one in self.average]:
-            raise ValueError("averages of other shapes than the network's")
-        self.average, self.step = average, int(state["step"])
+        if self.engine.keeps_folder:
+            self._shards().read(self.folder / SHARDS, str(state["folder"]))
+        else:
+            self.trained.take_up(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            average = [tensor.to(self.processes.device) for tensor in state["average"]]
+            if [one.shape for one in average] != [one.shape for one in self.average]:
+                raise ValueError("averages of other shapes than the network's")
+            self.average = average
+        self.step = int(state["step"])
         # Fewer than those of the run where an overflow of float16 has cost some.
         counted = [float(entry["step"]) for entry in self.optimizer.state.values() if "step" in entry]
         if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
             raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
     def save_state(self, background: Background | None = None) -> None:
-        """Write what `resume` needs, atomically; in the `background`, if there is one and memory for a copy.
+        """Write what `resume` needs, atomically; called by the main process, or by all if the engine keeps a folder.
 
-        An error in writing is raised here, or there by what waits for it.
+        In the `background`, if there is one and memory for a copy, and the state is one file: an error in writing is
+        then raised by who waits for it.
         """
         if background is not None:
             background.wait()  # for one copy at a time
-        state = {
-            "network": self.trained.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average,
+        facts = {
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "identity": json.dumps(self.identity, sort_keys=True),
             VERSION_KEY: STATE_VERSION,
+            **({} if self.parallel == "ordered" else {"parallel": self.parallel}),
         }
+        if self.engine.keeps_folder:
+            self._shards().write(self.folder / SHARDS, f"step-{self.step}", facts)
+            return
+        state = {"network": self.trained.state(), "optimizer": self.optimizer.state_dict(), "average": self.average}
         copy = None if background is None else copy_in_memory(state)
         if background is None or copy is None:
-            save_torch(self.folder / STATE_FILE, state)
+            save_torch(self.folder / STATE_FILE, {**state, **facts})
         else:
-            background.start(partial(save_torch, self.folder / STATE_FILE, copy))
+            background.start(partial(save_torch, self.folder / STATE_FILE, {**copy, **facts}))
+
+    def _shards(self) -> "ShardedState":
+        from neon.selftrain.shards import ShardedState  # torch's part for it takes a while to import
+
+        return ShardedState(self.trained, self.optimizer, self.average, self.processes)
+
+    def _raw(self) -> list[Tensor]:
+        return [p.detach() for p in self.parameters]
 
     @property
     def result(self) -> list[Tensor]:
-        """What stands for the parameters in the end: their averages if the recipe averages, else themselves."""
-        return self.average or [p.detach() for p in self.parameters]
+        """What stands for the parameters in the end: their averages if the recipe averages, else themselves.
 
-    def moved(self) -> float:
-        """|result so far - weights at the start| / |weights at the start|; 0 in other processes than the main one."""
-        return self.trained.moved(self.result)
+        Whole in the main process, for which all processes ask for them.
+        """
+        return self.engine.whole(self.average or self._raw())
 
-    def write_snapshot(self, moved: float, *, keep_raw: bool) -> None:
-        """Write the result so far: the averaged weights if the recipe averages, else the raw ones."""
-        broken = [name for name, weights in self.network.named_parameters() if not weights.isfinite().all()]
-        if broken:  # a loss may forgive what it cannot compute
-            raise WorkError(
-                f"{self.folder}: {len(broken)} tensors are not finite after step {self.step}, first {broken[0]}; lower "
+    def moved(self, result: Sequence[Tensor]) -> float:
+        """|`result` - weights at the start| / |weights at the start|; 0 in other processes than the main one."""
+        return self.trained.moved(result) if self.processes.is_main else 0.0
+
+    def write_snapshot(self, result: Sequence[Tensor], moved: float, *, keep_raw: bool) -> None:
+        """Write `result`: the averaged weights if the recipe averages, else the raw ones; called by all processes."""
+        self._check_finite()
+        raw = self.engine.whole(self._raw()) if self.average and keep_raw else None
+        self.processes.on_main(lambda: self._write_snapshot(result, moved, raw))
+
+    def _check_finite(self) -> None:
+        """A WorkError, in all processes, if a weight is not finite: a loss may forgive what it cannot compute."""
+        names, weights = zip(*self.network.named_parameters(), strict=True)
+        finite = [local_part(w.detach()).isfinite().all() for w in weights]
+        broken = self.processes.sum((~torch.stack(finite)).float()).tolist()
+        found = [name for name, count in zip(names, broken, strict=True) if count]
+        if found:
+            error = WorkError(
+                f"{self.folder}: {len(found)} tensors are not finite after step {self.step}, first {found[0]}; lower "
                 "the learning rate or look at the training images"
             )
+            self.processes.raise_first(error)
+
+    def _write_snapshot(self, result: Sequence[Tensor], moved: float, raw: Sequence[Tensor] | None) -> None:
         path = snapshot_path(self.folder, self.step * self.recipe.batch_size)
-        if self.average and keep_raw:  # first, so that a snapshot that is there is whole
-            raw = {"weights": "raw", **self._synthetic()}
-            self.trained.save(path.with_name(f"raw-{path.name}"), self.parameters, raw)
+        if raw is not None:  # first, so that a snapshot that is there is whole
+            self.trained.save(path.with_name(f"raw-{path.name}"), raw, {"weights": "raw", **self._synthetic()})
         images_seen = self.step * self.recipe.batch_size
         # Without fingerprints, which tell times of files: equal runs end in equal bytes.
         identity = {name: value for name, value in self.identity.items() if not name.endswith(FINGERPRINT)}
@@ -295,7 +331,7 @@ class TrainingRun:
             "moved": f"{moved:.6e}",
             **self._synthetic(),
         }
-        self.trained.save(path, self.result, metadata)
+        self.trained.save(path, result, metadata)
 
     def _synthetic(self) -> dict[str, str]:
         """What the metadata tells of a synthetic set: its sampler, which w will belong to, and its size."""

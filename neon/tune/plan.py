@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neon.errors import RequestError
+from neon.runtime.parallel import Parallel
 
 Metric = Literal["distance", "is", "precision", "recall"]
 _OF_SAMPLER = ("sampler_scores", "sampler_images", "resample", "synthetic_images", "training_images")
@@ -65,6 +66,8 @@ class TunePlan:
     """images of that set; by default as many as the last snapshot was trained on"""
     training_images: int | None = None
     """images of that self-training, repeated ones included; by default as of the last snapshot"""
+    parallel: Parallel | None = None
+    """how several processes train there: ordered, ddp or fsdp, as in self-training"""
     baselines: bool = True
     """rows of the base at twice the network calls and with a converged sampler, and of both networks at inference"""
 
@@ -112,6 +115,7 @@ class TunePlan:
         """What a run is determined by, as JSON; without what is not searched, as in records of earlier runs."""
         left_out = () if self.searches_sampler else ("tune_sampler", *_OF_SAMPLER)
         left_out = left_out if self.baselines else (*left_out, "baselines")
+        left_out = (*left_out, "parallel")  # moves results by rounding
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property

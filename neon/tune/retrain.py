@@ -16,6 +16,7 @@ from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
+from neon.runtime.parallel import Parallel
 from neon.runtime.trackers import TrackerName
 from neon.sampling import write_samples
 from neon.selftrain import EXAMPLES, encoded_once, train, usual_micro_batch
@@ -42,6 +43,7 @@ class SelfTraining:
     """factors that are trained in the place of the weights"""
     gradient_checkpointing: bool = False
     compile_network: bool = False
+    parallel: Parallel | None = None
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -94,6 +96,7 @@ class SelfTraining:
                 lora=self.lora,
                 gradient_checkpointing=self.gradient_checkpointing,
                 compile_network=self.compile_network,
+                parallel=self.parallel,
                 log=self.log,
             )
         last = snapshots[-1]
@@ -130,6 +133,7 @@ def self_training_of(
         batch_size=plan.batch_size,
         seed=plan.seed,
         lora=recorded_lora(record.get(RECORD)),
+        parallel=plan.parallel,
     )
 
 

@@ -1,0 +1,5 @@
+"""What the ways are called in which several processes train one network (`neon.selftrain.engine`)."""
+
+from typing import Literal
+
+Parallel = Literal["ordered", "ddp", "fsdp"]
