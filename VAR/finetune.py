@@ -21,7 +21,7 @@ import tyro
 from neon.cli.command_line import between, run_program
 from neon.cli.flags import BudgetFlags, BudgetPlan, NetworkOfScratch, check_alternatives
 from neon.cli.programs import TrainProgram
-from neon.cli.refused import FIXED, LOADING, NO_EFFECT, PLACE
+from neon.cli.refused import FIXED, NO_EFFECT, PLACE
 from neon.errors import RequestError
 from VAR.flags import VARFlags
 from VAR.settings import ENLARGEMENT
@@ -90,7 +90,6 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
         **dict.fromkeys(("tclip", "opt", "afuse", "anorm", "fuse", "patch_size", "hflip"), FIXED),
         **dict.fromkeys(("pg", "pg0", "pgwp", "ls", "vfast", "tfast"), "it is not built here; leave it out"),
         "ac": "say with --batch_gpu how many images a forward pass takes",
-        "workers": LOADING,
         "fp16": "choose with --precision: fp16 (published 1), bf16 (2) or fp32 (0)",
         "pn": "the scales come from the checkpoint; from scratch give --patch_nums",
         "resume": "name the transformer to start from with --var_ckpt; the same command goes on where a run was killed",
@@ -116,7 +115,7 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
 
     def dataset(self) -> "TrainingImages":
         """Images, or tokens."""
-        from neon.data.encoded import images_or_examples
+        from neon.data.shards import images_or_examples
         from VAR.model import TOKENS
 
         return images_or_examples(self.data, TOKENS)

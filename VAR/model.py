@@ -132,21 +132,25 @@ class VARModel(GenerativeModel):
             classes = self._on_device(labels)
             return generate_tokens(self.network, self._tokenizer(), classes, noise, settings, self.second)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        """uint8 [B, 3, H, W] -> tokens int64 [B, L] of a random crop of the enlarged image.
+    def prepare(self, images: Tensor, noise: Noise) -> Tensor:
+        """A random crop of the enlarged image.
 
         Draws per image: two integers, top and left of the crop.
         """
         side = self.image_shape[-1]
-        enlarged = [enlarge(image, round(self.enlargement * side)) for image in images.cpu()]
+        enlarged = [enlarge(image, round(self.enlargement * side)) for image in images]
         height, width = enlarged[0].shape[1:]
         corners = torch.stack([noise.integers(height - side + 1), noise.integers(width - side + 1)], dim=1)
         crops = [
             image[:, top : top + side, left : left + side]
             for image, (top, left) in zip(enlarged, corners.tolist(), strict=True)
         ]
-        return self._tokenizer().tokens(from_uint8(torch.stack(crops).to(images.device, non_blocking=True)))
+        return torch.stack(crops)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 [B, 3, side, side] -> tokens int64 [B, L]; draws nothing."""
+        return self._tokenizer().tokens(from_uint8(images))
 
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """Per image, the mean cross entropy of its tokens [B, L] given the coarser scales: float32 [B].

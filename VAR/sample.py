@@ -43,6 +43,8 @@ class SampleVAR(VARImageFlags, SampleProgram):
         super().check()
         if self.tokens and self.more_smooth:
             raise RequestError("--tokens: images of --more_smooth are no tokens; leave one of them out")
+        if self.tokens and self.format != "png":
+            raise RequestError(f"--format {self.format}: is of images, and --tokens keeps none; leave one of them out")
         if self.tokens and self.outdir.suffix == ".zip":
             raise RequestError(f"{self.outdir}: tokens are kept in a folder; leave .zip off")
 

@@ -62,7 +62,7 @@ class TrainTokenizer:
         import torch
 
         from neon.data.fingerprint import fingerprint
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.precision import FP32, decide
         from neon.recipe import Recipe
         from neon.runtime.distributed import processes
@@ -86,7 +86,7 @@ class TrainTokenizer:
             rounded = {} if model.precision == FP32 else model.precision.recorded
             train_in_folder(
                 model.to(group.device),
-                ImageDataset(self.data),
+                open_images(self.data),
                 self.outdir,
                 record={
                     "neon": __version__,

@@ -41,8 +41,9 @@ from machine import machine
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for what the tests write and change
 
 from neon.checkpoint import load_state, open_checkpoint, save_safetensors
-from neon.data.encoded import images_or_examples, write_index, write_shard
+from neon.data.encoded import write_index, write_shard
 from neon.data.images import ImageDataset, write_images, write_labels
+from neon.data.shards import images_or_examples
 from neon.errors import RequestError, WorkError, one_line
 from neon.evaluate import ScoreLog, Tally, resume_tallies, save_tallies
 from neon.metrics import Statistics

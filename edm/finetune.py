@@ -113,7 +113,7 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
     refused: ClassVar[Mapping[str, str]] = {
         "xflip": "no mirrored copies are made of a set; --augment mirrors half of the images as it comes to them",
         "bench": FIXED,
-        **dict.fromkeys(("cache", "workers"), LOADING),
+        "cache": LOADING,
         **dict.fromkeys(("desc", "nosubdir"), PLACE),
         "dump": "say with --state_every how often, in seconds, the state is saved",
         "resume": RESUMED,
@@ -166,9 +166,10 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
         return tick_steps(plan.batch, plan.duration, plan.tick, plan.snap)
 
     def dataset(self) -> "TrainingImages":
-        from neon.data.images import ImageDataset, Subset
+        from neon.data.images import Subset
+        from neon.data.shards import open_images
 
-        dataset = ImageDataset(self.data)
+        dataset = open_images(self.data)
         return dataset if self.max_size is None else Subset(dataset, self.max_size, self.seed)
 
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, EDM]":

@@ -12,8 +12,9 @@ import numpy as np
 
 from imm.vae import DOWNSAMPLING
 from neon.data.arrays import read_array
-from neon.data.encoded import ExampleSet, is_example_set
+from neon.data.encoded import is_example_set
 from neon.data.images import FileDataset, ImageDataset, TrainingImages, has_suffix
+from neon.data.shards import images_or_examples
 from neon.data.storage import Storage
 
 MOMENTS = "IMM moments"
@@ -51,7 +52,7 @@ def open_set(path: str | os.PathLike[str]) -> TrainingImages:
         RequestError: none of them, or one that does not fit together.
     """
     if is_example_set(path):
-        return ExampleSet(path, MOMENTS)
+        return images_or_examples(path, MOMENTS)
     return LatentSet(path) if _first_holds_latents(path) else ImageDataset(path)
 
 

@@ -163,9 +163,20 @@ class GenerativeModel(nn.Module, ABC):
         """Settings of so many calls that more would change little, guidance as in `settings`; None: not told."""
         return None
 
+    def prepare(self, images: Tensor, noise: Noise) -> Tensor:
+        """What training does to images before `encode`, on the CPU: uint8 [B, C, H, W] -> the same, of any size.
+
+        Resizing and cropping, say; by default nothing. Processes that are ahead of the training do it, so it takes
+        neither the network nor a device. Draws, if any, come before those of `encode`.
+        """
+        return images
+
     @abstractmethod
     def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        """uint8 [B, C, H, W] -> what training consumes (pixels, latents, tokens), one row per image."""
+        """What `prepare` gives, on the model's device -> what training consumes (pixels, latents, tokens), row by row.
+
+        One row per image; without a `prepare` of its own, images are uint8 [B, C, H, W].
+        """
 
     def autoencoder_file(self, named: Path | None) -> Path | None:
         """Where the frozen network lies through which this model sees images: `named`, or its usual place.

@@ -101,6 +101,15 @@ class ImageNoise:
     def restarted(self) -> "ImageNoise":
         return ImageNoise(self.seeds, self.device)
 
+    def state(self) -> Tensor:
+        """How far each stream has come, uint8 [B, S]: `go_on_from` it continues in another process."""
+        return torch.stack([generator.get_state() for generator in self.generators])
+
+    def go_on_from(self, state: Tensor) -> None:
+        """Continue the streams from what `state` gave of the same ones."""
+        for generator, of_it in zip(self.generators, state, strict=True):
+            generator.set_state(of_it.clone())  # torch forgets the offset of a view, and crashes
+
     def _fill(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, *bounds: int) -> Tensor:
         """[B, *shape] with each row from its own generator; `draw` fills a row in place."""
         out = torch.empty(len(self.seeds), *shape, dtype=dtype, device=self.device)

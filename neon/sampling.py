@@ -9,8 +9,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,20 @@ from torch import Tensor
 from neon import __version__
 from neon.data.images import LABELS_FILE, has_image, pack_set, write_images, write_labels, write_texts
 from neon.data.sampler import sampler_record
+from neon.data.shards import write_image_shards
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Noise
+from neon.runtime.background import Job, on_host
 from neon.runtime.blocks import blocks, write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import check_writable
 from neon.runtime.run_folder import run_folder
+
+SetForm = Literal["png", "shards"]
+"""how the images of a set are kept: one file each, or many in one, not to be decoded"""
+IMAGES_PER_JOB = 8
+"""that one thread writes; the rest of a batch is written by others at the same time"""
 
 Label = int | Tensor | None
 """which classes to sample: one for all images, one for each image of the set (int64 [N]), or the model's rule (None)"""
@@ -140,8 +148,11 @@ def sample_set(
     identity: dict[str, Any],
     label: Label = None,
     fresh: bool = False,
+    form: SetForm = "png",
 ) -> None:
     """Sample one image per seed into a folder, or into a zip if `output` ends in .zip; a killed run goes on.
+
+    In the form of shards (`neon.data.shards`) there are no files to decode, and no zip.
 
     `identity` is what the images are determined by: a folder with other images is refused, or emptied if `fresh`.
 
@@ -151,6 +162,8 @@ def sample_set(
     """
     output = Path(output)
     is_zip = output.suffix == ".zip"
+    if is_zip and form == "shards":
+        raise RequestError(f"{output}: shards are kept in a folder; leave .zip off")
     folder = output.with_name(f"{output.name}.unfinished") if is_zip else output
 
     def open_folder() -> None:
@@ -164,7 +177,7 @@ def sample_set(
 
     with contextlib.ExitStack() as stack:
         processes.on_main(open_folder)
-        write_samples(
+        (write_sample_shards if form == "shards" else write_samples)(
             model,
             seeds,
             settings,
@@ -194,7 +207,8 @@ def write_samples(
     That tells, beside the classes, what drew the set: the architecture, the settings and, if given, the hash of the
     network's file. Prompts stand in `metadata.jsonl`, in words.
 
-    Blocks that are on the disk already are not sampled again, so a killed run goes on where it was; one of which images
+    Files are written in the background, while the next block is sampled (`neon.runtime.background`). Blocks that are on
+    the disk already are not sampled again, so a killed run goes on where it was; one of which images
     were lost since is made again.
 
     Raises:
@@ -209,12 +223,16 @@ def write_samples(
     if processes.from_main((folder / LABELS_FILE).exists() and all(is_written(block) for block in every)):
         return folder
 
-    def write(block: range) -> None:
-        images, _ = sample_block(model, block, seeds, settings, processes, label)
-        write_images(folder, block, images)
+    def compute(block: range) -> list[Job]:
+        images = on_host(sample_block(model, block, seeds, settings, processes, label)[0])
+
+        def write(part: slice) -> None:
+            write_images(folder, block[part], images()[part])
+
+        return [partial(write, slice(i, i + IMAGES_PER_JOB)) for i in range(0, len(block), IMAGES_PER_JOB)]
 
     write_blocks(
-        write,
+        compute,
         len(seeds),
         batch_size=batch_size,
         processes=processes,
@@ -224,9 +242,7 @@ def write_samples(
     )
 
     def finish() -> None:
-        noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
-        found = [block_labels(model, block, source, label) for block, source in noise]
-        labels = [value for part in found if part is not None for value in part.tolist()]
+        labels = _labels_of_set(model, every, seeds, processes, label)
         if model.prompts:
             write_texts(folder, [model.prompts[label] for label in labels])
         sampler = sampler_record(model.architecture, settings, network_sha256)
@@ -234,3 +250,41 @@ def write_samples(
 
     processes.on_main(finish)
     return folder
+
+
+def write_sample_shards(
+    model: GenerativeModel,
+    seeds: Sequence[int],
+    settings: Any,
+    folder: str | os.PathLike[str],
+    *,
+    batch_size: int,
+    processes: Processes,
+    label: Label = None,
+    network_sha256: str | None = None,
+) -> None:
+    """`write_samples` in shards of `batch_size` images, whose index says what drew them."""
+    texts = None
+    if model.prompts:
+        every = blocks(len(seeds), batch_size)
+        texts = [model.prompts[number] for number in _labels_of_set(model, every, seeds, processes, label)]
+    write_image_shards(
+        lambda block: sample_block(model, block, seeds, settings, processes, label),
+        len(seeds),
+        folder,
+        texts=texts,
+        image_shape=model.image_shape,
+        batch_size=batch_size,
+        processes=processes,
+        title="sampling",
+        sampler=sampler_record(model.architecture, settings, network_sha256),
+    )
+
+
+def _labels_of_set(
+    model: GenerativeModel, every: Sequence[range], seeds: Sequence[int], processes: Processes, label: Label
+) -> list[int]:
+    """The classes of the images of all blocks; none: it is unconditional."""
+    noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
+    found = [block_labels(model, block, source, label) for block, source in noise]
+    return [value for part in found if part is not None for value in part.tolist()]

@@ -1,99 +1,104 @@
-"""The state of a training is written beside it: from a copy, one at a time, and its errors are told."""
+"""Images are written by threads while the next batch is sampled: bounded, whole, and failures end the run."""
 
+import dataclasses
+import errno
+import os
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from neon.checkpoint import torch_format
+from neon import sampling
+from neon.data import images as files
 from neon.errors import WorkError
 from neon.runtime import background
-from neon.runtime.background import Background, available_memory, copy_in_memory
+from neon.runtime.background import BATCHES_AHEAD, Background
 from neon.runtime.distributed import Processes
-from neon.selftrain import STATE_FILE, run, train
-from tests.tiny import tiny_edm, tiny_images
+from neon.sampling import write_samples
+from tests.tiny import tiny_edm
 
 
-def test_work_is_done_one_at_a_time_and_waited_for() -> None:
-    done, gate = [], threading.Event()
-    with Background() as beside:
-        beside.start(lambda: done.append(gate.wait(10)))
-        assert done == [], "it should not have been waited for"
-        gate.set()
-        beside.start(lambda: done.append(2))
-        assert done[0] is True, "the second may begin when the first has ended"
-    assert done == [True, 2]
+@pytest.mark.parametrize(("processors", "processes", "threads"), [(16, 8, 2), (2, 8, 1), (64, 1, 8)])
+def test_threads_are_shared_among_the_processes_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, processors: int, processes: int, threads: int
+) -> None:
+    monkeypatch.setattr(background, "available_cpus", lambda: processors)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    with Background() as pool:
+        assert pool._pool._max_workers == threads
 
 
-def test_an_error_is_raised_by_who_waits_next() -> None:
+def test_no_more_batches_wait_than_memory_is_meant_for() -> None:
+    go, begun, handed = threading.Event(), threading.Semaphore(0), []
+
+    def job() -> None:
+        begun.release()
+        go.wait()
+
+    def caller() -> None:
+        with Background() as pool:
+            for batch in range(BATCHES_AHEAD + 2):
+                pool.hand_in([job])
+                handed.append(batch)
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    begun.acquire()
+    thread.join(0.2)
+    assert handed == [*range(BATCHES_AHEAD)]
+    go.set()
+    thread.join()
+    assert handed == [*range(BATCHES_AHEAD + 2)]
+
+
+def test_a_failure_ends_what_is_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MOST_THREADS", 1)
+    done: list[int] = []
+
     def fail() -> None:
-        raise WorkError("state.pt: the disk is full")
+        raise WorkError("the disk is full")
 
-    with Background() as beside:
-        beside.start(fail)
-        with pytest.raises(WorkError, match="disk is full"):
-            beside.start(lambda: None)
-    with pytest.raises(WorkError, match="disk is full"), Background() as beside:
-        beside.start(fail)
-    with pytest.raises(ValueError, match="of the caller"), Background() as beside:
-        beside.start(fail)
-        raise ValueError("of the caller")
+    with pytest.raises(WorkError, match="the disk is full"), Background() as pool:
+        pool.hand_in([lambda: done.append(1), fail])
+        pool.hand_in([lambda: done.append(2)])
+        pool.hand_in([lambda: done.append(3)])
+    assert 3 not in done
 
 
-def test_a_copy_is_one_of_values_and_shares_what_was_shared() -> None:
-    weights = torch.arange(4.0)
-    content = {"a": weights, "b": weights.detach(), "rest": [{"step": 3, "c": weights[:2]}], "text": "x"}
-    copy = copy_in_memory(content)
-    weights.zero_()
-    assert isinstance(copy, dict)
-    assert copy["a"].tolist() == [0, 1, 2, 3]
-    assert copy["a"] is copy["b"]
-    assert copy["rest"][0]["c"].tolist() == [0, 1]
-    assert (copy["rest"][0]["step"], copy["text"]) == (3, "x")
+@pytest.mark.parametrize("at", [1, 9])
+def test_a_full_disk_ends_sampling_and_leaves_whole_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    model, sampled, replace = tiny_edm(), [], os.replace
+    settings = dataclasses.replace(model.default_settings, num_steps=2)
+    write_samples(model, range(10), settings, tmp_path / "whole", batch_size=2, processes=Processes())
+
+    def full(partial: Path, path: Path) -> None:
+        if path.name == f"{at:08d}.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(partial, path)
+
+    def counted(*args: object) -> object:
+        sampled.append(args)
+        return sample(*args)
+
+    sample = sampling.sample_block
+    with monkeypatch.context() as patched:
+        patched.setattr("neon.runtime.files.os.replace", full)
+        patched.setattr(sampling, "sample_block", counted)
+        with pytest.raises(WorkError, match=rf"{at:08d}.png: the disk is full .* free some space and run again"):
+            write_samples(model, range(10), settings, tmp_path / "full", batch_size=2, processes=Processes())
+    if at == 1:
+        assert len(sampled) <= 1 + BATCHES_AHEAD  # the others were not begun
+    left = {file.name: file.read_bytes() for file in (tmp_path / "full").iterdir()}
+    assert all(content == (tmp_path / "whole" / name).read_bytes() for name, content in left.items())
+    assert files.image_name(at) not in left and "dataset.json" not in left
+    write_samples(model, range(10), settings, tmp_path / "full", batch_size=2, processes=Processes())
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "full" / file.name).read_bytes()
 
 
-def test_without_memory_for_a_copy_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "available_memory", lambda: 31)
-    assert copy_in_memory({"a": torch.zeros(4)}) is None
-    assert copy_in_memory({"a": torch.zeros(3)}) is not None
-
-
-def test_memory_is_that_of_the_machine_or_of_the_control_group(tmp_path: Path) -> None:
-    system, membership = tmp_path / "meminfo", tmp_path / "cgroup"
-    system.write_text("MemTotal:  100 kB\nMemAvailable:   50 kB\n")
-    membership.write_text("0::/job/step\n")
-    assert available_memory(system, tmp_path, membership) == 50 * 1024
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "memory.max").write_text("30000\n")
-    (tmp_path / "job" / "memory.current").write_text("10000\n")
-    assert available_memory(system, tmp_path, membership) == 20_000
-    assert available_memory(tmp_path / "nothing", tmp_path, membership) == 0
-
-
-def trained(folder: Path) -> None:
-    model = tiny_edm()
-    train(
-        model, tiny_images(8), folder, num_steps=3, snapshot_steps=[], recipe=replace(model.recipe, batch_size=4),
-        seed=0, processes=Processes(), state_every_seconds=0.0,
-    )  # fmt: skip
-
-
-def test_the_state_in_the_background_is_that_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained(tmp_path / "beside")
-    monkeypatch.setattr(run, "copy_in_memory", lambda content: None)
-    trained(tmp_path / "here")
-    beside, here = (torch.load(tmp_path / name / STATE_FILE, weights_only=True) for name in ("beside", "here"))
-    assert beside["step"] == here["step"] == 3
-    torch.testing.assert_close(beside["network"], here["network"], rtol=0, atol=0)
-    torch.testing.assert_close(beside["optimizer"], here["optimizer"], rtol=0, atol=0)
-
-
-def test_a_full_disk_is_the_error_that_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch_format.torch, "save", full)
-    with pytest.raises(WorkError, match=r"training-state\.pt: .*No space left"):
-        trained(tmp_path / "run")
+def test_images_that_are_on_the_host_are_not_copied() -> None:
+    images = torch.zeros(2, 3)
+    assert background.on_host(images)() is images

@@ -10,7 +10,8 @@ memory. Gradients are passed back on the device "meta", as torch's engine asks t
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ from imm.model import IMM
 from imm.recipe import IMMRecipe
 from imm.sampler import IMMSettings
 from neon.data.augment import AUGMENT_DIM
-from neon.data.images import ArrayDataset
+from neon.data.images import ArrayDataset, ImageDataset
 from neon.errors import RequestError
 from neon.evaluate import features_in_order, sampled_images
 from neon.merge import LiveMerge
@@ -37,8 +38,10 @@ from neon.metrics import InceptionScore, Manifold, Moments
 from neon.metrics.inception_score import NUM_CLASSES
 from neon.metrics.small import SmallFeatures
 from neon.model import GenerativeModel
+from neon.noise import ImageNoise, Noise
 from neon.precision import FP16, FP32, Precision
 from neon.recipe import Recipe
+from neon.runtime.blocks import rows_in_order
 from neon.runtime.distributed import Processes
 from neon.sampling import check_label, one_hot, sample_block, write_samples
 from neon.selftrain import TrainingRun, check_trainable, visit
@@ -74,6 +77,8 @@ class Pretended(FakeTensorMode):
         self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
         self.waits: list[str] = []
         """what was asked of the device, and by which function, in order"""
+        self.marks = 0
+        """how often something was sent to the host without a wait"""
         self._list: FrameType | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,10 +90,11 @@ class Pretended(FakeTensorMode):
             return torch.ones((), dtype=args[0].dtype).item()
         if func in (aten._to_copy.default, aten.copy_.default):
             moved, to = (args[0], kwargs.get("device")) if func is aten._to_copy.default else (args[1], args[0].device)
-            if to is not None and to.type == "cpu" and moved.device.type != "cpu":
-                self._wait("fetches a tensor")
-                return torch.zeros(moved.shape, dtype=kwargs.get("dtype") or moved.dtype)
             waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+            if to is not None and to.type == "cpu" and moved.device.type != "cpu":
+                if waits:
+                    self._wait("fetches a tensor")
+                return torch.zeros(moved.shape, dtype=kwargs.get("dtype") or moved.dtype)
             if waits and to is not None and to.type != "cpu" and moved.device.type == "cpu":
                 self._wait("sends a tensor")
         if func is aten.index_put_.default and any(i is not None and i.dtype == torch.bool for i in args[1]):
@@ -117,6 +123,20 @@ class Pretended(FakeTensorMode):
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 
+class PretendedEvent:
+    """A mark among what the device is to do, which a thread may wait for beside the one that asks for work."""
+
+    def __init__(self, gpu: Pretended) -> None:
+        self.gpu = gpu
+
+    def record(self, stream: object) -> None:
+        self.gpu.marks += 1
+
+    def synchronize(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.gpu.waits.append("an event is waited for")
+
+
 class EmptyNoise:
     """Draws on a device, without values."""
 
@@ -138,14 +158,20 @@ class EmptyNoise:
 @contextlib.contextmanager
 def pretended(device: str = "cuda") -> Iterator[Pretended]:
     """A pretended device, on which noise has no values and torch's global generator needs no care."""
-    empty = mock.Mock(side_effect=lambda seeds, device: EmptyNoise(len(seeds), device))
+    gpu = Pretended(device)
+
+    def empty(seeds: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+        return ImageNoise(seeds) if device == "cpu" else EmptyNoise(len(seeds), device)  # type: ignore[return-value]
+
     with (
         mock.patch("neon.sampling.ImageNoise", empty),
-        mock.patch("neon.selftrain.examples.ImageNoise", empty),
+        mock.patch("neon.selftrain.visits.ImageNoise", empty),
         mock.patch("torch.random.fork_rng", lambda *_: contextlib.nullcontext()),
+        mock.patch("torch.cuda.current_stream", lambda *_: None),
+        mock.patch("torch.cuda.Event", lambda: PretendedEvent(gpu)),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("neon.selftrain.run.room_of", lambda *_: 1 << 60),
-        Pretended(device) as gpu,
+        gpu,
     ):
         yield gpu
 
@@ -239,14 +265,15 @@ def test_a_batch_is_sampled_on_the_gpu_without_waiting_for_it(name: str) -> None
     assert gpu.waits == ([ROUNDING] * 2 if name == "EDM, iDDPM" else [])
 
 
-def test_a_set_of_images_is_written_with_a_wait_for_each_batch(tmp_path: Path) -> None:
+def test_a_set_of_images_is_written_while_the_next_batch_is_sampled(tmp_path: Path) -> None:
     model = tiny_edm()
     with pretended() as gpu:
         gpu.put(model)
         settings, group = EDMSettings(num_steps=2), Processes(device=gpu.device)
         write_samples(model, range(7), settings, tmp_path, batch_size=3, processes=group)
     # The classes of a batch are told when all images are there.
-    assert gpu.waits == ["neon.data.images.write_images fetches a tensor"] * 3 + ["neon.sampling.finish reads"] * 3
+    assert gpu.waits == ["neon.sampling._labels_of_set reads"] * 3
+    assert gpu.marks == 3 and len(ImageDataset(tmp_path)) == 7
 
 
 def test_labels_are_looked_at_while_they_are_on_the_host(tmp_path: Path) -> None:
@@ -308,7 +335,6 @@ TRAINED: dict[str, tuple[Callable[[], GenerativeModel], Callable[[], ArrayDatase
 
 WAITS = {
     "EDM, augmented": ["neon.data.augment.warp reads"],  # how wide the margin is: a shape
-    "VAR, images": ["VAR.model.encode fetches a tensor", "VAR.model.encode reads"],  # for Pillow, and where to crop
 }
 """what the host must know of a micro-batch"""
 
@@ -340,15 +366,6 @@ def test_gradients_reach_every_weight_on_its_device(name: str) -> None:
         assert len(reached) > 0.9 * len([*model.network.parameters()])
         assert all(p.grad is not None and p.grad.device == p.device == gpu.device for p in reached)
     assert gpu.waits == []
-
-
-def test_images_of_another_size_are_fetched_once_to_be_cropped() -> None:
-    model = tiny_xar()
-    with pretended() as gpu:
-        gpu.put(model)
-        images = gpu.empty(3, 3, 12, 10, dtype=torch.uint8)
-        assert model.encode(images, EmptyNoise(3, gpu.device)).device == gpu.device
-    assert gpu.waits == ["xAR.model.encode fetches a tensor"]
 
 
 @pytest.mark.parametrize("name", ["VAR", "xAR", "IMM", "IMM, restart", "IMM, U-Net"])
@@ -447,6 +464,27 @@ def test_features_of_images_are_gathered_without_waiting_for_the_gpu() -> None:
     assert gpu.waits == []
 
 
+class Two(Processes):
+    """The first of two processes of which the other does the same."""
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor, tensor]
+
+
+def test_of_several_processes_each_gives_its_gpu_a_batch_before_it_waits_for_the_last() -> None:
+    with pretended() as gpu, torch.no_grad():
+
+        def compute(block: range) -> Tensor:
+            gpu.waits.append(f"asked for {block.start}")
+            return gpu.empty(len(block), 4)
+
+        group = Two(world_size=2, device=gpu.device)
+        rows = [*rows_in_order(compute, 11, 4, batch_size=2, processes=group, title="images")]
+    assert [len(part) for part in rows] == [2, 2, 2, 2, 2, 1]
+    waits = "an event is waited for"
+    assert gpu.waits == ["asked for 0", "asked for 4", waits, "asked for 8", waits, waits]
+
+
 def test_an_inception_score_is_summed_without_waiting_for_the_gpu() -> None:
     with pretended() as gpu:
         score = InceptionScore(20, 2, device=gpu.device)
@@ -460,7 +498,8 @@ def test_manifolds_are_compared_on_the_gpu_with_a_wait_for_each_share() -> None:
         manifold = Manifold(gpu.empty(200, 4), k=3)
         gpu.waits.clear()
         manifold.compare(gpu.empty(150, 4))
-    assert gpu.waits == ["neon.metrics.manifold._checked reads", *["neon.metrics.manifold.compare reads"] * 4]
+    reads = ["_checked", "_error", "_error", "_error", "_radii", "_radii", "_nearer", "_nearer", *["compare"] * 4]
+    assert gpu.waits == [f"neon.metrics.manifold.{name} reads" for name in reads]
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer")

@@ -16,6 +16,7 @@ from neon.evaluate import RealFeatures, Reference, ScoreLog, Scores, evaluate, f
 from neon.metrics import FrechetReference, Manifold, Statistics
 from neon.metrics.features import features_of
 from neon.metrics.small import SmallFeatures, load_features
+from neon.runtime import background
 from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.sampling import sample_set, write_samples
@@ -119,6 +120,7 @@ def test_images_that_vanish_while_others_are_sampled_are_missed(
             shutil.rmtree(folder)
 
     monkeypatch.setattr(sampling, "write_images", write_and_lose)
+    monkeypatch.setattr(background, "MOST_THREADS", 1)  # the batches one after another
     with pytest.raises(WorkError, match="images 0 to 3 were written and some are gone, in 2 of 3 batches"):
         sample_set(model, range(10), settings, tmp_path / output, batch_size=4, processes=Processes(), identity={})
     assert not list(tmp_path.rglob("dataset.json")) and not (tmp_path / "set.zip").exists()

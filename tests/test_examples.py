@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,8 @@ def test_a_shard_unlike_the_others_is_refused_by_name(
 def test_a_shard_that_vanishes_while_others_are_written_is_missed(tmp_path: Path) -> None:
     def compute(block: range) -> tuple[torch.Tensor, None]:
         if block.start == 2:
+            while not (tmp_path / SHARD).exists():  # written in the background
+                time.sleep(0.01)
             (tmp_path / SHARD).unlink()
         return torch.zeros(1, 3), None
 

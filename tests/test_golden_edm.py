@@ -279,7 +279,7 @@ def training_loop(golden: Golden) -> None:
         ema_rampup_ratio=loop["ema_rampup_ratio"],
     )
     with (
-        mock.patch("neon.selftrain.examples.ImageNoise", lambda seeds, device: RecordedNoise(next(rounds))),
+        mock.patch("neon.selftrain.visits.ImageNoise", lambda seeds, device: RecordedNoise(next(rounds))),
         mock.patch.object(model, "training_loss", loss_of_round),
     ):
         run = train_in_order(

@@ -20,6 +20,7 @@ from neon.metrics import (
     MomentTarget,
     Statistics,
     frechet_distance,
+    manifold,
 )
 from neon.metrics.frechet import nuclear_norm
 
@@ -370,10 +371,38 @@ def test_a_set_whose_points_are_all_equal_has_no_inside() -> None:
     assert (scores.precision, scores.recall, scores.density, scores.coverage) == (0, 0, 0, 0)
 
 
+def test_distances_are_summed_only_where_products_cannot_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = gaussian(31, 300, 40).float(), gaussian(32, 280, 40).float()
+    copies = torch.cat([generated, real[:30]])  # they lie on the radii of those whose third neighbours they copy
+    summed, distances = [], manifold._distances
+
+    def counted(rows: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        summed.append(len(rows) if rows.ndim == 2 else 0)  # not those of a few candidates
+        return distances(rows, points)
+
+    monkeypatch.setattr(manifold, "_distances", counted)
+    ours = Manifold(real, 3)
+    every = torch.cdist(real.double(), real.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.equal(ours._radii, every.sort().values[:, 3])
+    scores = ours.compare(generated)
+    assert sum(summed) == 0
+    wide = scores_by_full_matrices(real.double().numpy(), generated.double().numpy(), 3)
+    np.testing.assert_allclose([scores.precision, scores.recall, scores.density, scores.coverage], wide)
+    ours.compare(copies)
+    assert 0 < sum(summed) <= 30
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-140, 1e140])
+def test_lengths_whose_squares_vanish_or_overflow_change_no_score(scale: float) -> None:
+    real, generated = gaussian(33, 90, 5), gaussian(34, 80, 5)
+    scores = [Manifold(real * s, 3).compare(generated * s) for s in (1.0, scale)]
+    assert (scores[0] == scores[1]) == (scale != 1e-200)  # where differences of squares vanish, too
+
+
 def test_one_manifold_serves_several_generated_sets() -> None:
-    manifold = Manifold(gaussian(27, 90, 5), 3)
+    real = Manifold(gaussian(27, 90, 5), 3)
     first, second = gaussian(28, 70, 5), gaussian(29, 110, 5)
-    once = [manifold.compare(first), manifold.compare(second)]
+    once = [real.compare(first), real.compare(second)]
     assert once == [Manifold(gaussian(27, 90, 5), 3).compare(f) for f in (first, second)]
 
 

@@ -39,7 +39,7 @@ TAKEN: dict[str, str] = {
 """flags with their values, all at once"""
 
 REFUSED: dict[str, str] = {
-    "edm/finetune.py": "xflip bench cache workers desc nosubdir dump resume dry-run",
+    "edm/finetune.py": "xflip bench cache desc nosubdir dump resume dry-run",
     "edm/sample.py": "subdirs",
     "edm/calculate_fid.py": "network_pkl_base network_pkl_aux_dir network_pkl_aux_file differential_weights out_dir "
     "max_training_step seeds_test real_data_dir gen_dir feat_batch_size feat_num_workers cf_mode cf_model "
@@ -47,12 +47,12 @@ REFUSED: dict[str, str] = {
     "VAR/calculate_fid.py": "temp_dir cuda var_aux out_dir",
     "VAR/sample.py": "temp_dir cuda",
     "VAR/finetune.py": "exp_name ini hd aln alng fp16 tblr tlr twd twde tclip ls resume ac ep wp wp0 wpe sche opt "
-    "afuse anorm fuse pn patch_size hflip workers pg pg0 pgwp local_out_dir_path same_seed_for_all_ranks "
+    "afuse anorm fuse pn patch_size hflip pg pg0 pgwp local_out_dir_path same_seed_for_all_ranks "
     "vfast tfast",
     "xAR/calculate_fid.py": "class_num no_isc cuda dist_url world_size local_rank dist_on_itp out_dir model_ckpt_aux",
     "xAR/sample.py": "class_num class_map",
     "xAR/finetune.py": "batch_size epochs vae_embed_dim vae_stride patch_size label_drop_prob blr min_lr lr_schedule "
-    "class_num resume start_epoch num_workers pin_mem use_cached cached_path num_iter num_images cfg cfg_schedule "
+    "class_num resume start_epoch pin_mem use_cached cached_path num_iter num_images cfg cfg_schedule "
     "eval_freq save_last_freq epoch_save_freq online_eval evaluate eval_bsz",
     "imm/calculate_fid.py": "config-name",
     "imm/sample.py": "config-name",

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -36,6 +37,17 @@ def signalled_after(calls: int, owner: object, name: str, number: int = signal.S
         return result
 
     return mock.patch.object(owner, name, count)
+
+
+def slowly(owner: object, name: str) -> object:
+    """A context in which a call of `owner.name` takes long."""
+    function = getattr(owner, name)
+
+    def slow(*args: object, **kwargs: object) -> object:
+        time.sleep(0.1)
+        return function(*args, **kwargs)
+
+    return mock.patch.object(owner, name, slow)
 
 
 def send(number: int) -> None:
@@ -131,10 +143,11 @@ def test_sampling_keeps_finished_blocks(
     monkeypatch.chdir(tmp_path)
     command = "sample --network base.safetensors --num_images 20 --batch_size 5 --num_steps 2 --device cpu --outdir"
     assert main([*command.split(), "whole.zip"]) == 0
-    with signalled_after(3, sampling, "write_images"):
+    with signalled_after(3, sampling, "sample_block"), slowly(sampling, "write_images"):
         assert main([*command.split(), "out.zip"]) == 143
+    assert len([*Path("out.zip.unfinished").glob("*.png")]) == 10  # also those that were still to be written
     assert capsys.readouterr().err.endswith("neon sample: stopped; the same command goes on from image 10 of 20\n")
-    with dies_after(1, sampling, "sample_block"):
+    with dies_after(2, sampling, "sample_block"):
         assert main([*command.split(), "out.zip"]) == 0
     assert Path("out.zip").read_bytes() == Path("whole.zip").read_bytes()
 

@@ -87,7 +87,7 @@ class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgra
         **dict.fromkeys(("vae_embed_dim", "vae_stride", "patch_size"), FIXED),
         "class_num": "the checkpoint knows its classes; from scratch give --classes",
         "resume": RESUMED,
-        **dict.fromkeys(("num_workers", "pin_mem"), LOADING),
+        "pin_mem": LOADING,
         **dict.fromkeys(("use_cached", "cached_path"), "encode images with xAR/encode.py and name the set with --data"),
         **dict.fromkeys(
             ("num_iter", "num_images", "cfg", "cfg_schedule", "eval_freq", "save_last_freq", "epoch_save_freq",
@@ -123,7 +123,7 @@ class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgra
 
     def dataset(self) -> "TrainingImages":
         """Images, or moments of their latents."""
-        from neon.data.encoded import images_or_examples
+        from neon.data.shards import images_or_examples
         from xAR.model import MOMENTS
 
         return images_or_examples(self.data, MOMENTS)

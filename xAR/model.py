@@ -146,20 +146,24 @@ class XARModel(GenerativeModel):
                 images = self._autoencoder().decode(latents)
         return as_bytes(images)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, noise: Noise) -> Tensor:
-        """uint8 [B, 3, H, W] -> moments [B, 2c, G, G] of the autoencoder (of patches of pixels: values [B, c, G, G]).
-
-        Images of another size are resized and cropped in the middle.
+    def prepare(self, images: Tensor, noise: Noise) -> Tensor:
+        """Images of another size are resized and cropped in the middle, then some are mirrored.
 
         Draws per image: a coin, by which it is mirrored (if any are).
         """
         side = self.image_shape[-1]
         if images.shape[2:] != (side, side):
-            cropped = torch.stack([center_crop(image, side) for image in images.cpu()])
-            images = cropped.to(images.device, non_blocking=True)
+            images = torch.stack([center_crop(image, side) for image in images])
         if self.mirrors:
             images = torch.where(noise.integers(2, 1, 1, 1) == 1, images.flip(3), images)
+        return images
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Noise) -> Tensor:
+        """uint8 [B, 3, H, W] -> moments [B, 2c, G, G] of the autoencoder (of patches of pixels: values [B, c, G, G]).
+
+        Draws nothing.
+        """
         inputs = from_uint8(images)
         if self.pixel_patch:
             return F.pixel_unshuffle(inputs, self.pixel_patch)

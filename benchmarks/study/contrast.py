@@ -85,7 +85,8 @@ def _better(
 ) -> torch.Tensor:
     """By how much less the loss of `model` is than that of `frozen`, per image: [B]."""
     assert dataset.labels is not None
-    examples, labels = model.encode(dataset.examples(places), noise), dataset.labels[torch.tensor(places)]
+    examples = model.encode(model.prepare(dataset.examples(places), noise), noise)
+    labels = dataset.labels[torch.tensor(places)]
     with torch.no_grad():
         before = frozen.training_loss(examples, labels, noise.restarted())
     return before - model.training_loss(examples, labels, noise.restarted())

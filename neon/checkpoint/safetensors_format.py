@@ -42,6 +42,10 @@ class SafetensorsCheckpoint(Checkpoint):
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         read_values(self._file, self._offsets[name] + start * out.element_size(), out, self.path, name)
 
+    def offset(self, name: str) -> int:
+        """Where in the file the values of a tensor begin."""
+        return self._offsets[name]
+
     def close(self) -> None:
         self._file.close()
 

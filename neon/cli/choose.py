@@ -264,7 +264,7 @@ class Align(ResidentFlags):
     def _run(self, processes: "Processes") -> None:
         import torch
 
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.merge import LiveMerge, check_same_network, load_self_trained
         from neon.metrics.reference import load_statistics
         from neon.runtime.files import check_writable, write_json
@@ -291,7 +291,7 @@ class Align(ResidentFlags):
             )
         sets = None
         if self.real is not None and self.synthetic is not None:
-            sets = ImageDataset(self.real), ImageDataset(self.synthetic)
+            sets = open_images(self.real), open_images(self.synthetic)
         trained = load_self_trained(model.network, self.base, self.self_trained, self.key, self.self_trained_key)
         own = next(model.network.parameters()).dtype
         left = processes.on_main(lambda: rounding(model.network, trained, [own, torch.bfloat16, torch.float16]))

@@ -13,7 +13,7 @@ from neon.cli.flags import Device
 from neon.errors import RequestError, warn
 
 if TYPE_CHECKING:
-    from neon.data.images import ImageDataset
+    from neon.data.images import TrainingImages
     from neon.metrics.small import SmallFeatures
 
 Task = Literal["classes", "rotation", "random"]
@@ -66,7 +66,7 @@ class MakeFeatures:
     """replace an existing output"""
 
     def __call__(self) -> None:
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.runtime.distributed import processes
         from neon.runtime.files import check_writable
         from neon.runtime.threads import use_threads
@@ -79,7 +79,7 @@ class MakeFeatures:
             if group.world_size > 1:
                 raise RequestError("one process trains a small network; start it without torchrun")
             check_writable(self.output, overwrite=self.overwrite)
-            dataset = ImageDataset(self.images)
+            dataset = open_images(self.images)
             task, why = self.choose(dataset)
             test = self.test_set(dataset, task)
             print(f"{TASKS[task]}{why and f': {why}'}", flush=True)
@@ -107,7 +107,7 @@ class MakeFeatures:
             )
         return name
 
-    def choose(self, dataset: "ImageDataset") -> tuple[Task, str]:
+    def choose(self, dataset: "TrainingImages") -> tuple[Task, str]:
         """What is learned of these images, and why nothing before it; a RequestError if they do not allow it."""
         if len(dataset) < FEWEST:
             raise RequestError(f"{dataset.path}: {len(dataset)} images are too few; expected at least {FEWEST}")
@@ -124,7 +124,7 @@ class MakeFeatures:
             raise RequestError(f"--task rotation: {dataset.path}: {no_turns}; crop them, or say --task random")
         return self.task, ""
 
-    def without_classes(self, dataset: "ImageDataset") -> str:
+    def without_classes(self, dataset: "TrainingImages") -> str:
         """Why there are no classes to learn; empty: there are some. A RequestError if files contradict each other."""
         try:
             labels = dataset.labels
@@ -139,9 +139,9 @@ class MakeFeatures:
             return f"{dataset.path} has {count} classes of {len(labels)} images, too few of each to learn from"
         return ""
 
-    def test_set(self, dataset: "ImageDataset", task: Task) -> "ImageDataset | None":
+    def test_set(self, dataset: "TrainingImages", task: Task) -> "TrainingImages | None":
         """The images of `--test`; a RequestError if they cannot test what is learned of `dataset`."""
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
 
         if task == "random":
             for flag in ("test", "total_images"):
@@ -149,7 +149,7 @@ class MakeFeatures:
                     raise RequestError(f"--{flag}: random weights learn nothing from images; leave it out")
         if self.test is None:
             return None
-        test = ImageDataset(self.test)
+        test = open_images(self.test)
         if test.image_shape != dataset.image_shape:
             raise RequestError(
                 f"--test {self.test}: images of shape {test.image_shape} (C, H, W), those of {dataset.path} are "
@@ -164,7 +164,7 @@ class MakeFeatures:
                 )
         return test
 
-    def drawn(self, name: str, dataset: "ImageDataset", task: Task) -> "SmallFeatures":
+    def drawn(self, name: str, dataset: "TrainingImages", task: Task) -> "SmallFeatures":
         """The network with the random weights of the seed."""
         import torch
 
@@ -178,7 +178,7 @@ class MakeFeatures:
         shape = dataset.image_shape
         return SmallFeatures(name, shape, self.dim, answers, stride=usual_stride(shape))
 
-    def scale(self, extractor: "SmallFeatures", dataset: "ImageDataset") -> None:
+    def scale(self, extractor: "SmallFeatures", dataset: "TrainingImages") -> None:
         """Let features of random weights vary over some of the images."""
         import torch
 
@@ -186,7 +186,7 @@ class MakeFeatures:
         extractor.standardise(dataset.examples(some.tolist()).to(extractor.head.weight.device))
 
     def train(
-        self, extractor: "SmallFeatures", dataset: "ImageDataset", test: "ImageDataset | None", task: Task
+        self, extractor: "SmallFeatures", dataset: "TrainingImages", test: "TrainingImages | None", task: Task
     ) -> float:
         """Train, then say the accuracy and return it."""
         import torch

@@ -270,6 +270,8 @@ class OutputFlags:
 
     outdir: Annotated[Path, tyro.conf.arg(aliases=["--out_dir"])]
     """folder of the images, or a name that ends in .zip"""
+    format: Literal["png", "shards"] = "png"
+    """png: a file for each image; shards: a folder of safetensors, which all commands read faster"""
     fresh: bool = False
     """replace what the output holds"""
 
@@ -396,6 +398,8 @@ class TrainingFlags:
     """half-life of averaged weights in thousand images; 0: none. By default as published, or shortened likewise"""
     state_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 300.0
     """how often the state of the run is saved"""
+    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num_workers"])] = None
+    """processes that read and prepare images ahead, for each that trains; by default none on a CPU, up to 8 on a GPU"""
     seed: int = 0
     """of initial weights, data order and noise"""
     compile: bool = False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from neon import __version__
-from neon.cli.command_line import at_least_one
+from neon.cli.command_line import at_least_one, between
 from neon.cli.flags import (
     BudgetFlags,
     BudgetPlan,
@@ -38,6 +38,9 @@ from neon.cli.flags import (
 )
 from neon.errors import RequestError, warn
 from neon.runtime.trackers import check_installed
+
+MOST_WORKERS = 256
+"""that --workers takes: each is a process"""
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +104,7 @@ class SampleProgram(OutputFlags, SelfTrainedFlags):
             "self_trained_key": self.self_trained_key,
             **hashes({"self_trained_sha256": self.self_trained}),
             "compile": self.compile or None,
+            "format": None if self.format == "png" else self.format,
         }  # left out where they are not used, as by runs before there was a choice
         facts = {**{name: value for name, value in others.items() if value is not None}, **facts}
         return set_identity(
@@ -111,7 +115,10 @@ class SampleProgram(OutputFlags, SelfTrainedFlags):
         """Write what is not in the output yet; `arguments` as of `sample_set`."""
         from neon.sampling import sample_set
 
-        sample_set(model, seeds, settings, self.outdir, batch_size=self.batch_size, fresh=self.fresh, **arguments)
+        sample_set(
+            model, seeds, settings, self.outdir,
+            batch_size=self.batch_size, fresh=self.fresh, form=self.format, **arguments,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +184,7 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
         from neon.selftrain import pickle_copies, train_in_folder, training_identity, usual_micro_batch
 
         check_installed(self.log)
+        between(0, MOST_WORKERS, workers=self.workers)
         check_lora(self.lora_rank, self.lora_alpha, self.lora_targets)
         self.check()
         dataset = self.dataset()
@@ -221,6 +229,7 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
                 compile_network=self.compile,
                 parallel=self.parallel,
                 log=self.log,
+                workers=self.workers,
             )
             if group.is_main:
                 last = snapshots[-1]
@@ -267,9 +276,9 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
 
     def dataset(self) -> "TrainingImages":
         """What is trained on."""
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
 
-        return ImageDataset(self.data)
+        return open_images(self.data)
 
     @abstractmethod
     def start(self, dataset: "TrainingImages", group: "Processes") -> "tuple[Path | None, GenerativeModel]":
@@ -319,13 +328,13 @@ class EncodeProgram:
 
     def __call__(self) -> None:
         from neon.data.encoded import encode_set
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.precision import ENCODING, decide
         from neon.runtime.distributed import processes
 
         at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
-            encoder, dataset = self.encoder(group), ImageDataset(self.data)
+            encoder, dataset = self.encoder(group), open_images(self.data)
             precision = decide(None, ENCODING, group.device, self.tf32)
             usual = decide(None, ENCODING, group.device)  # not recorded, as by runs before there was a choice
             said = {} if precision == usual else {"tf32": precision.tf32}
@@ -501,7 +510,7 @@ class Stats(FeatureFlags):
     """replace an existing output"""
 
     def __call__(self) -> None:
-        from neon.data.images import ImageDataset
+        from neon.data.shards import open_images
         from neon.evaluate import tally_images
         from neon.metrics import Statistics, save_statistics
         from neon.metrics.reference import statistics_beside
@@ -514,7 +523,7 @@ class Stats(FeatureFlags):
         if output.suffix != ".npz":
             raise RequestError(f"{output}: statistics are written as .npz; end the name in .npz")
         with processes(self.device) as group:
-            dataset = ImageDataset(self.images)
+            dataset = open_images(self.images)
             extractors = self.extractors(group.device)
             use_threads(group.device, *extractors)
             others = [] if self.beside is None else statistics_beside(self.beside, extractors)

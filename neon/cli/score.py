@@ -21,7 +21,7 @@ import torch
 from neon import __version__
 from neon.cli.flags import ImagePairFlags, ScoredImages
 from neon.data.fingerprint import fingerprints
-from neon.data.images import ImageDataset
+from neon.data.shards import open_images
 from neon.errors import RequestError
 from neon.evaluate import (
     LOG_FILE,
@@ -323,7 +323,7 @@ def score_images(flags: ImagePairFlags, processes: Processes) -> None:
     """Score the images or statistics of `neon fid`; to stdout and, as JSON, to `--json`."""
     _check_output(flags.json, processes)
     paths = (flags.a, flags.b)
-    images = [None if is_statistics(path) else ImageDataset(path) for path in paths]
+    images = [None if is_statistics(path) else open_images(path) for path in paths]
     if flags.precision_recall and None in images:
         raise RequestError("--precision_recall: needs images on both sides; statistics hold no single image")
     if not any(images):

@@ -11,19 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
+from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
 from neon.data.fingerprint import fingerprint
-from neon.data.images import ImageDataset, Labelled, TrainingImages
+from neon.data.images import Labelled, TrainingImages
 from neon.data.sampler import SAMPLER, as_sampler
 from neon.data.storage import Storage
-from neon.errors import RequestError
+from neon.errors import RequestError, reason
+from neon.runtime.background import Job, on_host
 from neon.runtime.blocks import write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import is_file_name, write_json
@@ -80,8 +81,14 @@ def write_examples(
     Shards that are on the disk already are not computed again, so a killed run goes on where it was.
     """
     folder = Path(folder)
+
+    def computed(block: range) -> list[Job]:
+        examples, labels = (None if each is None else on_host(each) for each in compute(block))
+        assert examples is not None
+        return [lambda: write_shard(folder, block.start, examples(), None if labels is None else labels())]
+
     every = write_blocks(
-        lambda block: write_shard(folder, block.start, *compute(block)),
+        computed,
         num_examples,
         batch_size=batch_size,
         processes=processes,
@@ -137,8 +144,13 @@ def encode_set(
 
 
 def is_example_set(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder of encoded images."""
+    """Whether `path` is a folder of encoded images, or of images in shards."""
     return (Path(path) / INDEX_FILE).is_file()
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What the examples of the set at `path` are, as its index says; a RequestError if that is damaged."""
+    return _read_index(Path(path) / INDEX_FILE).kind
 
 
 class ExampleSet(Labelled):
@@ -149,24 +161,30 @@ class ExampleSet(Labelled):
     """
 
     encoded = True
+    expected_instead: ClassVar[str] = "this model trains on {kind}, or on images"
+    """what messages say of a set of another kind"""
 
     def __init__(self, path: str | os.PathLike[str], kind: str) -> None:
         """Open the set; `kind` is what the model trains on."""
         self.path = Path(path)
         index = _read_index(self.path / INDEX_FILE)
         if index.kind != kind:
-            raise RequestError(f"{self.path}: a set of {index.kind}; this model trains on {kind}, or on images")
+            raise RequestError(f"{self.path}: a set of {index.kind}; {self.expected_instead.format(kind=kind)}")
         self.image_shape = index.image_shape
         self.sampler = index.sampler
         self._files = list(index.shards)
         self._starts = np.cumsum([0, *index.shards.values()])
+        self._offsets: list[int] = []
+        """where in their files the examples begin"""
         labels, layouts = [], set()
         for name, count in index.shards.items():
             file = self.path / name
             with open_checkpoint(file) as shard:
-                is_whole = shard.format == "safetensors" and "examples" in shard.specs
+                is_whole = isinstance(shard, SafetensorsCheckpoint) and "examples" in shard.specs
                 if not is_whole or shard.shape("examples")[:1] != (count,):
                     raise RequestError(f"{file}: not the {count} examples that {INDEX_FILE} promises")
+                assert isinstance(shard, SafetensorsCheckpoint)
+                self._offsets.append(shard.offset("examples"))
                 layouts.add((shard.shape("examples")[1:], shard.dtype("examples"), "labels" in shard.specs))
                 if len(layouts) > 1:
                     raise RequestError(
@@ -174,7 +192,8 @@ class ExampleSet(Labelled):
                     )
                 if "labels" in shard.specs:
                     labels.append(_shard_labels(file, shard, count))
-        self._open = lru_cache(OPEN_SHARDS)(lambda shard: safe_open(self.path / self._files[shard], framework="pt"))
+        [(self._shape, self._dtype, _)] = layouts
+        self._open = lru_cache(OPEN_SHARDS)(self._opened)
         self.labels = torch.cat(labels) if labels else None
 
     def __len__(self) -> int:
@@ -184,14 +203,26 @@ class ExampleSet(Labelled):
         """The examples [B, ...] at `indices`, as stored."""
         chosen = np.asarray(indices)
         shards = np.searchsorted(self._starts, chosen, side="right") - 1
-        rows = zip(shards.tolist(), (chosen - self._starts[shards]).tolist(), strict=True)
-        return torch.cat([self._row(shard, row) for shard, row in rows])
+        rows = (chosen - self._starts[shards]).tolist()
+        found = torch.empty(len(chosen), *self._shape, dtype=self._dtype)
+        buffers = found.view(len(chosen), -1).view(torch.uint8).numpy()
+        for shard, row, buffer in zip(shards.tolist(), rows, buffers, strict=True):
+            self._read(shard, row, buffer)
+        return found
 
-    def _row(self, shard: int, row: int) -> Tensor:
+    def _opened(self, shard: int) -> IO[bytes]:
+        return open(self.path / self._files[shard], "rb", buffering=0)
+
+    def _read(self, shard: int, row: int, out: np.ndarray) -> None:
+        """Fill `out` with the bytes of an example."""
         try:
-            return self._open(shard).get_slice("examples")[row : row + 1]
-        except (OSError, SafetensorError) as error:
-            raise RequestError(f"{self.path / self._files[shard]}: cannot be read any more ({error})") from error
+            # At a position of its own: readers ahead are copies of this process, and share the file's.
+            count = os.preadv(self._open(shard).fileno(), [out.data], self._offsets[shard] + row * out.nbytes)
+            if count < out.nbytes:
+                raise OSError("it ends early")
+        except OSError as error:
+            file = self.path / self._files[shard]
+            raise RequestError(f"{file}: cannot be read any more ({reason(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -243,8 +274,3 @@ def _shard_labels(file: Path, shard: Checkpoint, count: int) -> Tensor:
     if labels.min() < 0:
         raise RequestError(f"{file}: label {int(labels.min())} is negative")
     return labels
-
-
-def images_or_examples(path: Path, kind: str) -> TrainingImages:
-    """The set at `path`: encoded examples of a `kind`, or images."""
-    return ExampleSet(path, kind) if is_example_set(path) else ImageDataset(path)

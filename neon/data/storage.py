@@ -1,11 +1,13 @@
 """The files of a folder or of a zip, read with a limit: the one place where zips are opened and their entries read."""
 
 import contextlib
+import errno
+import io
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from neon.data.listing import entries_below, is_ours, plain
 from neon.errors import RequestError, reason
@@ -30,7 +32,7 @@ class Archive:
         """Open the file, which messages say is read as `kind`."""
         self.path = Path(path)
         try:
-            self._zip = zipfile.ZipFile(self.path)
+            self._zip = zipfile.ZipFile(_Positioned(open(self.path, "rb", buffering=0)))  # noqa: SIM115 - with the zip
         except Exception as error:
             raise RequestError(
                 f"{self.path}: cannot be read as {kind} ({reason(error)}); copy or pack it again"
@@ -71,6 +73,35 @@ class Archive:
         with self.open(name, largest) as stream:
             # Not read(): that unpacks all the stream holds before it cuts it to what the directory says.
             return stream.read(self.entries[name].file_size + 1)
+
+
+class _Positioned(io.RawIOBase):
+    """A file with a position of its own: copies of this process (readers ahead) share that of a descriptor."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file, self._position = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}
+        origin = os.fstat(self._file.fileno()).st_size if whence == os.SEEK_END else start[whence]
+        if origin + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = os.preadv(self._file.fileno(), [buffer], self._position)
+        self._position += count
+        return count
 
 
 class Storage:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neon.data.images import ImageDataset, TrainingImages
+from neon.data.shards import ImageShards
 from neon.evaluate.tally import Tally
 from neon.metrics.features import FeatureExtractor, Images
 from neon.model import GenerativeModel
@@ -58,7 +59,7 @@ def stored_images(
     dataset: TrainingImages, extractors: Sequence[FeatureExtractor], processes: Processes
 ) -> Callable[[range], Images]:
     """The images of a block, read: what `features_in_order` computes from for a set of images."""
-    if isinstance(dataset, ImageDataset) and take_any_size(extractors):
+    if isinstance(dataset, ImageDataset | ImageShards) and take_any_size(extractors):
         return lambda block: [image.to(processes.device) for image in dataset.images(block)]
     return lambda block: dataset.examples(block).to(processes.device)
 
@@ -78,6 +79,8 @@ def tally_images(
 ) -> list[Tally]:
     """The tally of all images of `dataset` in each feature space, in every process; the images are read once.
 
+    With `keep_features` the main process keeps them, too.
+
     Raises:
         RequestError: an image cannot be read, or has another size than the first and one of `extractors` minds.
     """
@@ -86,7 +89,7 @@ def tally_images(
         Tally(
             extractor,
             len(dataset),
-            keep_features=keep_features,
+            keep_features=keep_features and processes.is_main,
             device=processes.device,
             prompted=texts is not None,
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.data.images import ImageDataset
+from neon.data.shards import open_images
 from neon.errors import DegenerateError, RequestError, warn
 from neon.evaluate.features import take_any_size, tally_images
 from neon.evaluate.scores import SHARES, Scores
@@ -107,7 +107,7 @@ def real_features(
     if path is None:
         return [None] * len(extractors)
     tallies = tally_images(
-        ImageDataset(path), extractors, batch_size=batch_size, processes=processes, keep_features=True
+        open_images(path), extractors, batch_size=batch_size, processes=processes, keep_features=True
     )  # fmt: skip
     manifolds: list[Manifold | None] = [None] * len(extractors)
 
@@ -116,7 +116,7 @@ def real_features(
 
     processes.on_main(build)
     return [
-        RealFeatures(manifold=manifold, kernel=tally.features if kernel else None)
+        RealFeatures(manifold=manifold, kernel=tally.features if kernel and processes.is_main else None)
         for manifold, tally in zip(manifolds, tallies, strict=True)
     ]
 
@@ -143,7 +143,7 @@ def references_at(
     if is_statistics(path):
         found = load_statistics(path, model, extractors)
     else:
-        dataset = ImageDataset(path)
+        dataset = open_images(path)
         if tuple(dataset.image_shape) != tuple(model.image_shape):
             misfit = f"{path}: images are {dataset.image_shape} (C, H, W), but the model makes {model.image_shape}"
             if not take_any_size(extractors):

@@ -37,7 +37,8 @@ class Tally:
         self.extractor, self._num_images, self._device = extractor, num_images, device
         self.moments = Moments(extractor.dim, device=device)
         self.inception_score: InceptionScore | None = None
-        self._kept: list[Tensor] | None = [] if keep_features else None
+        self._keep_features = keep_features
+        self._kept: Tensor | None = None  # float32 [num_images, F], of which the first are there
         self._fit: Tensor | None = None
         if prompted and extractor.reads_prompts:
             self._fit = torch.zeros((), dtype=torch.float64, device=device)
@@ -57,9 +58,10 @@ class Tally:
 
     def update(self, features: Tensor, prompts: Sequence[str] | None = None) -> None:
         """Add the features [B, F] of the next B images, which were drawn of `prompts`."""
+        first = self.done
         self.moments.update(features)
-        if self._kept is not None:
-            self._kept.append(features)
+        if self._keep_features:
+            self._keep(first, features)
         if self.inception_score is not None:
             logits = self.extractor.logits(features)
             assert logits is not None
@@ -69,9 +71,14 @@ class Tally:
 
     @property
     def features(self) -> Tensor:
-        """The features kept, float32 [N, F]."""
+        """The features kept, float32 [N, F]: no copy."""
         assert self._kept is not None, "features were not kept"
-        return torch.cat(self._kept)
+        return self._kept[: self.done]
+
+    def _keep(self, first: int, features: Tensor) -> None:
+        if self._kept is None:
+            self._kept = torch.empty(self._num_images, self.extractor.dim, device=self._device)
+        self._kept[first : first + len(features)] = features
 
     def state(self) -> dict[str, Tensor]:
         """All it takes to go on, on the CPU."""
@@ -80,9 +87,8 @@ class Tally:
             state |= {f"inception_score.{key}": value for key, value in self.inception_score.state().items()}
         if self._fit is not None:
             state["fit"] = self._fit
-        if self._kept:
-            self._kept = [self.features]
-            state["features"] = self._kept[0]
+        if self._kept is not None:
+            state["features"] = self.features
         return {name: value.cpu() for name, value in state.items()}
 
     def take_up(self, state: dict[str, Tensor]) -> None:
@@ -95,11 +101,11 @@ class Tally:
             if (int(sums["num_images"]), int(sums["seen"])) != (self._num_images, moments.count):
                 raise ValueError(f"an Inception Score that has not seen {moments.count} images of {self._num_images}")
             self.inception_score = InceptionScore.from_state(sums, self._device)
-        if self._kept is not None:
-            kept = state["features"].to(self._device)
+        if self._keep_features:
+            kept = state["features"]
             if kept.shape != (moments.count, self.extractor.dim):
                 raise ValueError(f"features of shape {list(kept.shape)} of {moments.count} images")
-            self._kept = [kept]
+            self._keep(0, kept)
         if self._fit is not None:
             self._fit = state["fit"].to(self._device)
         self.moments = moments

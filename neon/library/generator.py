@@ -22,8 +22,8 @@ from torch import Tensor
 
 from neon import __version__
 from neon.checkpoint.safetensors_format import safetensors_sha256, save_safetensors
-from neon.data.images import ImageDataset
 from neon.data.sampler import SAMPLER, sampler_text
+from neon.data.shards import open_images
 from neon.errors import RequestError, WorkError, warn
 from neon.evaluate import Scores, evaluate, real_features, references_at, sampled_images, warn_of_few
 from neon.lora.settings import check_lora, lora_of, record_of
@@ -51,7 +51,7 @@ from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
-from neon.sampling import check_enough, check_label, set_identity
+from neon.sampling import SetForm, check_enough, check_label, set_identity
 from neon.sampling import sample_set as write_set
 from neon.selftrain import (
     pickle_copies,
@@ -73,7 +73,7 @@ _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its 
 
 _SAME = (
     *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed", "tf32"),
-    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile", "parallel"),
+    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile", "parallel", "workers"),
 )
 """flags that are keywords of the same name"""
 # Lower rooms name flags of commands in what they say; these are the keywords here. What is not here is said of programs
@@ -330,6 +330,7 @@ def sample_set(
     label: int | None = None,
     batch_size: int = 64,
     fresh: bool = False,
+    format: SetForm = "png",
     processes: Processes | None = None,
     **settings: Any,
 ) -> Path:
@@ -346,6 +347,7 @@ def sample_set(
         label: class of every image; None: every class equally often, or as the model draws them.
         batch_size: images per forward pass of one process.
         fresh: replace what lies at `path`.
+        format: "png", a file for each image, or "shards" of safetensors in a folder, which are read faster.
         processes: those of a run under torchrun (`neon.runtime.distributed.processes`), which share the work and all
             make this call; by default this one alone.
         settings: of the sampler by name, in place of those of the generator.
@@ -364,7 +366,7 @@ def sample_set(
     with threads_for(group.device, generator.model):
 
         def identity() -> dict[str, Any]:
-            facts = generator.origin.facts(generator.model)
+            facts = generator.origin.facts(generator.model) | ({} if format == "png" else {"format": format})
             return set_identity(generator._sha256(), numbered, label, batch_size, which.settings, facts)
 
         write_set(
@@ -377,6 +379,7 @@ def sample_set(
             identity=group.on_main(identity),
             label=which.label,
             fresh=fresh,
+            form=format,
         )
     return path
 
@@ -400,6 +403,7 @@ def self_train(
     gradient_checkpointing: bool = False,
     compile: bool = False,
     parallel: Parallel | None = None,
+    workers: int | None = None,
     seed: int = 0,
     fresh: bool = False,
     processes: Processes | None = None,
@@ -432,6 +436,7 @@ def self_train(
         parallel: how several processes train: "ordered" adds gradients as one process would, "ddp" as they come,
             "fsdp" also spreads weights and optimiser over the GPUs. By default "ordered" on CPUs, "ddp" on GPUs, "fsdp"
             where nothing else fits.
+        workers: processes that read images ahead; by default none on a CPU, up to 8 on a GPU.
         seed: 0 to 1023; of the order of the images and of the noise, and of first factors.
         fresh: start anew, replacing a run that is in the folder.
         processes: as in `sample_set`.
@@ -451,7 +456,7 @@ def self_train(
     check_lora(lora_rank, lora_alpha, lora_targets)
     group, outdir = generator._processes(processes), output_path(outdir)
     images = shared_file(os.fspath(images), group)
-    dataset = ImageDataset(images)
+    dataset = open_images(images)
     model = generator.origin.open(group.device, for_training=True)
     lora = lora_of(lora_rank, lora_alpha, lora_targets, model.lora_targets)
     model.network.load_state_dict(generator.model.network.state_dict())
@@ -485,6 +490,7 @@ def self_train(
             gradient_checkpointing=gradient_checkpointing,
             compile_network=compile,
             parallel=parallel,
+            workers=workers,
         )
     last = snapshots[-1]
     if unmoved := group.on_main(last.unmoved):

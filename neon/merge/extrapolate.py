@@ -1,5 +1,6 @@
 """The extrapolation itself, tensor by tensor, and how much of it survives the rounding to the stored dtype."""
 
+import cmath
 import math
 from dataclasses import dataclass
 
@@ -144,7 +145,7 @@ def _repair(b: torch.Tensor, s: torch.Tensor, out: torch.Tensor, w: float, name:
 def _sum_is_finite(values: torch.Tensor) -> bool:
     # The sum of finite elements may overflow too, and of float8 has no kernel; then a careful second look decides.
     work = _WORK_DTYPES[values.dtype]
-    return bool(torch.isfinite(values.to(work).sum()))
+    return cmath.isfinite(values.to(work).sum().item())
 
 
 def work_dtype(base: torch.dtype, self_trained: torch.dtype) -> torch.dtype:

@@ -16,6 +16,7 @@ from neon.checkpoint import Checkpoint, PickleCheckpoint, save_torch, stream_saf
 from neon.checkpoint.safetensors_format import aligned, check_storable
 from neon.checkpoint.torch_format import TorchCheckpoint
 from neon.errors import RequestError
+from neon.merge.extrapolate import SERIAL_CHUNK
 from neon.merge.pair import open_pair
 from neon.merge.precision import AS_THE_BASE, Precision
 from neon.merge.recipe import check_patterns, recipe_of
@@ -161,9 +162,12 @@ def _write_torch(pair: Reader, jobs: Sequence[Job], hashes: Callable[[], Hashes]
     # One copy of the weights, filled again for every w: the inputs are mapped or in the page cache by then.
     merged = {name: torch.empty(spec.shape, dtype=spec.dtype) for name, spec in pair.layout.items()}
     for job in jobs:
-        for piece in pair.pieces(pair.layout):
+        for piece in pair.pieces(pair.layout, merged):
             values = piece.merge(job)
-            merged[piece.name].view(-1)[piece.start : piece.start + len(values)] = values
+            if values is not piece.out:
+                # In the calling thread, as the merge itself: torch's other threads would wait for those that hash.
+                for part, out in zip(values.split(SERIAL_CHUNK), piece.out.split(SERIAL_CHUNK), strict=True):
+                    out.copy_(part)
         if isinstance(pair.base, TorchCheckpoint):
             pair.base.save_with(job.output, merged)
         else:

@@ -121,7 +121,7 @@ class Piece(NamedTuple):
     seed: int
 
     def merge(self, job: Job) -> torch.Tensor:
-        """The values for one output, in a buffer that the next call writes again."""
+        """The values for one output: in `out`, which the next call writes again, or those of the base."""
         if self.self_trained is None:
             return self.base
         target = self.out if self.exact is None else self.exact
@@ -156,8 +156,13 @@ class Reader:
         self._done = 0
         self._total = passes * sum(spec.nbytes for spec in pair.base.specs.values())
 
-    def pieces(self, layout: Mapping[str, TensorSpec]) -> Iterator[Piece]:
-        """Every tensor of `layout` in its order, cut into pieces whose values live until the next one is asked for."""
+    def pieces(
+        self, layout: Mapping[str, TensorSpec], into: Mapping[str, torch.Tensor] | None = None
+    ) -> Iterator[Piece]:
+        """Every tensor of `layout` in its order, cut into pieces whose values live until the next one is asked for.
+
+        `into`: contiguous tensors of that layout, in which pieces are merged instead of in a buffer.
+        """
         buffers, out_buffer, exact_buffer = [new_buffer(), new_buffer()], new_buffer(), new_buffer()
         for name, spec in layout.items():
             files = (self.base, self.self_trained) if name in self.roles.merged else (self.base,)
@@ -167,7 +172,8 @@ class Reader:
                 self_trained = others[0] if others else None
                 if self_trained is not None:
                     self.any_differ = self.any_differ or differ(base, self_trained)
-                out = view_as(out_buffer, spec.dtype, len(base))
+                here = slice(start, start + len(base))
+                out = view_as(out_buffer, spec.dtype, len(base)) if into is None else into[name].view(-1)[here]
                 exact = view_as(exact_buffer, wide, len(base)) if rounds else None
                 yield Piece(name, start, base, self_trained, out, exact, self.precision.seed or 0)
                 self._done += base.nbytes

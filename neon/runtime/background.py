@@ -1,24 +1,59 @@
-"""Work in a thread beside the caller's: one piece at a time, whose errors the caller gets."""
+"""Work behind the main thread: results on their way from a GPU, and a bounded pool of threads that write them."""
 
-import contextlib
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-T = TypeVar("T")
+from neon.runtime.threads import available_cpus
+
+Job = Callable[[], object]
+MOST_THREADS = 8
+BATCHES_AHEAD = 2
+"""how many batches may wait to be written: more would be memory that makes nothing faster"""
+
+
+def on_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Send `tensor` to the CPU without waiting for the device; what is returned waits, in whichever thread calls it."""
+    if tensor.device.type != "cuda":
+        copy = tensor.cpu()
+        return lambda: copy
+    copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def get() -> Tensor:
+        arrived.synchronize()
+        return copy
+
+    return get
 
 
 class Background:
-    """Does what it is given in a thread, while the caller goes on; leaving the block waits for it."""
+    """A few threads that do the jobs of one batch after another, while the caller makes the next.
+
+    Leaving the block waits for all that was handed in, also where a signal ends it. After a failure no further job is
+    begun.
+    """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this run on this machine
+        self._pool = ThreadPoolExecutor(max(1, min(MOST_THREADS, available_cpus() // beside)))
+        self._batches: deque[list[Future[object]]] = deque()
+
+    def hand_in(self, jobs: Iterable[Job]) -> None:
+        """Let threads do the `jobs` of a batch, in any order; waits while too many batches are on their way.
+
+        Raises:
+            Exception: what one of an earlier batch raised.
+        """
+        while len(self._batches) >= BATCHES_AHEAD:
+            self._finish_first()
+        self._batches.append([self._pool.submit(job) for job in jobs])
 
     def __enter__(self) -> "Background":
         return self
@@ -26,55 +61,19 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait; an error of the work is raised unless another one ends the block."""
-        self._threads.shutdown()
-        if error is None:
-            self.wait()
+        try:
+            self._finish()
+        except KeyboardInterrupt:  # a signal that came while this waited
+            self._finish()
+            raise
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
-    def start(self, work: Callable[[], None]) -> None:
-        """Begin `work` once that before it has ended; raises what that has raised."""
-        self.wait()
-        self._pending = self._threads.submit(work)
+    def _finish(self) -> None:
+        while self._batches:
+            self._finish_first()
 
-    def wait(self) -> None:
-        """Wait until nothing is pending; raises what it has raised."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-
-def copy_in_memory(content: T) -> T | None:
-    """`content` of dicts and lists with copies of its tensors on the CPU; None: there is too little memory for two.
-
-    Tensors that share their memory do so in the copy, too.
-    """
-    tensors = {_place(leaf): leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)}
-    if 2 * sum(tensor.nbytes for tensor in tensors.values()) > available_memory():
-        return None
-    copies = {place: tensor.detach().to("cpu", copy=True) for place, tensor in tensors.items()}
-    copy: T = tree_map_only(Tensor, lambda tensor: copies[_place(tensor)], content)
-    return copy
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
-
-
-def available_memory(
-    system: Path = Path("/proc/meminfo"),
-    groups: Path = Path("/sys/fs/cgroup"),
-    membership: Path = Path("/proc/self/cgroup"),
-) -> int:
-    """Bytes of memory that this process may still take, of the machine and its control groups; 0 if nothing tells."""
-    try:
-        lines = dict(line.split(":", 1) for line in system.read_text().splitlines())
-        left = [1024 * int(lines["MemAvailable"].split()[0])]
-    except (OSError, KeyError, ValueError):
-        return 0
-    with contextlib.suppress(OSError, ValueError):
-        here = Path(membership.read_text().rpartition("::")[2].strip().lstrip("/"))
-        for group in (here, *here.parents):
-            most, used = (groups / group / f"memory.{name}" for name in ("max", "current"))
-            if most.exists() and (limit := most.read_text().strip()) != "max":
-                left.append(int(limit) - int(used.read_text()))
-    return max(0, min(left))
+    def _finish_first(self) -> None:
+        for future in self._batches[0]:
+            future.result()
+        self._batches.popleft()

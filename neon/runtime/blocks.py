@@ -4,14 +4,16 @@ Blocks are of consecutive indices, so batches, hence results, are the same for a
 restart.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neon.errors import RequestError, WorkError
-from neon.runtime.distributed import Processes
+from neon.runtime.background import Background, Job, on_host
+from neon.runtime.distributed import Failure, Processes
 from neon.runtime.progress import Progress
 from neon.runtime.signals import Stopped, postponed, requested
 
@@ -22,7 +24,7 @@ def blocks(num_images: int, batch_size: int) -> list[range]:
 
 
 def write_blocks(
-    write: Callable[[range], None],
+    compute: Callable[[range], Iterable[Job]],
     num_images: int,
     *,
     batch_size: int,
@@ -31,20 +33,23 @@ def write_blocks(
     is_written: Callable[[range], bool],
     folder: Path,
 ) -> list[range]:
-    """Call `write` for every block that is not written yet, each in one process; all blocks, when all are done.
+    """Compute every block that is not written yet, each in one process; all blocks, when all are written.
 
-    A run that was stopped or killed goes on where it was.
+    `compute` returns the jobs that write a block, which threads do while the next is computed. A run that was stopped
+    or killed goes on where it was; one that is stopped writes what it has computed.
 
     Raises:
         WorkError: what was written is not in `folder` any more, in all processes.
+        Exception: what a job raised, at the next block or the one after.
     """
     every = blocks(num_images, batch_size)
     with Progress(title, num_images, "img", processes) as progress:
         try:
-            for one_round in _rounds(every, processes):
-                if processes.rank < len(one_round) and not is_written(one_round[processes.rank]):
-                    write(one_round[processes.rank])
-                progress.advance(sum(map(len, one_round)))
+            with Background() as background:
+                for one_round in _rounds(every, processes):
+                    if processes.rank < len(one_round) and not is_written(one_round[processes.rank]):
+                        background.hand_in(compute(one_round[processes.rank]))
+                    progress.advance(sum(map(len, one_round)))
         except Stopped as stop:
             stop.kept = f"image {progress.done:,} of {num_images:,}"
             raise
@@ -85,20 +90,44 @@ def rows_in_order(
     """
     every = blocks(num_images, batch_size)[-(-done // batch_size) :]
     height = 1 if one_row else max(map(len, every), default=0)
+    # A GPU has the next round to do before it is asked whether a process has failed in this one.
+    ahead = 1 if processes.device.type == "cuda" else 0
+    failure: Failure | None = None
+    gathered: deque[tuple[list[range], list[Tensor], Callable[[], bool]]] = deque()
     with Progress(title, num_images, "img", processes, done=done) as progress, postponed():
+
+        def whole(rounds: int) -> Iterator[Tensor]:
+            """The rows of all rounds that were gathered but the last few."""
+            while len(gathered) > rounds:
+                one_round, parts, any_failed = gathered.popleft()
+                if any_failed():
+                    processes.raise_first(failure)
+                for block, rows in zip(one_round, parts, strict=False):
+                    yield rows[: 1 if one_row else len(block)]
+                    progress.advance(len(block))
+
         for one_round in _rounds(every, processes):
-            mine = torch.zeros(height, width, device=processes.device)
-            failure: RequestError | WorkError | Stopped | None = requested()
+            mine = torch.zeros(height + 1, width, device=processes.device)  # the last row tells of a failure
+            failure = failure or requested()
             try:
                 if failure is None and processes.rank < len(one_round):
                     rows = compute(one_round[processes.rank])
                     mine[: len(rows)] = rows
             except (RequestError, WorkError) as error:
                 failure = error
-            processes.raise_first(failure)
-            for block, rows in zip(one_round, processes.gather(mine), strict=False):
-                yield rows if one_row else rows[: len(block)]
-                progress.advance(len(block))
+            mine[-1] = failure is not None
+            parts = processes.gather(mine)
+            gathered.append((one_round, parts, _any_failed(parts, failure)))
+            yield from whole(ahead)
+        yield from whole(0)
+
+
+def _any_failed(parts: list[Tensor], failure: Failure | None) -> Callable[[], bool]:
+    """What tells, without a wait until it is called, whether a process has failed in a round."""
+    if len(parts) == 1:
+        return lambda: failure is not None
+    marks = on_host(torch.stack([part[-1, 0] for part in parts]))
+    return lambda: bool(marks().any())
 
 
 def _rounds(every: list[range], processes: Processes) -> Iterator[list[range]]:

@@ -92,13 +92,18 @@ def _wait_for(children: list[BaseProcess]) -> int:
     return 0
 
 
+def die_with(parent: int) -> None:
+    """Let this process be killed when its parent, the process `parent`, dies in whatever way (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died meanwhile
+            os._exit(1)
+
+
 def _child(
     main: Callable[[Argument], int], argument: Argument, rank: int, num_processes: int, port: int, parent: int
 ) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died while this process imported what it needs
-            sys.exit(1)
+    die_with(parent)
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     if loopback is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)  # works where the host's name does not resolve

@@ -1,9 +1,7 @@
 """What training consumes: examples and labels of a set that fit a model, encoded where that is done once."""
 
 import os
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from neon import __version__
@@ -15,6 +13,7 @@ from neon.model import GenerativeModel
 from neon.noise import ImageNoise
 from neon.runtime.distributed import Processes
 from neon.sampling import check_classes
+from neon.selftrain.visits import prepares
 
 
 def asked(model: GenerativeModel, dataset: TrainingImages) -> TrainingImages:
@@ -78,6 +77,8 @@ def encoded_once(
         return dataset
 
     def encode(images: Tensor) -> Tensor:
+        if prepares(model):
+            images = model.prepare(images.cpu(), ImageNoise([0] * len(images))).to(images.device)
         with model.precision.allowed_on(processes.device):
             examples = model.encode(images, ImageNoise([0] * len(images), images.device)).cpu()
         if not examples.isfinite().all():
@@ -99,20 +100,3 @@ def encoded_once(
         fresh=False,
     )
     return ExampleSet(folder, model.example_kind)
-
-
-def visit(
-    model: GenerativeModel,
-    dataset: TrainingImages,
-    indices: Sequence[int],
-    noise_seeds: Sequence[int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor | None, ImageNoise]:
-    """What the loss of a model takes of some images: examples, classes int64 [B] or None, and their noise."""
-    examples, labels = dataset.load(indices) if model.num_classes else (dataset.examples(indices), None)
-    noise = ImageNoise(noise_seeds, device)
-    examples = examples.to(device, non_blocking=True)
-    if not dataset.encoded:
-        examples = model.encode(examples, noise)
-    known = None if labels is None else labels.to(device, non_blocking=True)
-    return examples, known, noise

@@ -1,5 +1,6 @@
 """The loop of training: steps until the last, state and snapshots when they are due, in a folder that is held."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +13,6 @@ from neon.lora.settings import LoRA, record_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
-from neon.runtime.background import Background
 from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.parallel import Parallel
@@ -20,6 +20,7 @@ from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     held_by_main,
 )
+from neon.runtime.saving import Saving
 from neon.runtime.signals import postponed
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain.examples import asked, check_trainable, encoded_once
@@ -53,6 +54,7 @@ def train(
     gradient_checkpointing: bool = False,
     compile_network: bool = False,
     log: TrackerName | None = None,
+    workers: int | None = None,
 ) -> list[Snapshot]:
     """Train for `num_steps` optimiser steps from the weights of `model`; a snapshot after each of `snapshot_steps`.
 
@@ -73,6 +75,7 @@ def train(
         gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
         compile_network: by torch.compile, which moves results by rounding; a run may go on without, and with it.
         log: a tracker that the curves go to as well, by images seen.
+        workers: processes that read and prepare images ahead, for each that trains; by default none on a CPU.
 
     Raises:
         RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
@@ -93,7 +96,19 @@ def train(
     if compile_network:
         check_compiler(processes.device)
         model.compile_training()
-    run = TrainingRun(model, dataset, folder, recipe, seed, processes, micro_batch, facts, parallel=parallel, lora=lora)
+    run = TrainingRun(
+        model,
+        dataset,
+        folder,
+        recipe,
+        seed,
+        processes,
+        micro_batch,
+        facts,
+        parallel=parallel,
+        lora=lora,
+        workers=workers,
+    )
 
     def tell(steps: Iterable[int]) -> None:
         for step in steps:
@@ -108,9 +123,10 @@ def train(
     processes.on_main(lambda: tell(step for step in wanted if step <= run.step))
     last_saved = time.monotonic()
     with (
+        contextlib.closing(run.inputs),
         Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
-        Background() as background,
+        Saving() as saving,
         postponed(),
     ):
         for row in run.logged() if tracker.on else ():
@@ -134,10 +150,10 @@ def train(
                 run.write_snapshot(result, moved, keep_raw=keep_raw)
                 processes.on_main(lambda: tell([run.step]))
             if due:
-                run.save_state(background)
+                run.save_state(saving)
                 last_saved = time.monotonic()
             if run.stop is not None:
-                background.wait()
+                saving.wait()
                 processes.barrier()  # nobody leaves before the state is written
                 run.stop.kept = f"step {run.step:,} of {num_steps:,}"
                 raise run.stop

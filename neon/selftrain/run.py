@@ -24,7 +24,6 @@ from neon.lora.trained import LowRank
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
-from neon.runtime.background import Background, copy_in_memory
 from neon.runtime.distributed import Processes, local_part
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
 from neon.runtime.parallel import Parallel
@@ -36,11 +35,12 @@ from neon.runtime.run_folder import (
     difference,
     reading_state,
 )
+from neon.runtime.saving import Saving, copy_in_memory
 from neon.runtime.signals import Stopped, requested
 from neon.selftrain.engine import Engine, engine_of
-from neon.selftrain.examples import visit
 from neon.selftrain.memory import fitting, kept_by, room_of
 from neon.selftrain.snapshots import snapshot_path
+from neon.selftrain.visits import TrainingInputs, Visits
 from neon.trained import Trained, WholeNetwork
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 STATE_FILE = "training-state.pt"
 SHARDS, FACTS_FILE = "training-state", "state.json"
 """the folder in its place where the state is spread over processes; in it, what tells where and of what it is"""
-Visits = tuple[list[int], list[int]]
-"""images of a micro-batch, and the seeds of their noise"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -71,6 +69,7 @@ class TrainingRun:
         *,
         parallel: Parallel | None = None,
         lora: LoRA | None = None,
+        workers: int | None = None,
     ) -> None:
         self.model, self.dataset, self.folder, self.recipe = model, dataset, folder, recipe
         self.seed, self.processes, self.micro_batch, self.identity = seed, processes, micro_batch, identity or {}
@@ -96,6 +95,7 @@ class TrainingRun:
         """what to raise after this step: a signal has reached one of the processes"""
         self.started = time.monotonic()
         self.visits = recipe.visits(len(dataset), seed)
+        self.inputs = TrainingInputs(model, dataset, recipe, seed, processes, micro_batch, workers)
         self.scaler = torch.amp.GradScaler(
             processes.device.type,
             init_scale=recipe.first_scale,
@@ -159,21 +159,21 @@ class TrainingRun:
         Returns the mean loss and, so that all processes learn of it at no cost, how many of them a signal has reached.
         """
         parts = [slice(first, first + self.micro_batch) for first in range(0, len(indices), self.micro_batch)]
-        return self.engine.gradients([(indices[part], noise_seeds[part]) for part in parts])
+        return self.engine.gradients([Visits(indices[part], noise_seeds[part]) for part in parts])
 
     def _share(self, visits: Visits) -> Tensor:
         """The share of a micro-batch in the mean loss."""
-        return self._loss(*visits) / (self.recipe.batch_size // self.micro_batch)
+        return self._loss(visits) / (self.recipe.batch_size // self.micro_batch)
 
     def _backward(self, share: Tensor) -> None:
         self.scaler.scale(share * self.recipe.loss_scaling).backward()
 
-    def _loss(self, indices: list[int], noise_seeds: list[int]) -> Tensor:
+    def _loss(self, visits: Visits) -> Tensor:
         device = self.processes.device
-        inputs = visit(self.model, self.dataset, indices, noise_seeds, device)
+        inputs = self.inputs(visits, self.step)
         # Dropout inside a network draws from the global generator: seeded by the visit, then put back.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(noise_seeds[0])
+            torch.manual_seed(visits.seeds[0])
             return self.model.training_loss(*inputs).mean()
 
     def has_written(self, path: Path) -> bool:
@@ -253,14 +253,14 @@ class TrainingRun:
         if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
             raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
-    def save_state(self, background: Background | None = None) -> None:
+    def save_state(self, saving: Saving | None = None) -> None:
         """Write what `resume` needs, atomically; called by the main process, or by all if the engine keeps a folder.
 
-        In the `background`, if there is one and memory for a copy, and the state is one file: an error in writing is
-        then raised by who waits for it.
+        By `saving`, beside the next steps, if the state is one file and there is memory for a copy: an error in writing
+        is then raised by who waits for it.
         """
-        if background is not None:
-            background.wait()  # for one copy at a time
+        if saving is not None:
+            saving.wait()  # for one copy at a time
         facts = {
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -272,11 +272,11 @@ class TrainingRun:
             self._shards().write(self.folder / SHARDS, f"step-{self.step}", facts)
             return
         state = {"network": self.trained.state(), "optimizer": self.optimizer.state_dict(), "average": self.average}
-        copy = None if background is None else copy_in_memory(state)
-        if background is None or copy is None:
+        copy = None if saving is None else copy_in_memory(state)
+        if saving is None or copy is None:
             save_torch(self.folder / STATE_FILE, {**state, **facts})
         else:
-            background.start(partial(save_torch, self.folder / STATE_FILE, {**copy, **facts}))
+            saving.start(partial(save_torch, self.folder / STATE_FILE, {**copy, **facts}))
 
     def _shards(self) -> "ShardedState":
         from neon.selftrain.shards import ShardedState  # torch's part for it takes a while to import

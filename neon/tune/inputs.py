@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neon.data.fingerprint import fingerprints
-from neon.data.images import ImageDataset
+from neon.data.shards import open_images
 from neon.errors import RequestError
 from neon.evaluate import Reference, is_statistics, real_features, references_at
 from neon.metrics.features import FeatureExtractor
@@ -122,7 +122,7 @@ def _pictures(real: RealImages, count: int = 50) -> Tensor | None:
     images = real.manifold or next((path for _, path in _named(real) if not is_statistics(path)), None)
     if images is None:
         return None
-    dataset = ImageDataset(images)
+    dataset = open_images(images)
     first = dataset.images(range(min(count, len(dataset))))
     return torch.stack([image for image in first if image.shape == first[0].shape])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from neon.data.images import ImageDataset
+from neon.data.shards import open_images
 from neon.errors import WorkError
 from neon.lora.settings import RECORD, LoRA, check_peft, recorded_lora
 from neon.merge.pair import open_self_trained
@@ -81,7 +81,7 @@ class SelfTraining:
         with self.timed("self_training"):
             model = self.load(True)
             examples = folder / f"{EXAMPLES}{suffix}"
-            dataset = encoded_once(model, ImageDataset(synthetic), examples, processes, self.batch_size)
+            dataset = encoded_once(model, open_images(synthetic), examples, processes, self.batch_size)
             snapshots = train(
                 model,
                 dataset,
