@@ -87,7 +87,7 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
         **dict.fromkeys(("exp_name", "local_out_dir_path"), PLACE),
         **dict.fromkeys(("ini", "hd", "aln", "alng", "ep", "wp", "wp0", "wpe", "sche", "twd", "twde"), NO_EFFECT),
         **dict.fromkeys(("tblr", "tlr"), "give what the learning rate rises to: --target_lr"),
-        **dict.fromkeys(("tclip", "opt", "afuse", "anorm", "fuse", "patch_size", "hflip", "tf32"), FIXED),
+        **dict.fromkeys(("tclip", "opt", "afuse", "anorm", "fuse", "patch_size", "hflip"), FIXED),
         **dict.fromkeys(("pg", "pg0", "pgwp", "ls", "vfast", "tfast"), "it is not built here; leave it out"),
         "ac": "say with --batch_gpu how many images a forward pass takes",
         "fp16": "choose with --precision: fp16 (published 1), bf16 (2) or fp32 (0)",
@@ -172,7 +172,7 @@ class TrainVAR(VARFlags, VARScratchFlags, BudgetFlags, TrainProgram):
         }
         model = initialised(
             VARModel, {"transformer": transformer}, self.seed, group.device, "change --width or --heads",
-            precision=self.precision, enlargement=self.mid_reso,
+            precision=self.precision, tf32=self.tf32, enlargement=self.mid_reso,
         )  # fmt: skip
         model.set_tokenizer(tokenizer)
         return model

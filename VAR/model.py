@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, load_state
 from neon.data.images import from_uint8
@@ -17,6 +17,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel, building, check_outline, load_weights
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
+from neon.runtime.compiling import compile_parts
 from neon.runtime.published_files import usual_file
 from neon.tunable import Range
 from VAR.preprocess import enlarge
@@ -105,14 +106,13 @@ class VARModel(GenerativeModel):
             raise RequestError(f"VAR needs its tokenizer; name it with {VAE_FLAG}")
         return self.tokenizer
 
+    def parts_of(self, network: VAR) -> Sequence[nn.Module]:
+        """The blocks, compiled for the size of each scale."""
+        return tuple(network.blocks)
+
     def compile_parts(self) -> None:
-        """Compile the blocks of the transformer, for each size of a scale, and the decoder."""
-        # Every scale has its own size, with and without those before it in memory; the default limit is 8.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(self.patch_nums))
-        for network in self._networks:
-            for block in network.blocks:
-                block.compile(dynamic=False)
-        self._tokenizer().decoder.compile()
+        super().compile_parts()
+        compile_parts([self._tokenizer().decoder])
 
     def calls(self, settings: VARSettings) -> int:
         """One for each scale."""

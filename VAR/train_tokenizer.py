@@ -13,7 +13,7 @@ from pathlib import Path
 
 from neon import __version__
 from neon.cli.command_line import at_least_one, run_program, values_refused
-from neon.cli.flags import Device, Log
+from neon.cli.flags import Device, Log, Switch
 from neon.errors import RequestError
 from neon.runtime.trackers import check_installed
 
@@ -55,12 +55,15 @@ class TrainTokenizer:
     """start anew, replacing a run that is in the folder"""
     device: Device = None
     """by default a GPU where there is one"""
+    tf32: Switch = None
+    """whether a GPU may round the inputs of products to TF32; by default it does not"""
 
     def __call__(self) -> None:
         import torch
 
         from neon.data.fingerprint import fingerprint
         from neon.data.shards import open_images
+        from neon.precision import FP32, decide
         from neon.recipe import Recipe
         from neon.runtime.distributed import processes
         from neon.selftrain import largest_divisor, train_in_folder
@@ -79,6 +82,8 @@ class TrainTokenizer:
         with values_refused():
             recipe = Recipe(batch_size=self.batch, lr=self.lr, ema_halflife_kimg=self.batch / 20)
         with processes(self.device) as group:
+            model.precision = decide(None, FP32, group.device, self.tf32)
+            rounded = {} if model.precision == FP32 else model.precision.recorded
             train_in_folder(
                 model.to(group.device),
                 open_images(self.data),
@@ -86,6 +91,7 @@ class TrainTokenizer:
                 record={
                     "neon": __version__,
                     "config": config,
+                    **rounded,
                     "recipe": recipe.facts(),
                     "seed": self.seed,
                     "data_fingerprint": group.on_main(lambda: fingerprint(self.data)),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.transformer import Generation, KVCache, modulated, modulation_layer
+from neon.nn.transformer import BlockCausal, Generation, KVCache, modulated, modulation_layer
 from neon.noise import Noise
 from VAR.quantizer import scale_slices
 
@@ -146,7 +146,7 @@ class VAR(nn.Module):
         n = x.shape[1]
         positions = slice(0, n)
         x = x + self._positions(positions)
-        mask = self.attn_bias_for_masking[:, :, :n, :n]
+        mask = BlockCausal(self.attn_bias_for_masking, tuple(part.stop for part in self.slices)).first(n)
         for block, modulation, path in zip(self.blocks, conditioning.blocks, paths, strict=True):
             x = block(x, modulation, positions, mask=mask, path=path)
         return self._logits(x, conditioning)
@@ -224,11 +224,11 @@ class Block(nn.Module):
         m: Modulation,
         positions: slice,
         *,
-        mask: Tensor | None = None,
+        mask: BlockCausal | None = None,
         memory: KVCache | None = None,
         path: Tensor | None = None,
     ) -> Tensor:
-        """`mask` is added to the scores; `memory` holds the positions before x; `path` multiplies the branches."""
+        """`mask` says who sees whom; `memory` holds the positions before x; `path` multiplies the branches."""
         gamma1, gamma2 = (m.gamma1, m.gamma2) if path is None else (m.gamma1 * path[0], m.gamma2 * path[1])
         x = x + gamma1 * self.attn(modulated(x, m.scale1, m.shift1, self.norm_eps), positions, mask, memory)
         return x + gamma2 * self.ffn(modulated(x, m.scale2, m.shift2, self.norm_eps))
@@ -256,7 +256,7 @@ class SelfAttention(nn.Module):
         self.mat_qkv = BiasedLater(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, positions: slice, mask: BlockCausal | None, memory: KVCache | None) -> Tensor:
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = self.mat_qkv(x, bias).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, n, d]
@@ -266,9 +266,10 @@ class SelfAttention(nn.Module):
             k = F.normalize(k.float(), dim=-1).to(v.dtype)
         if memory is not None:
             k, v = memory.extend(k, v, positions)
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        if mask is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            mixed = mask.attend(q, k, v, scale=self.scale)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

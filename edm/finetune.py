@@ -243,7 +243,9 @@ class TrainEDM(EDMFlags, EDMScratchFlags, TrainProgram):
         precond = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}[self.scratch("precond")]
         config = {"precond": precond, "network": network, "label_dropout": self.scratch("label_dropout")}
         advice = "change --cbase or --cres"
-        return initialised(EDM, config, self.seed, group.device, advice, precision=self.precision, augment=plan.augment)
+        return initialised(
+            EDM, config, self.seed, group.device, advice, precision=self.precision, tf32=self.tf32, augment=plan.augment
+        )
 
 
 if __name__ == "__main__":

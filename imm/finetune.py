@@ -198,7 +198,7 @@ class TrainIMM(IMMFlags, IMMScratchFlags, AverageFlags, BudgetFlags, TrainProgra
         config = {"network": network, "loss": asdict(IMMLoss(**self.loss()))}
         advice = "change --width, --heads, --patch_size or --channel_mult"
         model = initialised(
-            IMM, config, self.seed, group.device, advice, precision=self.precision, augment=self.augment
+            IMM, config, self.seed, group.device, advice, precision=self.precision, tf32=self.tf32, augment=self.augment
         )
         if in_latents and not dataset.encoded:
             model.use_autoencoder(weights_file(self.vae_path))

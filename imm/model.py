@@ -1,13 +1,13 @@
 """IMM as a GenerativeModel: a few steps over latents of a frozen autoencoder, or over pixels."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imm.loss import IMMLoss
 from imm.precond import IMMPrecond
@@ -23,6 +23,7 @@ from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import Noise
 from neon.precision import FP32, TF32, Precision
+from neon.runtime.compiling import compile_parts
 from neon.sampling import one_hot
 from neon.tunable import Choice, Range
 
@@ -135,14 +136,14 @@ class IMM(GenerativeModel):
         side = self.network.img_resolution * codec.downsampling
         self.image_shape = (3, side, side)
 
+    def parts_of(self, network: IMMPrecond) -> Sequence[nn.Module]:
+        """The blocks of a DiT, or the whole of a U-Net."""
+        return tuple(getattr(network.model, "blocks", (network.model,)))
+
     def compile_parts(self) -> None:
-        """Compile the blocks of a DiT, or the whole of a U-Net, and the decoder."""
-        for network in self._networks:
-            blocks = getattr(network.model, "blocks", None)
-            for part in blocks if blocks is not None else (network.model,):
-                part.compile()
+        super().compile_parts()
         if self.codec is not None:
-            self.codec.compile_decoder()
+            compile_parts([self.codec.vae.decoder])
 
     def calls(self, settings: IMMSettings) -> int:
         return self._evaluated * settings.num_steps * (1 if settings.guidance == 1 else 2)

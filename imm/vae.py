@@ -19,7 +19,7 @@ from neon.checkpoint.naming import renewed
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import building, check_outline, load_weights
-from neon.nn.autoencoder import as_bytes
+from neon.nn.autoencoder import as_bytes, decoded_at_once
 from neon.runtime.published_files import usual_file, usual_places
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ VAE_FLAG = "--vae_path (neon's commands: --vae)"
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8
 """side of an image over that of its latent, with the published levels"""
-DECODED_AT_ONCE = 8
-"""images per pass of the decoder: its maps at full size are what fills a GPU"""
 
 REPOSITORY = "stabilityai/sd-vae-ft-ema"
 FOLDER = "sd-vae-ft-ema"
@@ -95,12 +93,9 @@ class Codec(nn.Module):
     def decode_float(self, latents: Tensor) -> Tensor:
         """Latents -> images, float32 [B, 3, H, W], mostly within [-1, 1]."""
         raw = self.scale.raw(latents).to(self.vae.dtype)
-        images = [self.vae.decode(part).sample for part in raw.split(DECODED_AT_ONCE)]
+        part = decoded_at_once(raw.shape[-1] * self.downsampling, raw.device)
+        images = [self.vae.decode(some).sample for some in raw.split(part)]
         return torch.cat(images).to(torch.float32)
-
-    def compile_decoder(self) -> None:
-        """Compile, in place, what decoding spends its time in."""
-        self.vae.decoder.compile()
 
 
 def vae_folder(path: str | os.PathLike[str] | None) -> Path:

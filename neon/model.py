@@ -34,6 +34,7 @@ from neon.errors import RequestError, WorkError, warn
 from neon.noise import Noise, Purpose
 from neon.precision import FP32, Precision, decide
 from neon.recipe import Recipe
+from neon.runtime.compiling import compile_parts
 from neon.tunable import Tunables, far_apart
 
 T = TypeVar("T")
@@ -233,10 +234,22 @@ class GenerativeModel(nn.Module, ABC):
         """How many of them are evaluated in each call; one that has no weight is left out."""
         return 1 if self.second is None or self.second[1] in (0, -1) else 2
 
+    def parts_of(self, network: Any) -> Sequence[nn.Module]:
+        """What of `network`, one of this model's, is compiled, each by itself: it as a whole.
+
+        Of transformers their blocks, which share what is compiled of the first.
+        """
+        return (network,)
+
     def compile_parts(self) -> None:
         """Compile, in place, what sampling spends its time in; weights may still change."""
         for network in self._networks:
-            network.compile()
+            parts = self.parts_of(network)
+            compile_parts(parts, repeated=len(parts) == 1)
+
+    def compile_training(self) -> None:
+        """Compile, in place, what training spends its time in."""
+        compile_parts(self.parts_of(self.network))
 
     @abstractmethod
     def training_loss(self, examples: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
@@ -429,6 +442,7 @@ def load_model(
     kind: type[GenerativeModel] | str | None = None,
     only: type[GenerativeModel] | None = None,
     precision: str | None = None,
+    tf32: bool | None = None,
     for_training: bool = False,
     **arguments: Any,
 ) -> GenerativeModel:
@@ -443,6 +457,7 @@ def load_model(
         only: The class that it must be.
         precision: A name as in `neon.precision`; by default the published one of sampling, or `for_training`, on a
             GPU, and float32 on a CPU.
+        tf32: Whether a GPU may round the inputs of float32 products; by default as usual for the precision.
         arguments: To the constructor.
 
     Raises:
@@ -459,11 +474,10 @@ def load_model(
             raise RequestError(f"{path}: a network of {kind.architecture}; this program is for {only.architecture}")
         if "precision" in inspect.signature(kind).parameters:
             published = kind.training_precision if for_training else kind.sampling_precision
-            arguments["precision"] = decide(precision, published, torch.device(device))
-        elif precision not in (None, FP32.name):
-            raise RequestError(
-                f"--precision {precision}: {kind.__name__} computes in float32 only; let its __init__ take a precision"
-            )
+            arguments["precision"] = decide(precision, published, torch.device(device), tf32)
+        elif precision not in (None, FP32.name) or tf32:
+            flag = "--tf32 1" if tf32 else f"--precision {precision}"
+            raise RequestError(f"{flag}: {kind.__name__} computes in float32 only; let its __init__ take a precision")
         if "loss" in arguments and "loss" not in inspect.signature(kind).parameters:
             raise RequestError(f"--loss: the training loss of {kind.architecture} has no settings; leave it out")
         model = _built(path, kind, config, arguments, {name: spec.shape for name, spec in file.specs.items()})
@@ -492,16 +506,17 @@ def initialised(
     advice: str,
     *,
     precision: str | None = None,
+    tf32: bool | None = None,
     **arguments: Any,
 ) -> SomeModel:
-    """A model to train from scratch, its initial weights drawn by `seed`; `precision` and `arguments` as `load_model`.
+    """A model to train from scratch, its initial weights drawn by `seed`; the others as `load_model` takes them.
 
     Raises:
         RequestError: there is no such network; ends with `advice`.
     """
     torch.manual_seed(seed)
     try:
-        model = kind(config, precision=decide(precision, kind.training_precision, device), **arguments)
+        model = kind(config, precision=decide(precision, kind.training_precision, device, tf32), **arguments)
     except RequestError:
         raise
     except (ValueError, ArithmeticError) as error:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint
 from neon.errors import DegenerateError, RequestError
@@ -120,6 +120,10 @@ class DiffusersModel(GenerativeModel):
                 f"configuration ({type(error).__name__}: {error}); set another one, or other num_steps"
             ) from error
         return scheduler
+
+    def parts_of(self, network: Any) -> Sequence[nn.Module]:
+        """The blocks of a transformer, or the whole of a U-Net."""
+        return tuple(getattr(network, "transformer_blocks", (network,)))
 
     def calls(self, settings: Settings) -> int | None:
         """None: the scheduler takes no such number of steps."""

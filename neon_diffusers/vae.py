@@ -12,6 +12,7 @@ from neon.checkpoint.weight_sets import PIPELINE_FILE
 from neon.data.images import from_uint8
 from neon.errors import RequestError
 from neon.model import building, check_outline, load_weights
+from neon.nn.autoencoder import decoded_at_once
 from neon.runtime.small_json import read_table
 from neon_diffusers.library import library
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 COMPONENT = "vae"
 CLASS = "AutoencoderKL"
-DECODED_AT_ONCE = 8
-"""images per pass of the decoder: its maps at full size are what fills a GPU"""
 
 
 class Codec(nn.Module):
@@ -48,7 +47,8 @@ class Codec(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents -> images, float32 [B, 3, H, W], mostly within [-1, 1]."""
         raw = latents / self.scale + self.shift
-        return torch.cat([self.vae.decode(part).sample for part in raw.split(DECODED_AT_ONCE)])
+        part = decoded_at_once(raw.shape[-1] * self.downsampling, raw.device)
+        return torch.cat([self.vae.decode(some).sample for some in raw.split(part)])
 
 
 def downsampling(config: Any) -> int:

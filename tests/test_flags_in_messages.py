@@ -69,6 +69,9 @@ RAISED_BY = {
     ("neon/selftrain/examples.py", "--precision"): {*TRAINERS, "improve"},
     ("neon/model.py", "--precision"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/precision.py", "--precision"): {*SAMPLERS, *TRAINERS},
+    ("neon/precision.py", "--tf32"): {*SAMPLERS, *TRAINERS, "improve"},
+    ("neon/model.py", "--tf32"): {*SAMPLERS, *TRAINERS, "improve"},
+    ("neon/runtime/compiling.py", "--compile"): {*SAMPLERS, *TRAINERS, "improve"},
     ("neon/model.py", "--loss"): {"selftrain", "improve"},
     ("neon/settings.py", "--loss"): {"selftrain", "improve"},
     ("neon/model.py", "--model"): ASKED,
@@ -114,7 +117,9 @@ def flags_in_messages() -> set[tuple[str, str]]:
         docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
-                found |= {(name, _comparable(flag)) for flag in re.findall(r"--[a-z_]+(?:-[a-z_]+)*", node.value)}
+                found |= {
+                    (name, _comparable(flag)) for flag in re.findall(r"--[a-z_][a-z0-9_]*(?:-[a-z_]+)*", node.value)
+                }
     return {one for one in found if one[1] not in OTHERS_FLAGS}
 
 

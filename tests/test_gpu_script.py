@@ -16,7 +16,7 @@ import torch
 from tests.workers import start
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("correct", "drift", "speed", "train", "profile")
+PARTS = ("correct", "drift", "speed", "train", "ratios", "profile")
 
 
 def script(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,7 @@ from neon.data import encoded as examples
 from neon.data.encoded import ExampleSet
 from neon.data.images import ImageDataset, write_images, write_labels
 from neon.errors import RequestError
+from neon.nn.autoencoder import decoded_at_once
 from tests.programs import ROOT, Killed, dies_after, same_files
 from tests.tiny import save_sd_vae, tiny_sd_vae
 
@@ -358,3 +359,10 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
     assert encode(images, tmp_path / "out", saved, flags) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "expected"), [(256, "cpu", 8), (256, "cuda", 32), (512, "cuda", 8), (1024, "cuda", 8)]
+)
+def test_a_gpu_decodes_as_many_images_at_once_as_have_the_same_pixels(side: int, device: str, expected: int) -> None:
+    assert decoded_at_once(side, torch.device(device)) == expected

@@ -47,7 +47,7 @@ REFUSED: dict[str, str] = {
     "VAR/calculate_fid.py": "temp_dir cuda var_aux out_dir",
     "VAR/sample.py": "temp_dir cuda",
     "VAR/finetune.py": "exp_name ini hd aln alng fp16 tblr tlr twd twde tclip ls resume ac ep wp wp0 wpe sche opt "
-    "afuse anorm fuse pn patch_size hflip pg pg0 pgwp local_out_dir_path tf32 same_seed_for_all_ranks "
+    "afuse anorm fuse pn patch_size hflip pg pg0 pgwp local_out_dir_path same_seed_for_all_ranks "
     "vfast tfast",
     "xAR/calculate_fid.py": "class_num no_isc cuda dist_url world_size local_rank dist_on_itp out_dir model_ckpt_aux",
     "xAR/sample.py": "class_num class_map",

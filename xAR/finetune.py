@@ -200,7 +200,7 @@ class TrainXAR(XARFlags, XARScratchFlags, AverageFlags, BudgetFlags, TrainProgra
             config["pixel_patch"] = self.pixel_patch
         model = initialised(
             XARModel, config, self.seed, group.device, "change --width, --heads or --grid",
-            precision=self.precision, **self.arguments(),
+            precision=self.precision, tf32=self.tf32, **self.arguments(),
         )  # fmt: skip
         if not model.pixel_patch:
             model.use_autoencoder(self.autoencoder(group))

@@ -1,7 +1,7 @@
 """xAR as a GenerativeModel: latents of a frozen autoencoder, drawn cell by cell."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import count, takewhile
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from neon.checkpoint import Checkpoint, load_state
 from neon.data.images import from_uint8
@@ -19,6 +19,7 @@ from neon.model import GenerativeModel, building, check_outline, load_weights
 from neon.nn.autoencoder import as_bytes
 from neon.noise import Noise
 from neon.precision import FP16, FP32, Precision
+from neon.runtime.compiling import compile_parts
 from neon.runtime.published_files import usual_file
 from neon.tunable import Choice, Range
 from xAR.loss import flow_loss
@@ -114,13 +115,14 @@ class XARModel(GenerativeModel):
             raise RequestError(f"xAR needs its autoencoder; name it with {VAE_FLAG}")
         return self.vae
 
+    def parts_of(self, network: XAR) -> Sequence[nn.Module]:
+        """The blocks, compiled for each place of a cell, and for the first without guidance."""
+        return tuple(network.blocks())
+
     def compile_parts(self) -> None:
-        """Compile the blocks of the transformer and the decoder."""
-        for network in self._networks:
-            for block in network.blocks():
-                block.compile()
+        super().compile_parts()
         if self.vae is not None:
-            self.vae.decoder.compile()
+            compile_parts([self.vae.decoder])
 
     def calls(self, settings: XARSettings) -> int:
         """Of each cell, one for each step; that a cell is remembered for the next ones is not counted.

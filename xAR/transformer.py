@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neon.nn.transformer import Generation, KVCache, modulation_layer
+from neon.nn.transformer import BlockCausal, Generation, KVCache, modulation_layer
 from xAR.settings import SIZES
 
 CLEAN = 0
@@ -117,7 +117,8 @@ class XAR(nn.Module):
 
     def forward(self, cells: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         n = cells.shape[1] * self.cell_length
-        return self._velocity(cells, self.condition(labels, times), slice(0, n), mask=self.mask[:, :, :n, :n])
+        mask = BlockCausal(self.mask, tuple(range(self.cell_length, self.length + 1, self.cell_length))).first(n)
+        return self._velocity(cells, self.condition(labels, times), slice(0, n), mask=mask)
 
     def condition(self, labels: Tensor, times: Tensor) -> Tensor:
         """What steers the blocks, [B, m, C], from `labels` int64 [B] and `times` int64 [B, m]."""
@@ -151,7 +152,7 @@ class XAR(nn.Module):
         cells: Tensor,
         condition: Tensor,
         positions: slice,
-        mask: Tensor | None = None,
+        mask: BlockCausal | None = None,
         memory: Iterable[KVCache] = (),
     ) -> Tensor:
         """Of `cells` [B, m, P, c] at `positions`, with `mask` or else with `memory` of all blocks."""
@@ -196,10 +197,10 @@ class CellBlock(nn.Module):
         condition: Tensor,
         positions: slice,
         *,
-        mask: Tensor | None = None,
+        mask: BlockCausal | None = None,
         memory: KVCache | None = None,
     ) -> Tensor:
-        """`mask` is added to the scores; `memory` holds the positions before x; `condition` is [B, m, C]."""
+        """`mask` says who sees whom; `memory` holds the positions before x; `condition` is [B, m, C]."""
         gate1, gate2, scale1, scale2, shift1, shift2 = self.ada_lin(condition)[:, :, None].chunk(6, dim=-1)
         x = x + gate1 * self.attn(self.norm(x) * (1 + scale1) + shift1, positions, mask, memory)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
@@ -216,16 +217,17 @@ class RotarySelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.rope = Rotation(width // heads, rows, columns)
 
-    def forward(self, x: Tensor, positions: slice, mask: Tensor | None, memory: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, positions: slice, mask: BlockCausal | None, memory: KVCache | None) -> Tensor:
         qkv = self.qkv(x.flatten(1, 2)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = (self.rope(each, positions).to(v.dtype) for each in (q, k))
         if memory is not None:
             k, v = memory.extend(k, v, positions)
-        if mask is not None:
-            mask = mask.to(v.dtype)
         dropout = self.weight_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if mask is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        else:
+            mixed = mask.attend(q, k, v, dropout=dropout)
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))
         return F.dropout(mixed, self.dropout, self.training).view_as(x)
 

@@ -6,11 +6,13 @@ from typing import Literal
 
 import torch
 
-from gpu import correct, drift, profile, speed, train
+from gpu import correct, drift, profile, ratios, speed, train
 from gpu.rows import Rows
 
-Part = Literal["correct", "drift", "speed", "train", "profile"]
-SHARES: dict[Part, float] = {"correct": 0.25, "drift": 0.1, "speed": 0.4, "train": 0.15, "profile": 0.1}
+Part = Literal["correct", "drift", "speed", "train", "ratios", "profile"]
+SHARES: dict[Part, float] = {
+    "correct": 0.2, "drift": 0.1, "speed": 0.3, "train": 0.1, "ratios": 0.22, "profile": 0.08,
+}  # fmt: skip
 """of the time, in the order in which they run"""
 
 
@@ -27,4 +29,4 @@ def measure_part(
     if part == "profile":
         profile.measure(rows, record)
     else:
-        {"correct": correct, "drift": drift, "speed": speed, "train": train}[part].measure(rows)
+        {"correct": correct, "drift": drift, "speed": speed, "train": train, "ratios": ratios}[part].measure(rows)

@@ -15,6 +15,8 @@ from gpu.networks import Subject, subjects
 from gpu.rows import Figures, Rows
 from gpu.timing import timed
 from neon.data.images import ArrayDataset
+from neon.lora.settings import LoRA
+from neon.model import GenerativeModel
 from neon.noise import ImageNoise
 from neon.runtime.distributed import Processes
 from neon.selftrain import TrainingRun
@@ -29,30 +31,37 @@ def measure(rows: Rows) -> None:
             rows.add(name, lambda s=subject: _training(rows, s))  # type: ignore[misc]
 
 
+def run_of(
+    model: GenerativeModel, batch: int, folder: Path, device: torch.device, lora: LoRA | None = None
+) -> TrainingRun:
+    """A training of `model` on four batches of random images in memory."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4 * batch, *model.image_shape), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(len(images)) % model.num_classes if model.num_classes else None
+    return TrainingRun(
+        model,
+        ArrayDataset(images, labels, Path("random images")),
+        folder,
+        replace(model.recipe, batch_size=batch, scale_losses=model.precision.name == "fp16"),
+        seed=0,
+        processes=Processes(device=device),
+        micro_batch=batch,
+        lora=lora,
+    )
+
+
 def _training(rows: Rows, subject: Subject) -> Figures:
     device, batch, precision = rows.device, subject.training_batch, subject.training_precision
     timed_steps, warm_up = (2, 1) if rows.tiny else (TIMED_STEPS, WARM_UP)
     model = subject.on(device, precision)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4 * batch, *model.image_shape), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(len(images)) % model.num_classes if model.num_classes else None
-    recipe = replace(model.recipe, batch_size=batch, scale_losses=precision.name == "fp16")
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(
-            model,
-            ArrayDataset(images, labels, Path("random images")),
-            Path(folder),
-            recipe,
-            seed=0,
-            processes=Processes(device=device),
-            micro_batch=batch,
-        )
+        run = run_of(model, batch, Path(folder), device)
         for _ in range(warm_up):
             run.one_step()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         seconds = [timed(run.one_step, device) for _ in range(timed_steps)]
-        some = images[:batch].to(device)
+        some = run.dataset.examples(range(batch)).to(device)
         with precision.allowed_on(device):
             encoding = min(
                 timed(lambda: model.encode(some, ImageNoise(range(batch), device)), device) for _ in range(2)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     SomeModel = TypeVar("SomeModel", bound=GenerativeModel)
 
-Device = Literal["cpu", "cuda"] | None
+Device = Annotated[str | None, tyro.conf.arg(metavar="cpu|cuda")]
 PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"] | None
 Key = Annotated[str | None, tyro.conf.arg(metavar="KEY")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -56,6 +56,8 @@ class NetworkFlags(ABC):
     precision: PrecisionName = None
     """what networks compute in: by default on a GPU as published, on a CPU float32 (fp32); tf32: float32, with products
     rounded by the GPU; bf16, fp16: under autocast"""
+    tf32: Switch = None
+    """whether a GPU may round the inputs of float32 products to TF32; by default as published"""
     key: Key = None
     """nesting of the state dict in checkpoints, such as ema; chosen if not given"""
     device: Device = None
@@ -78,7 +80,8 @@ class NetworkFlags(ABC):
 
         assert name is not None, "training from scratch opens no checkpoint"
         path = shared_file(name, group)
-        model = load_model(path, self.key, device=group.device, precision=self.precision, only=kind, **arguments)
+        computed: dict[str, Any] = {"precision": self.precision, "tf32": self.tf32}
+        model = load_model(path, self.key, device=group.device, only=kind, **computed, **arguments)
         assert isinstance(model, kind)
         return path, model
 
@@ -89,7 +92,7 @@ class NetworkFlags(ABC):
 
     def recorded_precision(self, model: "GenerativeModel") -> dict[str, Any]:
         """The precision of `model` among its `facts`."""
-        return {"precision": model.precision.name}
+        return model.precision.recorded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,9 @@ class ImageFlags(NetworkFlags):
         model = self.combined(path, model, group)
         warn_of_merge(path, model, settings)
         if self.compile:
+            from neon.runtime.compiling import check_compiler
+
+            check_compiler(group.device)
             model.compile_parts()
         return path, model, settings
 
@@ -396,6 +402,8 @@ class TrainingFlags:
     """processes that read and prepare images ahead, for each that trains; by default none on a CPU, up to 8 on a GPU"""
     seed: int = 0
     """of initial weights, data order and noise"""
+    compile: bool = False
+    """compile the network: the first step takes a minute, the others less; other roundings. A run may go on without"""
     parallel: Parallel | None = None
     """how several processes train: ordered adds gradients as one process would, ddp as they come, fsdp also spreads
     weights and optimiser over the GPUs. By default ordered on CPUs, ddp on GPUs, fsdp where nothing else fits"""

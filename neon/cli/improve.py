@@ -44,7 +44,9 @@ def in_processes(command: Command, name: str, number: int | None, device: Device
         raise RequestError("--processes: torchrun decides on the number of processes; leave the flag out")
     import torch
 
-    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
+    from neon.runtime.distributed import device_type, gpu_count
+
+    if device_type(device, gpu_count()) == "cuda":
         if number not in (None, 1):
             raise RequestError("--processes: is of a CPU; on several GPUs start under torchrun -m neon.cli")
         return None

@@ -32,6 +32,7 @@ from neon.cli.flags import (
     SamplerFlags,
     ScoredImages,
     SelfTrainedFlags,
+    Switch,
     TrainingFlags,
     tell_prompts,
 )
@@ -225,6 +226,7 @@ class TrainProgram(LoRAFlags, TrainingFlags, NetworkFlags):
                 keep_raw=self.keeps_raw,
                 lora=lora,
                 gradient_checkpointing=self.gradient_checkpointing,
+                compile_network=self.compile,
                 parallel=self.parallel,
                 log=self.log,
                 workers=self.workers,
@@ -319,26 +321,37 @@ class EncodeProgram:
     """images per forward pass of one process"""
     fresh: bool = False
     """replace what the output holds"""
+    tf32: Switch = None
+    """whether a GPU may round the inputs of products to TF32; by default it does"""
     device: Device = None
     """by default a GPU where there is one"""
 
     def __call__(self) -> None:
         from neon.data.encoded import encode_set
         from neon.data.shards import open_images
+        from neon.precision import ENCODING, decide
         from neon.runtime.distributed import processes
 
         at_least_one(batch_size=self.batch_size)
         with processes(self.device) as group:
             encoder, dataset = self.encoder(group), open_images(self.data)
+            precision = decide(None, ENCODING, group.device, self.tf32)
+            usual = decide(None, ENCODING, group.device)  # not recorded, as by runs before there was a choice
+            said = {} if precision == usual else {"tf32": precision.tf32}
+
+            def encode(images: "torch.Tensor") -> "torch.Tensor":
+                with precision.allowed_on(group.device):
+                    return encoder.encode(images)
+
             encode_set(
-                encoder.encode,
+                encode,
                 dataset,
                 self.outdir,
                 kind=encoder.kind,
                 image_shape=(3, encoder.side, encoder.side),
                 batch_size=self.batch_size,
                 processes=group,
-                identity={"neon": __version__, **encoder.identity},
+                identity={"neon": __version__, **encoder.identity, **said},
                 fresh=self.fresh,
             )
             if group.is_main:
@@ -396,6 +409,7 @@ class AnyModelFlags(NetworkFlags):
             kind=self.model,
             autoencoder=self.vae,
             precision=self.precision,
+            tf32=self.tf32,
             prompts=self.prompts,
         )
 

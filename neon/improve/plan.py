@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from neon.model import GenerativeModel
     from neon.recipe import Recipe
 
-_NEW = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing")
+_NEW = ("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile")
 """fields that records of runs hold only where they are used"""
 FEWEST_STEPS = 50
 """of a self-training: the published batch is halved until the budget gives as many, for the weights move by steps"""
@@ -52,6 +52,8 @@ class ImprovePlan:
     """the layers, by the last words of their names, or all; by default those that are usual for the architecture"""
     gradient_checkpointing: bool = False
     """compute activations once more for the backward pass, where a network can: less memory, more time"""
+    compile: bool = False
+    """compile the network for the self-training: the first step takes a minute, the others less; other roundings"""
     parallel: Parallel | None = None
     """how several processes train: ordered adds gradients as one process would, ddp as they come, fsdp also spreads
     weights and optimiser over the GPUs. By default ordered on CPUs, ddp on GPUs, fsdp where nothing else fits"""

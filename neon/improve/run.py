@@ -108,6 +108,7 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: Trac
         seed=plan.seed,
         lora=plan.lora(model),
         gradient_checkpointing=plan.gradient_checkpointing,
+        compile_network=plan.compile,
         parallel=plan.parallel,
         log=log,
     )

@@ -72,8 +72,8 @@ LARGEST_MICRO_BATCH = 64
 _NESTINGS = ("base_key", "self_trained_key")  # of the files of a merge, in its metadata
 
 _SAME = (
-    *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed"),
-    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "parallel", "workers"),
+    *("features", "inception_weights", "key", "model", "precision", "prompts", "resize", "seed", "tf32"),
+    *("lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile", "parallel", "workers"),
 )
 """flags that are keywords of the same name"""
 # Lower rooms name flags of commands in what they say; these are the keywords here. What is not here is said of programs
@@ -126,6 +126,8 @@ class Origin:
     """of a model that has one; None: where it usually lies"""
     precision: str | None = None
     """None: as published for a GPU, float32 on a CPU"""
+    tf32: bool | None = None
+    """whether a GPU may round the inputs of float32 products; None: as usual for the precision"""
     loss: tuple[str, ...] = ()
     """settings of the training loss, NAME=NUMBER each, in place of the model's own"""
     prompts: Path | None = None
@@ -135,9 +137,8 @@ class Origin:
         """The model, whole; `arguments` and errors as `neon.model.load_model`, those of its autoencoder and prompts."""
         if self.loss:
             arguments["loss"] = loss_settings(self.loss)
-        model = load_model(
-            self.path, self.key, device=device, kind=self.kind, precision=self.precision, **arguments
-        )  # fmt: skip
+        computed: dict[str, Any] = {"precision": self.precision, "tf32": self.tf32}
+        model = load_model(self.path, self.key, device=device, kind=self.kind, **computed, **arguments)
         complete(model, self.autoencoder, self.prompts)
         return model
 
@@ -146,7 +147,7 @@ class Origin:
         files = {"model_sha256": self._code(), "autoencoder_sha256": model.autoencoder_file(self.autoencoder)}
         # Nothing without prompts or for float32, as runs before there was a choice.
         files |= {} if self.prompts is None else {"prompts_sha256": self.prompts}
-        precision = {} if model.precision.name == "fp32" else {"precision": model.precision.name}
+        precision = {} if model.precision.name == "fp32" else model.precision.recorded
         return {**hashes(files), **precision, **({"loss": list(self.loss)} if self.loss else {})}
 
     def _code(self) -> Path | None:
@@ -274,6 +275,7 @@ def load(
     key: str | None = None,
     device: torch.device | str | None = None,
     precision: str | None = None,
+    tf32: bool | None = None,
     model: type[GenerativeModel] | str | None = None,
     autoencoder: PathLike | None = None,
     prompts: PathLike | None = None,
@@ -289,6 +291,7 @@ def load(
         key: nesting of the state dict, such as "ema"; chosen if not given.
         device: "cpu", "cuda" or "cuda:1", say; by default a GPU where there is one.
         precision: "fp32", "tf32", "bf16" or "fp16"; by default on a GPU as published, on a CPU float32.
+        tf32: whether a GPU may round the inputs of float32 products; by default as usual for the precision.
         model: class of a model of your own, or "path/to/file.py:NAME", which runs that file; by default as the
             checkpoint says.
         autoencoder: file of the autoencoder or tokenizer of a model that has one; by default where it usually lies.
@@ -306,6 +309,7 @@ def load(
         kind=model,
         autoencoder=None if autoencoder is None else local_file(autoencoder),
         precision=precision,
+        tf32=tf32,
         prompts=None if prompts is None else Path(prompts),
     )
     loaded = origin.open(place)
@@ -397,6 +401,7 @@ def self_train(
     lora_alpha: float | None = None,
     lora_targets: Sequence[str] = (),
     gradient_checkpointing: bool = False,
+    compile: bool = False,
     parallel: Parallel | None = None,
     workers: int | None = None,
     seed: int = 0,
@@ -427,6 +432,7 @@ def self_train(
         lora_targets: the layers, by the last words of their names, or "all"; by default those that are usual for the
             architecture.
         gradient_checkpointing: compute activations once more for the backward pass, where the network can.
+        compile: compile the network (torch.compile), which moves results by rounding.
         parallel: how several processes train: "ordered" adds gradients as one process would, "ddp" as they come,
             "fsdp" also spreads weights and optimiser over the GPUs. By default "ordered" on CPUs, "ddp" on GPUs, "fsdp"
             where nothing else fits.
@@ -482,6 +488,7 @@ def self_train(
             on_snapshot=None if lora else pickle_copies(generator.path, generator.origin.key, model),
             lora=lora,
             gradient_checkpointing=gradient_checkpointing,
+            compile_network=compile,
             parallel=parallel,
             workers=workers,
         )

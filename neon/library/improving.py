@@ -157,6 +157,7 @@ def recipe_of_run(generator: Generator, real: RealImages | None, plan: ImprovePl
         "vae": origin.autoencoder,
         **({} if origin.prompts is None else {"prompts": origin.prompts}),
         "precision": origin.precision,
+        **({} if origin.tf32 is None else {"tf32": origin.tf32}),
         "settings": asdict(generator.settings),
         **plan.facts(),
     }

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEWEST_DECODED = 8
+PIXELS_DECODED = 32 * 256**2
 AttentionOf = Callable[[int], nn.Module]
 """attention for maps of so many channels, added to its input; weights are published in several forms"""
 
@@ -174,6 +176,15 @@ def conv3(before: int, after: int) -> nn.Conv2d:
 def group_norm(channels: int) -> nn.GroupNorm:
     """The normalisation of the autoencoder."""
     return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def decoded_at_once(side: int, device: torch.device) -> int:
+    """How many images of `side` pixels the decoder of diffusers takes in a pass.
+
+    Its maps at full size are what fills a GPU: as many there as have the pixels of 32 images of 256 together, but not
+    fewer than 8. On a CPU 8, for others would move images by rounding.
+    """
+    return FEWEST_DECODED if device.type == "cpu" else max(FEWEST_DECODED, PIXELS_DECODED // side**2)
 
 
 def as_bytes(decoded: Tensor, rounded: bool = False) -> Tensor:

@@ -1,14 +1,18 @@
-"""What transformers of several architectures have in common: adaptive layer norm, and a cache of keys and values.
+"""What transformers of several architectures have in common: adaptive layer norm, attention to groups, a cache.
 
 Shapes: B images, L positions, n of them, H heads of d channels, D width.
 """
 
-from typing import Generic, TypeVar
+from itertools import pairwise
+from typing import Generic, NamedTuple, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Given = TypeVar("Given")
+LARGE = 8
+"""a group of positions is computed apart from one n-th of all positions on"""
 
 
 def modulation_layer(width: int, count: int) -> nn.Sequential:
@@ -19,6 +23,60 @@ def modulation_layer(width: int, count: int) -> nn.Sequential:
 def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
     """x [B, n, D] with mean 0 and variance 1 over D, times 1 + `scale`, plus `shift`; float32."""
     return F.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift
+
+
+class BlockCausal(NamedTuple):
+    """Who sees whom among n positions that come in groups: each its own group and all before it."""
+
+    mask: Tensor
+    """[1, 1, n, n], added to scores: minus infinity where a position is not seen"""
+    ends: tuple[int, ...]
+    """where the groups end, ascending; the last is n"""
+
+    def first(self, count: int) -> "BlockCausal":
+        """Those among the first positions, which are whole groups."""
+        return BlockCausal(self.mask[:, :, :count, :count], tuple(end for end in self.ends if end <= count))
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        split: bool | None = None,
+    ) -> Tensor:
+        """Attention [B, H, n, d] with queries, keys and values of that shape.
+
+        Any mask rules out the fastest kernel. So on a GPU, in half precision, large groups are computed one after the
+        other, each of all that it sees and without a mask; the small ones before them together, under theirs. That
+        also leaves out what nobody sees, a third of the work. `split` says so or not.
+        """
+        if split is None:
+            split = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+        if not split:
+            mask = self.mask.to(q.dtype)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        pieces = [
+            F.scaled_dot_product_attention(
+                q[:, :, start:end],
+                k[:, :, :end],
+                v[:, :, :end],
+                attn_mask=None if start or end == self.ends[0] else self.mask[:, :, :end, :end].to(q.dtype),
+                dropout_p=dropout,
+                scale=scale,
+            )
+            for start, end in pairwise((0, *self._pieces()))
+        ]
+        return torch.cat(pieces, dim=2)
+
+    def _pieces(self) -> tuple[int, ...]:
+        """Where the pieces end that are computed apart: the small groups together, then each large one."""
+        large = [end for start, end in pairwise((0, *self.ends)) if (end - start) * LARGE >= self.ends[-1]]
+        first = large[0] if large else self.ends[-1]
+        before = max((end for end in self.ends if end < first), default=0)
+        return tuple(end for end in (before, *(end for end in self.ends if end > before)) if end)
 
 
 class KVCache:

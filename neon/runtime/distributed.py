@@ -98,6 +98,30 @@ class Processes:
         return gathered
 
 
+def device_type(asked: str | None, gpus: int) -> str:
+    """The device to compute on, "cpu" or "cuda": as asked for, by default CUDA if this machine has GPUs.
+
+    Raises:
+        RequestError: another one is asked for.
+    """
+    if asked is None:
+        return "cuda" if gpus else "cpu"
+    if asked in ("cpu", "cuda"):
+        return asked
+    expected = f"expected cpu or cuda, of which this machine has {gpus}"
+    if asked == "mps":
+        raise RequestError(
+            "--device mps: not served, for samplers, losses and the sums behind scores are in float64, which Apple's "
+            f"GPUs do not know; {expected}"
+        )
+    raise RequestError(f"--device {asked}: not served; {expected}")
+
+
+def gpu_count() -> int:
+    """How many GPUs torch sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """What this process keeps of a tensor that is spread over processes (a DTensor); any other tensor is whole."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -115,15 +139,15 @@ def processes(device: str | None = None) -> Iterator[Processes]:
     `device`: "cpu" or "cuda"; by default CUDA where there is one. Each process takes the GPU of its LOCAL_RANK.
 
     Raises:
-        RequestError: there is no GPU, or none for this process.
+        RequestError: there is no GPU, none for this process, or no such device.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = gpu_count()
+    kind = device_type(device, gpus)
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
     if local.type == "cuda":
-        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if local.index >= num_gpus:
+        if local.index >= gpus:
             raise RequestError(
-                f"process {local.index} of this machine needs a GPU of its own and there are {num_gpus}; "
+                f"process {local.index} of this machine needs a GPU of its own and there are {gpus}; "
                 "start fewer processes (--nproc_per_node), or compute with --device cpu"
             )
         torch.cuda.set_device(local)

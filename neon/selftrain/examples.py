@@ -96,7 +96,7 @@ def encoded_once(
         image_shape=model.image_shape,
         batch_size=batch_size,
         processes=processes,
-        identity={"neon": __version__, "precision": model.precision.name},
+        identity={"neon": __version__, **model.precision.recorded},
         fresh=False,
     )
     return ExampleSet(folder, model.example_kind)

@@ -13,12 +13,14 @@ from neon.lora.settings import LoRA, record_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import (
     held_by_main,
 )
+from neon.runtime.saving import Saving
 from neon.runtime.signals import postponed
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain.examples import asked, check_trainable, encoded_once
@@ -50,6 +52,7 @@ def train(
     keep_raw: bool = False,
     lora: LoRA | None = None,
     gradient_checkpointing: bool = False,
+    compile_network: bool = False,
     log: TrackerName | None = None,
     workers: int | None = None,
 ) -> list[Snapshot]:
@@ -70,12 +73,13 @@ def train(
         keep_raw: beside each snapshot of averaged weights write the raw ones, as `raw-<its name>`.
         lora: train factors of low rank in the place of the weights; snapshots hold these alone.
         gradient_checkpointing: compute activations once more for the backward pass, which moves no result.
+        compile_network: by torch.compile, which moves results by rounding; a run may go on without, and with it.
         log: a tracker that the curves go to as well, by images seen.
         workers: processes that read and prepare images ahead, for each that trains; by default none on a CPU.
 
     Raises:
         RequestError: the images do not fit the model, batch sizes do not divide, the targets of `lora` match nothing,
-            or the network cannot checkpoint gradients.
+            the network cannot checkpoint gradients, or there is no compiler.
         WorkError: the loss is not finite, or a GPU has too little memory.
     """
     micro_batch = recipe.batch_size if micro_batch is None else micro_batch
@@ -89,6 +93,9 @@ def train(
     facts |= {**(identity or {}), **record_of(lora)}
     if gradient_checkpointing:
         checkpoint_gradients(model)
+    if compile_network:
+        check_compiler(processes.device)
+        model.compile_training()
     run = TrainingRun(
         model,
         dataset,
@@ -119,6 +126,7 @@ def train(
         contextlib.closing(run.inputs),
         Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
+        Saving() as saving,
         postponed(),
     ):
         for row in run.logged() if tracker.on else ():
@@ -142,9 +150,10 @@ def train(
                 run.write_snapshot(result, moved, keep_raw=keep_raw)
                 processes.on_main(lambda: tell([run.step]))
             if due:
-                run.save_state()
+                run.save_state(saving)
                 last_saved = time.monotonic()
             if run.stop is not None:
+                saving.wait()
                 processes.barrier()  # nobody leaves before the state is written
                 run.stop.kept = f"step {run.step:,} of {num_steps:,}"
                 raise run.stop

@@ -7,6 +7,7 @@ import signal
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from neon.runtime.run_folder import (
     difference,
     reading_state,
 )
+from neon.runtime.saving import Saving, copy_in_memory
 from neon.runtime.signals import Stopped, requested
 from neon.selftrain.engine import Engine, engine_of
 from neon.selftrain.memory import fitting, kept_by, room_of
@@ -251,8 +253,14 @@ class TrainingRun:
         if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
             raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
-    def save_state(self) -> None:
-        """Write what `resume` needs, atomically; called by the main process, or by all if the engine keeps a folder."""
+    def save_state(self, saving: Saving | None = None) -> None:
+        """Write what `resume` needs, atomically; called by the main process, or by all if the engine keeps a folder.
+
+        By `saving`, beside the next steps, if the state is one file and there is memory for a copy: an error in writing
+        is then raised by who waits for it.
+        """
+        if saving is not None:
+            saving.wait()  # for one copy at a time
         facts = {
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -264,7 +272,11 @@ class TrainingRun:
             self._shards().write(self.folder / SHARDS, f"step-{self.step}", facts)
             return
         state = {"network": self.trained.state(), "optimizer": self.optimizer.state_dict(), "average": self.average}
-        save_torch(self.folder / STATE_FILE, {**state, **facts})
+        copy = None if saving is None else copy_in_memory(state)
+        if saving is None or copy is None:
+            save_torch(self.folder / STATE_FILE, {**state, **facts})
+        else:
+            saving.start(partial(save_torch, self.folder / STATE_FILE, {**copy, **facts}))
 
     def _shards(self) -> "ShardedState":
         from neon.selftrain.shards import ShardedState  # torch's part for it takes a while to import

@@ -42,6 +42,7 @@ class SelfTraining:
     lora: LoRA | None = None
     """factors that are trained in the place of the weights"""
     gradient_checkpointing: bool = False
+    compile_network: bool = False
     parallel: Parallel | None = None
     name: str = "self-training"
     """of the folder that is trained in"""
@@ -94,6 +95,7 @@ class SelfTraining:
                 title="self-training",
                 lora=self.lora,
                 gradient_checkpointing=self.gradient_checkpointing,
+                compile_network=self.compile_network,
                 parallel=self.parallel,
                 log=self.log,
             )
