@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from neon.errors import RequestError, WorkError
+from neon.runtime import lifeline
 from neon.runtime.distributed import processes
 from neon.runtime.launch import run_in_processes
 from tests.idle import die
+from tests.workers import ended, environment_of, free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,3 +119,45 @@ def test_a_group_that_cannot_be_joined_is_told_in_one_line(
     monkeypatch.setattr(torch.distributed, "init_process_group", fail)
     with pytest.raises(expected, match=message), processes("cpu"):
         pass
+
+
+def wait_in_vain(rank: int, port: int, dies: int) -> None:
+    """Of three processes one dies, and the others are where no exchange tells them."""
+    os.environ.update(environment_of(rank, 3, port))
+    lifeline.GRACE_SECONDS = 0.3
+    with processes("cpu") as group:
+        group.barrier()
+        if rank == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("dies", [0, 2])
+def test_a_process_that_dies_ends_those_that_wait_for_it(
+    dies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    port, begun = free_port(), time.monotonic()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda rank: ended(wait_in_vain, rank, port, dies), range(3)))
+    assert time.monotonic() - begun < 30
+    assert found.pop(dies)[0] == -signal.SIGKILL
+    assert [code for code, _ in found] == [1, 1]
+    assert all("another process of this run ended early" in text for _, text in found)
+
+
+def leave_alone(rank: int, port: int) -> None:
+    """One of two processes is done before the other."""
+    os.environ.update(environment_of(rank, 2, port))
+    lifeline.GRACE_SECONDS = 0.1
+    with processes("cpu") as group:
+        group.barrier()
+        if rank == 0:
+            time.sleep(0.5)
+
+
+def test_one_that_ends_well_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda rank: ended(leave_alone, rank, port)[0], range(2))) == [0, 0]

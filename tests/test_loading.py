@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from neon.checkpoint import load_state
+from neon.data.encoded import ExampleSet, encode_set
 from neon.data.images import ArrayDataset, ImageDataset, TrainingImages, pack_set, write_images, write_labels
 from neon.data.loading import read_ahead, usual_workers
 from neon.errors import RequestError, WorkError
+from neon.evaluate import tally_images
+from neon.metrics.small import SmallFeatures
 from neon.model import GenerativeModel
 from neon.recipe import Recipe
 from neon.runtime.distributed import Processes
@@ -127,6 +131,33 @@ def test_ctrl_c_of_a_terminal_reaches_workers_too_and_the_step_is_finished(tmp_p
         with signalled_after(3, TrainingRun, "_loss", signal.SIGINT), answered():
             weights(colour_edm(), ImageDataset(images), tmp_path, 2)
     assert str(stopped.value).endswith("goes on from step 2 of 4")
+
+
+def test_scores_and_encodings_read_ahead_to_the_same_bits(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, small = ImageDataset(images), SmallFeatures("s", tiny_colour_images(1).image_shape, 4, 3)
+    read_by_workers = []
+
+    def made(workers: int) -> tuple[torch.Tensor, torch.Tensor]:
+        for module in ("neon.data.encoded", "neon.evaluate.features"):
+            monkeypatch.setattr(f"{module}.usual_workers", lambda *_: workers)
+        [tally] = tally_images(dataset, [small], batch_size=3, processes=Processes(), keep_features=True)
+        folder = tmp_path / f"set{workers}"
+        encode_set(
+            lambda images: images.float().flatten(1), dataset, folder, kind="x", image_shape=dataset.image_shape,
+            batch_size=3, processes=Processes(), identity={}, fresh=False,
+        )  # fmt: skip
+        assert not multiprocessing.active_children()
+        return tally.features, ExampleSet(folder, "x").examples(range(len(dataset)))
+
+    found = made(0)
+    monkeypatch.setattr(
+        "neon.data.loading.DataLoader", lambda *args, **kwargs: read_by_workers.append(1) or DataLoader(*args, **kwargs)
+    )
+    for alone, ahead in zip(found, made(2), strict=True):
+        assert torch.equal(alone, ahead)
+    assert len(read_by_workers) == 2
 
 
 def test_workers_leave_the_global_generator_and_handlers_as_they_were() -> None:

@@ -5,7 +5,9 @@ and `examples.json`, written last, which lists them and tells what drew a synthe
 sets take about a hundredth of the space of PNGs.
 """
 
+import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +23,12 @@ from neon.checkpoint import Checkpoint, open_checkpoint, save_safetensors
 from neon.checkpoint.safetensors_format import SafetensorsCheckpoint
 from neon.data.fingerprint import fingerprint
 from neon.data.images import Labelled, TrainingImages
+from neon.data.loading import ReadAhead, usual_workers
 from neon.data.sampler import SAMPLER, as_sampler
 from neon.data.storage import Storage
 from neon.errors import RequestError, reason
 from neon.runtime.background import Job, on_host
-from neon.runtime.blocks import write_blocks
+from neon.runtime.blocks import own_blocks, write_blocks
 from neon.runtime.distributed import Processes
 from neon.runtime.files import is_file_name, write_json
 from neon.runtime.run_folder import held_by_main
@@ -121,15 +124,25 @@ def encode_set(
     if tuple(dataset.image_shape) != image_shape:
         raise RequestError(f"{dataset.path}: images are {dataset.image_shape} (C, H, W); expected {image_shape}")
 
+    def is_written(block: range) -> bool:
+        return (Path(folder) / shard_name(block.start)).exists()
+
+    read = ReadAhead(
+        dataset.load,
+        lambda: [block for block in own_blocks(len(dataset), batch_size, processes) if not is_written(block)],
+        workers=usual_workers(processes, batch_size * math.prod(image_shape)),
+        device=processes.device,
+    )
+
     def compute(block: range) -> tuple[Tensor, Tensor | None]:
-        images, labels = dataset.load(block)
+        images, labels = read(block)
         with torch.no_grad():
-            return encode(images.to(processes.device)), labels
+            return encode(images.to(processes.device, non_blocking=True)), labels
 
     _ = dataset.labels  # refused, if it must be, before any work
     record = {**identity, "data": str(dataset.path), "batch_size": batch_size, "kind": kind}
     record["data_fingerprint"] = processes.on_main(lambda: fingerprint(dataset.path))
-    with held_by_main(folder, record, processes, fresh=fresh):
+    with held_by_main(folder, record, processes, fresh=fresh), contextlib.closing(read):
         write_examples(
             compute,
             len(dataset),

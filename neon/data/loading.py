@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -91,6 +91,48 @@ def read_ahead(
             yield loaded
     finally:
         del arriving  # ends the workers now, and not when the last traceback through here is forgotten
+
+
+class ReadAhead(Generic[Item, T]):
+    """`load(item)` of items that are asked for one by one, read ahead as `planned` tells their order.
+
+    One that is asked for out of that order is loaded there and then; results do not depend on `workers`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Item], T],
+        planned: Callable[[], Iterable[Item]],
+        *,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        """`planned` is called with the first item that is asked for."""
+        self._load, self._planned, self._workers, self._device = load, planned, workers, device
+        self._reading: Generator[tuple[Item, T], None, None] | None = None
+        self._next: tuple[Item, T] | None = None
+        """what comes next of what is read ahead, once it was looked at"""
+
+    def __call__(self, item: Item) -> T:
+        """Raises what `read_ahead` does."""
+        if self._workers and self._next is None:
+            if self._reading is None:
+                self._reading = read_ahead(
+                    self._with_item, self._planned(), workers=self._workers, device=self._device
+                )  # fmt: skip
+            self._next = next(self._reading, None)
+        if self._next is not None and self._next[0] == item:
+            (_, loaded), self._next = self._next, None
+            return loaded
+        return self._load(item)
+
+    def _with_item(self, item: Item) -> tuple[Item, T]:
+        return item, self._load(item)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._reading is not None:
+            self._reading.close()
 
 
 class _Loaded(Dataset[Any]):

@@ -4,6 +4,8 @@ So the moments, the scores and every decision taken on them are the same to the 
 processes.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor
 
 from neon.data.images import ImageDataset, TrainingImages
+from neon.data.loading import ReadAhead, usual_workers
 from neon.data.shards import ImageShards
 from neon.evaluate.tally import Tally
 from neon.metrics.features import FeatureExtractor, Images
 from neon.model import GenerativeModel
-from neon.runtime.blocks import rows_in_order
+from neon.runtime.blocks import own_blocks, rows_in_order
 from neon.runtime.distributed import Processes
 from neon.sampling import Label, sample_block
 
@@ -56,12 +59,24 @@ def sampled_images(
 
 
 def stored_images(
-    dataset: TrainingImages, extractors: Sequence[FeatureExtractor], processes: Processes
-) -> Callable[[range], Images]:
-    """The images of a block, read: what `features_in_order` computes from for a set of images."""
+    dataset: TrainingImages, extractors: Sequence[FeatureExtractor], batch_size: int, processes: Processes
+) -> ReadAhead[range, Images]:
+    """The images of a block, on the CPU, read ahead of a GPU that computes features of them."""
+    load: Callable[[range], Images] = dataset.examples
     if isinstance(dataset, ImageDataset | ImageShards) and take_any_size(extractors):
-        return lambda block: [image.to(processes.device) for image in dataset.images(block)]
-    return lambda block: dataset.examples(block).to(processes.device)
+        load = dataset.images
+    return ReadAhead(
+        load,
+        lambda: own_blocks(len(dataset), batch_size, processes),
+        workers=usual_workers(processes, batch_size * math.prod(dataset.image_shape)),
+        device=processes.device,
+    )
+
+
+def _on_device(images: Images, device: torch.device) -> Images:
+    if isinstance(images, Tensor):
+        return images.to(device, non_blocking=True)
+    return [image.to(device, non_blocking=True) for image in images]
 
 
 def take_any_size(extractors: Sequence[FeatureExtractor]) -> bool:
@@ -95,15 +110,16 @@ def tally_images(
         )
         for extractor in extractors
     ]
-    for parts in features_in_order(
-        stored_images(dataset, extractors, processes),
-        len(dataset),
-        extractors,
-        batch_size=batch_size,
-        processes=processes,
-        title=f"reading {dataset.path.name}",
-    ):
-        for tally, features in zip(tallies, parts, strict=True):
-            block = slice(tally.done, tally.done + len(features))
-            tally.update(features, texts and texts[block])
+    with contextlib.closing(stored_images(dataset, extractors, batch_size, processes)) as read:
+        for parts in features_in_order(
+            lambda block: _on_device(read(block), processes.device),
+            len(dataset),
+            extractors,
+            batch_size=batch_size,
+            processes=processes,
+            title=f"reading {dataset.path.name}",
+        ):
+            for tally, features in zip(tallies, parts, strict=True):
+                block = slice(tally.done, tally.done + len(features))
+                tally.update(features, texts and texts[block])
     return tallies

@@ -23,6 +23,11 @@ def blocks(num_images: int, batch_size: int) -> list[range]:
     return [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
 
 
+def own_blocks(num_images: int, batch_size: int, processes: Processes, done: int = 0) -> list[range]:
+    """Those of the blocks after the first `done` images that this process computes, in its order."""
+    return blocks(num_images, batch_size)[-(-done // batch_size) :][processes.rank :: processes.world_size]
+
+
 def write_blocks(
     compute: Callable[[range], Iterable[Job]],
     num_images: int,

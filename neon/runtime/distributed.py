@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neon.errors import RequestError, WorkError, one_line
 from neon.runtime.launch import launched
+from neon.runtime.lifeline import LOST, connected, ends_well
 from neon.runtime.signals import Stopped, requested
 from neon.runtime.threads import use_threads
 
@@ -159,14 +160,33 @@ def processes(device: str | None = None) -> Iterator[Processes]:
         return
     try:
         _join("nccl" if local.type == "cuda" else "gloo")
-        yield Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)
+        with _tied(Processes(rank=dist.get_rank(), world_size=dist.get_world_size(), device=local)) as group:
+            yield group
     except RuntimeError as error:
         if "onnection" in str(error) and not isinstance(error, WorkError):
-            raise _ended("another process of this run ended early; its own message says why") from error
+            raise _ended(LOST) from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _tied(group: Processes) -> Iterator[Processes]:
+    """Within the block the processes of `group` end together."""
+    if group.world_size == 1:
+        yield group
+        return
+    try:
+        line = connected(group.rank, group.world_size, group.from_main)
+    except OSError as error:
+        raise _ended(f"no connection between the processes of this run ({one_line(error)[:200]})") from error
+    try:
+        yield group
+    except BaseException as error:
+        line.close(well=ends_well(error))
+        raise
+    line.close(well=True)
 
 
 def _join(backend: str) -> None:

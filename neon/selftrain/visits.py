@@ -1,7 +1,7 @@
 """The visits of a training: which images a process sees, in which order and with which noise; read ahead of it."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neon.data.images import TrainingImages
-from neon.data.loading import read_ahead, usual_workers
+from neon.data.loading import ReadAhead, usual_workers
 from neon.errors import RequestError
 from neon.model import GenerativeModel
 from neon.noise import ImageNoise, Purpose, image_seeds
@@ -103,12 +103,15 @@ class TrainingInputs:
     ) -> None:
         self.model, self.dataset, self.recipe, self.seed = model, dataset, recipe, seed
         self.processes, self.micro_batch = processes, micro_batch
-        self.workers = (
-            usual_workers(processes, micro_batch * math.prod(dataset.image_shape)) if workers is None else workers
+        if workers is None:
+            workers = usual_workers(processes, micro_batch * math.prod(dataset.image_shape))
+        self._first_step = 0
+        self._read: ReadAhead[Visits, Read] = ReadAhead(
+            partial(read, model, dataset, processes.device),
+            lambda: self.planned(self._first_step),
+            workers=workers,
+            device=processes.device,
         )
-        self._reading: Generator[Read, None, None] | None = None
-        self._next: Read | None = None
-        """what comes next of what is read ahead, once it was looked at"""
 
     def __call__(self, visits: Visits, step: int) -> Inputs:
         """Those of the micro-batch `visits` of step `step`: one of `planned`, in their order, or any other.
@@ -116,17 +119,8 @@ class TrainingInputs:
         Raises:
             RequestError, WorkError: an image cannot be read, or a worker was killed.
         """
-        device = self.processes.device
-        if self.workers and self._next is None:
-            self._reading = self._reading or read_ahead(
-                partial(read, self.model, self.dataset, device), self.planned(step), workers=self.workers, device=device
-            )
-            self._next = next(self._reading, None)
-        if self._next is not None and self._next.visits == visits:
-            found, self._next = self._next, None
-        else:
-            found = read(self.model, self.dataset, device, visits)
-        return inputs(self.model, self.dataset, device, found)
+        self._first_step = step
+        return inputs(self.model, self.dataset, self.processes.device, self._read(visits))
 
     def planned(self, first_step: int) -> Iterator[Visits]:
         """The micro-batches of this process from a step on: processes take those of a batch in turn."""
@@ -141,5 +135,4 @@ class TrainingInputs:
 
     def close(self) -> None:
         """End the workers."""
-        if self._reading is not None:
-            self._reading.close()
+        self._read.close()
