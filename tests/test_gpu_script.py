@@ -60,7 +60,9 @@ def test_the_dry_form_runs_every_part(tmp_path: Path) -> None:
     for part, found in parts.items():
         rows = {row["row"]: row for row in found["rows"]}
         assert rows, part
-        assert {row["status"] for row in rows.values()} == {"ok"}, rows
+        failed = {name: row for name, row in rows.items() if row["status"] != "ok"}
+        assert failed.keys() <= {"workers"}, failed  # this process is a daemon, which starts none
+        assert all(row["status"] == "left out" for row in failed.values()), failed
         assert all(name in printed for name in rows)
     drift = {row["row"]: row for row in parts["drift"]["rows"]}
     assert drift["edm tf32"]["largest"] == 0, "a CPU knows no TF32"
