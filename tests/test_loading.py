@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -57,13 +59,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set.zip"
 
 
+def workers_alive() -> list[BaseProcess]:
+    """Those of DataLoader; the processes that other tests keep are started otherwise."""
+    return [child for child in multiprocessing.active_children() if isinstance(child, ForkProcess)]
+
+
 def weights(model: GenerativeModel, dataset: TrainingImages, folder: Path, workers: int) -> torch.Tensor:
     """What four steps of two micro-batches come to."""
     *_, last = train(
         model, dataset, folder, num_steps=4, snapshot_steps=[], recipe=Recipe(batch_size=8, lr=1e-3), seed=1,
         processes=Processes(), micro_batch=4, state_every_seconds=0.0, workers=workers,
     )  # fmt: skip
-    assert not multiprocessing.active_children()
+    assert not workers_alive()
     return torch.cat([tensor.flatten() for tensor in load_state(last.path).values()])
 
 
@@ -97,7 +104,7 @@ def test_a_damaged_image_is_named_as_without_workers(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match=r"set: 00000005\.png cannot be read as an image") as failure:
             weights(tiny_edm(img_channels=3, label_dim=0), dataset, tmp_path / f"out{workers}", workers)
         assert "worker" not in str(failure.value) and not failure.value.shared
-    assert not multiprocessing.active_children()
+    assert not workers_alive()
 
 
 class Deadly(ArrayDataset):
@@ -114,14 +121,14 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(tmp_path: Path, monkey
     real = tiny_colour_images(8)
     with pytest.raises(WorkError, match=r"reads images ahead was killed.*by --workers 0"):
         weights(colour_edm(), Deadly(real.images, real.labels, "deadly"), tmp_path, 1)
-    assert not multiprocessing.active_children()
+    assert not workers_alive()
 
 
 def test_ctrl_c_of_a_terminal_reaches_workers_too_and_the_step_is_finished(tmp_path: Path, images: Path) -> None:
     loss = TrainingRun._loss
 
     def interrupted(*args: object) -> torch.Tensor:
-        for worker in multiprocessing.active_children():
+        for worker in workers_alive():
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(worker.pid or 0, number)
         return loss(*args)  # type: ignore[arg-type]
@@ -148,7 +155,7 @@ def test_scores_and_encodings_read_ahead_to_the_same_bits(
             lambda images: images.float().flatten(1), dataset, folder, kind="x", image_shape=dataset.image_shape,
             batch_size=3, processes=Processes(), identity={}, fresh=False,
         )  # fmt: skip
-        assert not multiprocessing.active_children()
+        assert not workers_alive()
         return tally.features, ExampleSet(folder, "x").examples(range(len(dataset)))
 
     found = made(0)
