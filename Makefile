@@ -1,13 +1,14 @@
 # make demo    Neon end to end on embedded real data: scores, plots, report in runs/demo
 # make test    the test suite
 # make lint    style and types
+# make docs    the documentation as a site, in site/ (Python 3.11 or later)
 # Each creates .venv and installs what it needs, once. PYTHON names another interpreter (3.10 or later).
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: $(READY)
 	$(VENV)/bin/neon demo
@@ -19,6 +20,11 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "site/index.html; with its search: $(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory site"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
