@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": "diff:Diff",
     "convert": "checkpoints:Convert",
     "download": "download:Download",
+    "reproduce": "reproduce:Reproduce",
     "push": "push:Push",
     "doctor": "doctor:Doctor",
 }
