@@ -77,7 +77,7 @@ RAISED_BY = {
     ("neon/model.py", "--model"): ASKED,
     ("neon/model.py", "--prompts"): ASKED,
     ("neon/data/images.py", "--prompts"): {"selftrain", "align", "improve", "tune"},
-    ("neon/data/loading.py", "--workers"): TRAINERS,
+    ("neon/data/loading.py", "--workers"): {*TRAINERS, "improve", "tune"},
     ("neon/data/augment.py", "--augment"): {"edm/finetune.py", "imm/finetune.py"},
     ("neon/report/card.py", None): {"sample"},
     ("neon/improve/plan.py", None): {"improve"},

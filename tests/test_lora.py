@@ -326,6 +326,9 @@ def test_a_run_without_lora_is_recorded_as_before_there_was_one() -> None:
     names = {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "parallel"}
     assert not names & ImprovePlan(parallel="ddp").facts().keys()
     assert ImprovePlan(lora_rank=4, lora_targets=("qkv",)).facts()["lora_targets"] == ("qkv",)
+    assert not {"parallel", "workers"} & ImprovePlan(parallel="ddp", workers=2).facts().keys()
+    with pytest.raises(RequestError, match="--workers -1: expected 0 to 256"):
+        ImprovePlan(workers=-1)
 
 
 def test_images_are_encoded_once_where_a_model_says_that_it_draws_nothing(tmp_path: Path) -> None:

@@ -37,10 +37,8 @@ from neon.cli.flags import (
     tell_prompts,
 )
 from neon.errors import RequestError, warn
+from neon.runtime.parallel import MOST_WORKERS
 from neon.runtime.trackers import check_installed
-
-MOST_WORKERS = 256
-"""that --workers takes: each is a process"""
 
 if TYPE_CHECKING:
     import torch

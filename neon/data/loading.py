@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 AHEAD = 2
 """items that a worker is ahead of who uses them"""
-MOST_WORKERS = 8
+USUALLY_MOST = 8
 """unless told otherwise: they read 256-pixel images faster than any network here trains on them"""
 _SHARED = Path("/dev/shm")
 """where workers leave what they have read"""
@@ -40,7 +40,7 @@ def usual_workers(processes: Processes, nbytes: int) -> int:
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", processes.world_size))  # as torchrun says
     room = shutil.disk_usage(_SHARED).free // here // ((AHEAD + 1) * max(nbytes, 1)) if _SHARED.is_dir() else 0
-    return max(min(MOST_WORKERS, available_cpus() // here - 1, room), 0)
+    return max(min(USUALLY_MOST, available_cpus() // here - 1, room), 0)
 
 
 def read_ahead(

@@ -57,6 +57,8 @@ class ImprovePlan:
     parallel: Parallel | None = None
     """how several processes train: ordered adds gradients as one process would, ddp as they come, fsdp also spreads
     weights and optimiser over the GPUs. By default ordered on CPUs, ddp on GPUs, fsdp where nothing else fits"""
+    workers: int | None = None
+    """processes that read images ahead, for each that trains; by default none on a CPU, up to 8 on a GPU"""
     w: tuple[float, float] = (0.0, 20.0)
     """range of merge weights; the search feels its way up from 0, so that a wide range costs nothing"""
     guidance_range: tuple[float, float] | None = None
@@ -106,8 +108,7 @@ class ImprovePlan:
         """What is asked for and determines the result, as JSON by the names of fields."""
         usual = {name: getattr(ImprovePlan, name) for name in _NEW}
         facts = {name: value for name, value in asdict(self).items() if name not in _NEW or value != usual[name]}
-        del facts["parallel"]
-        return facts
+        return {name: value for name, value in facts.items() if name not in ("parallel", "workers")}
 
     def lora(self, model: "GenerativeModel") -> LoRA | None:
         """The factors that are trained; None: the weights are."""

@@ -110,6 +110,7 @@ def training_of(plan: ImprovePlan, base: Base, model: GenerativeModel, log: Trac
         gradient_checkpointing=plan.gradient_checkpointing,
         compile_network=plan.compile,
         parallel=plan.parallel,
+        workers=plan.workers,
         log=log,
     )
 

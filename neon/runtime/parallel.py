@@ -3,3 +3,6 @@
 from typing import Literal
 
 Parallel = Literal["ordered", "ddp", "fsdp"]
+
+MOST_WORKERS = 256
+"""that read ahead of one process: each is a process, too"""

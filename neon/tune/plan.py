@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neon.errors import RequestError
-from neon.runtime.parallel import Parallel
+from neon.runtime.parallel import MOST_WORKERS, Parallel
 
 Metric = Literal["distance", "is", "precision", "recall"]
 _OF_SAMPLER = ("sampler_scores", "sampler_images", "resample", "synthetic_images", "training_images")
@@ -68,6 +68,8 @@ class TunePlan:
     """images of that self-training, repeated ones included; by default as of the last snapshot"""
     parallel: Parallel | None = None
     """how several processes train there: ordered, ddp or fsdp, as in self-training"""
+    workers: int | None = None
+    """processes that read images ahead there, for each that trains; by default none on a CPU, up to 8 on a GPU"""
     baselines: bool = True
     """rows of the base at twice the network calls and with a converged sampler, and of both networks at inference"""
 
@@ -94,6 +96,8 @@ class TunePlan:
         ):  # fmt: skip
             if (number := getattr(self, name)) is not None and number < 1:
                 raise RequestError(f"--{name} {number}: expected at least 1")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise RequestError(f"--workers {self.workers}: expected 0 to {MOST_WORKERS}")
         for name in _OF_SAMPLER:
             if not self.tune_sampler and getattr(self, name) != getattr(TunePlan, name):
                 raise RequestError(
@@ -115,7 +119,7 @@ class TunePlan:
         """What a run is determined by, as JSON; without what is not searched, as in records of earlier runs."""
         left_out = () if self.searches_sampler else ("tune_sampler", *_OF_SAMPLER)
         left_out = left_out if self.baselines else (*left_out, "baselines")
-        left_out = (*left_out, "parallel")  # moves results by rounding
+        left_out = (*left_out, "parallel", "workers")  # which move results by rounding, or not at all
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property

@@ -44,6 +44,7 @@ class SelfTraining:
     gradient_checkpointing: bool = False
     compile_network: bool = False
     parallel: Parallel | None = None
+    workers: int | None = None
     name: str = "self-training"
     """of the folder that is trained in"""
     may_stay: bool = False
@@ -97,6 +98,7 @@ class SelfTraining:
                 gradient_checkpointing=self.gradient_checkpointing,
                 compile_network=self.compile_network,
                 parallel=self.parallel,
+                workers=self.workers,
                 log=self.log,
             )
         last = snapshots[-1]
@@ -134,6 +136,7 @@ def self_training_of(
         seed=plan.seed,
         lora=recorded_lora(record.get(RECORD)),
         parallel=plan.parallel,
+        workers=plan.workers,
     )
 
 
