@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neon.errors import RequestError
-from neon.published import Published, row_sampled_as
+from neon.published import Evaluation, Published, row_sampled_as
 from VAR.quantizer import scale_slices
 from VAR.settings import VARSettings
 
@@ -39,6 +39,18 @@ _NEON_256 = VARSettings(guidance=2.9, top_k=900, top_p=0.95)
 _NEON_512 = VARSettings(guidance=4.0, top_k=900, top_p=0.95)
 _VAR = VARSettings(guidance=1.5, top_k=900, top_p=0.96)
 
+_EVALUATED = {
+    depth: Evaluation(
+        checkpoint=f"Neon_VARd{depth}_imagenet{side}.pth",
+        statistics=statistics,
+        program="VAR.calculate_fid:ScoreVAR",
+        flags=f"--var_ckpt {{checkpoint}} --fid_stats {{statistics}} --num_images {{count}} --img_size {side} "
+        f"--cfg {cfg}",
+        calls=2 * len(PATCH_NUMS[side]),
+    )
+    for depth, side, statistics, cfg in ((16, 256, "adm_in256_stats.npz", 2.8), (36, 512, "adm_in512_stats.npz", 3.2))
+}
+
 PUBLISHED: dict[str, Published[VARSettings]] = {
     f"var_d{depth}": Published(
         name=f"var_d{depth}",
@@ -46,6 +58,7 @@ PUBLISHED: dict[str, Published[VARSettings]] = {
         settings=settings,
         fid_base=fid_base,
         fid_neon=fid_neon,
+        neon=_EVALUATED.get(depth),
     )
     for depth, side, shared_adaln, settings, fid_base, fid_neon in (
         (16, 256, False, _NEON_256, 3.30, 2.01),
@@ -56,7 +69,7 @@ PUBLISHED: dict[str, Published[VARSettings]] = {
     )
 }
 """Settings are the defaults of Neon's evaluation; of networks that Neon did not use, VAR's own. Scores are of Neon's
-README; its authors note to have scored with a guidance of 2.8 (var_d16) and 3.2 (var_d36)."""
+README; its authors note to have scored with a guidance of 2.8 (var_d16) and 3.2 (var_d36), as `neon` says."""
 
 
 def published_settings(transformer: Mapping[str, Any]) -> VARSettings | None:

@@ -10,7 +10,7 @@ from edm.settings import EDMSettings, SamplerSettings
 from neon.data.augment import AUGMENT_DIM
 from neon.errors import warn
 from neon.model import GenerativeModel
-from neon.published import Published, row_sampled_as
+from neon.published import Evaluation, Published, row_sampled_as
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {
@@ -44,8 +44,30 @@ _CIFAR10_STEPS = EDMSettings(num_steps=18)
 _FACES_STEPS = EDMSettings(num_steps=40)
 _IMAGENET_STEPS = EDMSettings(num_steps=256, S_churn=40, S_min=0.05, S_max=50, S_noise=1.003)
 
+_EVALUATED = {
+    name: Evaluation(
+        checkpoint=f"Neon_EDM_{released}.pkl",
+        statistics=statistics,
+        program="edm.calculate_fid:ScoreEDM",
+        flags=f"--network_pkl {{checkpoint}} --ref {{statistics}} --seeds 0-{{last}} --num_steps {num_steps}",
+        calls=2 * num_steps - 1,
+    )
+    for name, released, statistics, num_steps in (
+        ("edm-cifar10-32x32-cond-vp", "conditional_CIFAR10", "cifar10-32x32.npz", 18),
+        ("edm-cifar10-32x32-uncond-vp", "unconditional_CIFAR10", "cifar10-32x32.npz", 18),
+        ("edm-ffhq-64x64-uncond-vp", "FFHQ", "ffhq-64x64.npz", 40),
+    )
+}
+
 PUBLISHED: dict[str, Published[EDMSettings]] = {
-    name: Published(name=name, network=network, settings=settings, fid_base=fid_base, fid_neon=fid_neon)
+    name: Published(
+        name=name,
+        network=network,
+        settings=settings,
+        fid_base=fid_base,
+        fid_neon=fid_neon,
+        neon=_EVALUATED.get(name),
+    )
     for name, network, settings, fid_base, fid_neon in (
         ("edm-cifar10-32x32-cond-vp", {**_DDPMPP, **_CIFAR10, "label_dim": 10}, _CIFAR10_STEPS, 1.78, 1.38),
         ("edm-cifar10-32x32-uncond-vp", {**_DDPMPP, **_CIFAR10, "label_dim": 0}, _CIFAR10_STEPS, 1.98, 1.38),

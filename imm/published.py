@@ -13,7 +13,7 @@ from imm.networks import MODELS, SIZES, DiT, TimestepEmbedder
 from imm.precond import IMMPrecond
 from imm.settings import PRESETS, SIZE_FLAGS, IMMSettings
 from neon.checkpoint import TensorSpec
-from neon.published import Published, row_sampled_as
+from neon.published import Evaluation, Published, row_sampled_as
 
 UNSEEN_IN_SAMPLING = ("augment_dim", "dropout", "label_dropout", "mixed_precision")
 """Keywords that do not change how a network should be sampled."""
@@ -48,6 +48,14 @@ PUBLISHED: dict[str, PublishedIMM] = {
             loss=IMMLoss(),
             fid_base=1.99,
             fid_neon=1.46,
+            neon=Evaluation(
+                checkpoint="Neon_imm_imagenet256.pkl",
+                statistics="adm_in256_stats.npz",
+                program="imm.calculate_fid:ScoreIMM",
+                flags="--network_pkl {checkpoint} --fid_stats {statistics} --num_images {count} --num_steps 8 "
+                "--cfg_scale 1.8",
+                calls=16,
+            ),
         ),
         PublishedIMM(
             name="imagenet256_s_a1",

@@ -190,6 +190,27 @@ def test_version_and_bare_neon(capsys: pytest.CaptureFixture[str]) -> None:
     assert bare == capsys.readouterr().out
 
 
+def test_a_shell_completes_commands_flags_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--print-completion", "bash"]) == 0
+    (tmp_path / "neon.bash").write_text(capsys.readouterr().out)
+    script = """
+        source neon.bash
+        complete_last() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _tyro_neon; echo "${COMPREPLY[*]}"; }
+        complete_last neon rep
+        complete_last neon sample --format ""
+    """
+    ran = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.stdout.splitlines(), ran.stderr) == (["report reproduce", "png shards"], "")
+
+
+def test_completion_for_a_shell_that_it_is_not_written_for_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["fish"], []):
+        assert app.main(["--print-completion", *words]) == 2
+        assert "expected one of bash, zsh" in capsys.readouterr().err
+    assert app.main(["--print-completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef neon")
+
+
 def test_a_mistyped_command_is_one_line_that_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["selftrian"]) == 2
     [line] = capsys.readouterr().err.splitlines()

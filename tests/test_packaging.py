@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 import neon
 
@@ -58,6 +60,71 @@ def test_the_wheel_is_named_after_the_project_and_says_what_it_is(wheel: Path) -
     assert metadata["License-Expression"] == "MIT"
     for field in ("Author", "Summary", "Keywords", "Classifier", "Project-URL", "License-File"):
         assert metadata[field], field
+
+
+@pytest.mark.slow
+def test_the_long_description_is_the_readme_without_relative_links(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = HeaderParser().parsestr(archive.read(name).decode())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    description = metadata.get_payload()
+    assert description.lstrip().startswith("# Neon") and relative_links(description) == []
+
+
+def relative_links(text: str) -> list[str]:
+    return re.findall(r"""\]\((?![a-z]+:|\#)([^)]*)\)|(?:src|srcset|href)="(?![a-z]+:|\#)([^"]*)\"""", text)
+
+
+def test_links_of_the_long_description_lead_into_the_repository_of_a_release() -> None:
+    made = runpy.run_path(str(ROOT / "setup.py"))["with_absolute_links"]
+    text = (
+        "a ![picture](docs/a.png) and [page](docs/a.md#part) of [paper](https://arxiv.org/abs/1), [below](#x)\n"
+        '<a href="docs/b.md"><img width="9" src="docs/b.png" alt="b"></a>'
+    )
+    there = "https://example.org/neon"
+    assert made(text, f"{there}/") == (
+        f"a ![picture]({there}/raw/HEAD/docs/a.png) and [page]({there}/blob/HEAD/docs/a.md#part) of "
+        "[paper](https://arxiv.org/abs/1), [below](#x)\n"
+        f'<a href="{there}/blob/HEAD/docs/b.md"><img width="9" src="{there}/raw/HEAD/docs/b.png" alt="b"></a>'
+    )
+    assert made(text, "") == "a  and page of [paper](https://arxiv.org/abs/1), [below](#x)\n"
+    readme = (ROOT / "README.md").read_text()
+    assert relative_links(readme) and relative_links(made(readme, there)) == relative_links(made(readme, "")) == []
+
+
+def test_the_citation_is_of_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (neon.__version__, "MIT")
+    assert "2510.03597" in citation["preferred-citation"]["url"]
+
+
+def test_the_workflow_calls_what_a_new_machine_must_pass_and_its_actions_are_pinned() -> None:
+    [job] = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": ".ci/run"} and os.access(ROOT / ".ci/run", os.X_OK)
+    used = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert used and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action) for action in used)
+
+
+def test_hooks_are_tools_of_the_environment_and_fetch_nothing() -> None:
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+    assert {hook["entry"].split()[0] for hook in repository["hooks"]} == {".venv/bin/ruff", ".venv/bin/mypy"}
+
+
+def test_the_image_is_given_all_that_the_package_is_built_of() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in kept)
+    assert kept >= {
+        *PACKAGES,
+        "neon_merge.py",
+        "download_models.sh",
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+        "LICENSE",
+    }
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from neon.errors import RequestError
-from neon.published import Published, row_sampled_as
+from neon.published import Evaluation, Published, row_sampled_as
 from xAR.settings import SIZES, XARSettings
 
 COMMON = {"classes": 1000, "latent_channels": 16, "grid": 16, "cells_per_side": 2}
@@ -18,6 +18,18 @@ def _network(name: str) -> dict[str, int]:
     return {**COMMON, **SIZES[name]}
 
 
+_EVALUATED = {
+    name: Evaluation(
+        checkpoint=f"Neon_{released}_imagenet256.pth",
+        statistics="adm_in256_stats.npz",
+        program="xAR.calculate_fid:ScoreXAR",
+        flags=f"--model {name} --model_ckpt {{checkpoint}} --fid_stats {{statistics}} --num_images {{count}} "
+        f"--img_size 256 --cfg {cfg} --flow_steps {num_steps}",
+        calls=(2 * COMMON["cells_per_side"] ** 2 - 1) * num_steps,
+    )
+    for name, released, cfg, num_steps in (("xar_base", "xARB", 3.8, 40), ("xar_large", "xARL", 2.7, 50))
+}
+
 PUBLISHED: dict[str, Published[XARSettings]] = {
     name: Published(
         name=name,
@@ -25,6 +37,7 @@ PUBLISHED: dict[str, Published[XARSettings]] = {
         settings=XARSettings(num_steps=num_steps, guidance=guidance),
         fid_base=fid_base,
         fid_neon=fid_neon,
+        neon=_EVALUATED.get(name),
     )
     for name, num_steps, guidance, fid_base, fid_neon in (
         ("xar_base", 40, 2.7, 1.72, 1.31),

@@ -47,7 +47,7 @@ class Download:
             return 0
         present, fetched, to_come, failed, unreachable = 0, 0, 0, [], set[str]()
         for file in self._files():
-            found, damage = _look(file)
+            found, damage = look(file)
             if found is not None:
                 present += 1
                 print(f"{'present':<8} {found.stat().st_size // 1_000_000:>6} MB  {found}", flush=True)
@@ -58,7 +58,7 @@ class Download:
             if self.dry_run:
                 continue
             try:
-                _fetch(file, unreachable)
+                fetch(file, unreachable)
                 fetched += 1
             except (RequestError, WorkError, OSError) as error:
                 failed.append(f"{file.places[0]}: {str(error).removeprefix(f'{file.places[0]}: ')}")
@@ -80,7 +80,7 @@ class Download:
                 yield file
 
 
-def _look(file: PublishedFile) -> tuple[Path | None, str]:
+def look(file: PublishedFile) -> tuple[Path | None, str]:
     """(where `file` lies whole, what is wrong with others in its places)."""
     damage = ""
     for place in map(Path, file.places):
@@ -95,7 +95,7 @@ def _look(file: PublishedFile) -> tuple[Path | None, str]:
     return None, damage
 
 
-def _fetch(file: PublishedFile, unreachable: set[str]) -> None:
+def fetch(file: PublishedFile, unreachable: set[str]) -> None:
     """Fetch `file` to the first of its places; a server that cannot be reached is added to `unreachable`.
 
     Raises:
