@@ -222,6 +222,14 @@ def test_two_downloads_of_one_file_are_one(server: str, tmp_path: Path) -> None:
     assert len(Handler.asked) == 1 and leftovers(tmp_path / "cache") == [first]
 
 
+def test_a_file_that_another_process_has_brought_meanwhile_is_not_fetched_again(server: str) -> None:
+    path = module.cached_path(f"{server}/net.pkl")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    module.download(f"{server}/net.pkl", path, before=0)
+    assert Handler.asked == []
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -342,7 +350,7 @@ def test_one_process_of_each_node_downloads(server: str, monkeypatch: pytest.Mon
             return None
 
     downloads: list[str] = []
-    monkeypatch.setattr(module, "download", lambda url, path: downloads.append(url))
+    monkeypatch.setattr(module, "download", lambda url, path, before: downloads.append(url))
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
     assert shared_file(f"{server}/file", OfAnotherNode(rank=4)) == cached_path(f"{server}/file")
     assert len(downloads) == (1 if local_rank == 0 else 0)

@@ -81,11 +81,12 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     if not is_url(name):
         return Path(name)
     path = cached_path(name)
-    wrong = substitute(path) if path.exists() else ""
+    before = _inode(path)  # looked at first: one that another process brings from now on is not fetched again
+    wrong = substitute(path) if before else ""
     if wrong is not None:
         found = f" (there: {wrong})" if wrong else ""
         print(f"downloading {one_line(name)} to {path}{found}", file=sys.stderr)
-        download(name, path)
+        download(name, path, before=before)
     return path
 
 
@@ -133,7 +134,9 @@ def substitute(path: Path) -> str | None:
     return None
 
 
-def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitute) -> None:
+def download(
+    url: str, path: Path, flaw: Callable[[Path], str | None] = substitute, *, before: int | None = None
+) -> None:
     """Fetch `url` to `path`, which appears whole or not at all.
 
     What has come lies in `path`.part until then; a later call continues it (RFC 9110: Range, If-Range) if the server
@@ -141,6 +144,7 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
 
     Args:
         flaw: What is wrong with a file that has come, if anything; it is not kept then.
+        before: The inode of the file at `path` that is to be replaced, 0: of none; by default what is there now.
 
     Raises:
         RequestError: the address is not valid, the server refuses, or `path` cannot be written.
@@ -148,7 +152,7 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
         WorkError: the transfer breaks off or stalls, the answer is no file or has a flaw, or the disk is full.
     """
     part, origin = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.origin")
-    before = _inode(path)
+    before = _inode(path) if before is None else before
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open_locked(part) as file:
@@ -174,8 +178,9 @@ def download(url: str, path: Path, flaw: Callable[[Path], str | None] = substitu
         raise write_failure(error, path) from error
 
 
-def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
+def _inode(path: Path) -> int:
+    """0: there is nothing."""
+    return path.stat().st_ino if path.exists() else 0
 
 
 def _open_locked(part: Path) -> io.FileIO:
