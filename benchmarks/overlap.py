@@ -1,8 +1,8 @@
 """What goes on beside sampling and scoring, against an earlier commit: time, processor time and memory of each part.
 
-    git worktree add /tmp/before 696c338
-    python benchmarks/overlap.py --before /tmp/before
-    python benchmarks/overlap.py --before /tmp/before --only images   # some of it again; the rest keeps its figures
+    git worktree add ../before 696c338
+    python benchmarks/overlap.py --before ../before
+    python benchmarks/overlap.py --before ../before --only images   # some of it again; the rest keeps its figures
 
 Each part runs in a process of its own on the code of either tree, three times in turn, and must give the same bytes.
 The sampler of `images` computes nothing and sleeps, as a host whose GPU is busy for so long; on a GPU it is not
@@ -256,7 +256,7 @@ def main(
 
     trees = {"before": before, "after": HERE.parent}
     record: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/overlap.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/overlap.py", *sys.argv[1:]]).replace(str(before), before.name),
         "before": subprocess.check_output(["git", "-C", before, "rev-parse", "--short", "HEAD"], text=True).strip(),
         "machine": machine(),
         "repeats": repeats,
