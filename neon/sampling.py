@@ -112,13 +112,6 @@ def block_labels(model: GenerativeModel, block: range, noise: Noise, label: Labe
     return torch.full((len(block),), label) if isinstance(label, int) else label[block.start : block.stop]
 
 
-def block_prompts(model: GenerativeModel, block: range, seeds: Sequence[int], label: Label = None) -> list[str]:
-    """The prompts of the images of `block`, of a model that is asked by such."""
-    labels = block_labels(model, block, ImageNoise([seeds[i] for i in block]), label)
-    assert labels is not None
-    return [model.asked_prompts()[number] for number in labels.tolist()]
-
-
 def sample_block(
     model: GenerativeModel,
     block: range,
@@ -242,9 +235,9 @@ def write_samples(
     )
 
     def finish() -> None:
-        labels = _labels_of_set(model, every, seeds, processes, label)
+        labels = labels_of(model, every, seeds, processes, label)
         if model.prompts:
-            write_texts(folder, [model.prompts[label] for label in labels])
+            write_texts(folder, prompts_of(model, labels))
         sampler = sampler_record(model.architecture, settings, network_sha256)
         write_labels(folder, labels or None, len(seeds), sampler)
 
@@ -266,8 +259,7 @@ def write_sample_shards(
     """`write_samples` in shards of `batch_size` images, whose index says what drew them."""
     texts = None
     if model.prompts:
-        every = blocks(len(seeds), batch_size)
-        texts = [model.prompts[number] for number in _labels_of_set(model, every, seeds, processes, label)]
+        texts = prompts_of(model, labels_of(model, blocks(len(seeds), batch_size), seeds, processes, label))
     write_image_shards(
         lambda block: sample_block(model, block, seeds, settings, processes, label),
         len(seeds),
@@ -281,10 +273,16 @@ def write_sample_shards(
     )
 
 
-def _labels_of_set(
-    model: GenerativeModel, every: Sequence[range], seeds: Sequence[int], processes: Processes, label: Label
+def labels_of(
+    model: GenerativeModel, every: Sequence[range], seeds: Sequence[int], processes: Processes, label: Label = None
 ) -> list[int]:
-    """The classes of the images of all blocks; none: it is unconditional."""
+    """The classes of the images of these blocks; none: it is unconditional."""
     noise = ((block, ImageNoise([seeds[i] for i in block], processes.device)) for block in every)
     found = [block_labels(model, block, source, label) for block, source in noise]
     return [value for part in found if part is not None for value in part.tolist()]
+
+
+def prompts_of(model: GenerativeModel, labels: Sequence[int]) -> list[str]:
+    """The prompts that `labels` are the numbers of, for a model that is asked by such."""
+    prompts = model.asked_prompts()
+    return [prompts[label] for label in labels]

@@ -272,7 +272,7 @@ def test_a_set_of_images_is_written_while_the_next_batch_is_sampled(tmp_path: Pa
         settings, group = EDMSettings(num_steps=2), Processes(device=gpu.device)
         write_samples(model, range(7), settings, tmp_path, batch_size=3, processes=group)
     # The classes of a batch are told when all images are there.
-    assert gpu.waits == ["neon.sampling._labels_of_set reads"] * 3
+    assert gpu.waits == ["neon.sampling.labels_of reads"] * 3
     assert gpu.marks == 3 and len(ImageDataset(tmp_path)) == 7
 
 

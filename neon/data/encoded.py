@@ -51,6 +51,10 @@ def write_shard(folder: str | os.PathLike[str], first: int, examples: Tensor, la
     save_safetensors(Path(folder) / shard_name(first), tensors, {})
 
 
+def _has_shard(folder: str | os.PathLike[str], block: range) -> bool:
+    return (Path(folder) / shard_name(block.start)).exists()
+
+
 def write_index(
     folder: str | os.PathLike[str],
     shards: Sequence[range],
@@ -96,7 +100,7 @@ def write_examples(
         batch_size=batch_size,
         processes=processes,
         title=title,
-        is_written=lambda block: (folder / shard_name(block.start)).exists(),
+        is_written=lambda block: _has_shard(folder, block),
         folder=folder,
     )
     processes.on_main(lambda: write_index(folder, every, image_shape, kind, sampler))
@@ -124,12 +128,9 @@ def encode_set(
     if tuple(dataset.image_shape) != image_shape:
         raise RequestError(f"{dataset.path}: images are {dataset.image_shape} (C, H, W); expected {image_shape}")
 
-    def is_written(block: range) -> bool:
-        return (Path(folder) / shard_name(block.start)).exists()
-
     read = ReadAhead(
         dataset.load,
-        lambda: [block for block in own_blocks(len(dataset), batch_size, processes) if not is_written(block)],
+        lambda: [block for block in own_blocks(len(dataset), batch_size, processes) if not _has_shard(folder, block)],
         workers=usual_workers(processes, batch_size * math.prod(image_shape)),
         device=processes.device,
     )

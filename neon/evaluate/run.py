@@ -15,7 +15,7 @@ from neon.metrics import Statistics
 from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.signals import Stopped
-from neon.sampling import Label, block_prompts
+from neon.sampling import Label, labels_of, prompts_of
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -75,7 +75,7 @@ def evaluate(
             if not processes.is_main:
                 continue
             block = range(tallies[0].done, tallies[0].done + len(parts[0]))
-            prompts = block_prompts(model, block, seeds, label) if prompted else None
+            prompts = prompts_of(model, labels_of(model, [block], seeds, processes, label)) if prompted else None
             for tally, features in zip(tallies, parts, strict=True):
                 tally.update(features, prompts)
             now = time.monotonic()

@@ -17,9 +17,7 @@ from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
-from neon.runtime.run_folder import (
-    held_by_main,
-)
+from neon.runtime.run_folder import held_by_main
 from neon.runtime.saving import Saving
 from neon.runtime.signals import postponed
 from neon.runtime.trackers import Tracker, TrackerName
