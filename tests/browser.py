@@ -76,11 +76,39 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """Press a key that has no character, such as `ArrowRight`, with whatever has the focus."""
-        code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
-        for kind in ("rawKeyDown", "keyUp"):
+    def press(self, key: str, *kinds: str) -> None:
+        """Press a key that has no character, such as `ArrowRight`, with whatever has the focus.
+
+        `kinds` are of the events, by default those of pressing it and letting it go.
+        """
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Escape": 27, "Enter": 13}[key]
+        for kind in kinds or ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def mouse(self, selector: str, *kinds: str) -> None:
+        """Events of the mouse, such as `mouseMoved`, in the middle of the first element that a selector finds."""
+        place = f"document.querySelector({json.dumps(selector)})"
+        self.value(f"{place}.scrollIntoView({{block: 'center'}})")
+        x, y = self.value(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place}.getBoundingClientRect())"
+        )
+        for kind in kinds:
+            pressed = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **pressed)
+
+    def click(self, selector: str) -> None:
+        """Press and let go the mouse over the first element that a selector finds."""
+        self.mouse(selector, "mouseMoved", "mousePressed", "mouseReleased")
+
+    def downloaded(self, selector: str, name: str, folder: Path) -> bytes:
+        """The file called `name` that a click saves, in `folder`."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
+        self.click(selector)
+        self._read(
+            lambda message: message.get("method") == "Browser.downloadProgress"
+            and message["params"]["state"] == "completed"
+        )  # fmt: skip
+        return (folder / name).read_bytes()
 
     def trouble(self) -> list[dict[str, Any]]:
         """Everything that the page wrote to the console, errors and refused requests among it."""

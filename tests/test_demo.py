@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from neon.cli import app as cli
 from neon.demo.assets import BASE, FEATURES, real_images
@@ -23,6 +24,7 @@ from neon.errors import RequestError, WorkError
 from neon.metrics.small import load_features
 from neon.model import load_model
 from neon.report.page import report_again
+from neon.report.record import load
 from neon.runtime.distributed import Processes
 from neon.runtime.run_folder import read_record, run_folder
 from tests.demo_driver import SMALL, main, write_base
@@ -113,10 +115,24 @@ def test_the_report_is_one_file_that_fetches_nothing(finished: Path) -> None:
     references = References()
     references.feed(page)
     scores = json.loads((finished / "scores.json").read_text())
-    assert len(references.found) == len(scores["selection"]) + 1, "a grid for each w, and one of real images"
-    assert all(reference.startswith("data:image/png;base64,") for reference in references.found)
+    pictures = [reference for reference in references.found if reference.startswith("data:image/webp;base64,")]
+    table = [reference for reference in references.found if reference.startswith("data:text/csv;base64,")]
+    assert len(pictures) >= len(scores["selection"]) + 2, "a grid for each w, real images, and the nearest of these"
+    assert len(table) == 1 and len(pictures) + 1 == len(references.found)
     for text in (f"{scores['base']:.2f}", f"{scores['neon']:.2f}", "precision", "recall", "fd_fashion64"):
         assert text in page
+
+
+def test_samples_are_of_as_many_of_each_class_and_beside_the_nearest_real_images(finished: Path) -> None:
+    samples = load(finished).samples
+    assert samples.captions == tuple(f"class {i // 5}" for i in range(50)) and samples.of_a_class == 5
+    real, extractor = real_images(), load_features(FEATURES, torch.device("cpu"))
+    assert samples.real is not None and torch.equal(samples.real, real[:50]) and samples.neighbours is not None
+    assert 0.0 in samples.nearest
+    for w, places in samples.nearest.items():
+        shown = samples.neighbours[torch.tensor(places)]
+        away = torch.cdist(extractor(samples.grids[w]).double(), extractor(real).double())
+        assert torch.equal(shown, real[away.argsort(1)[:, : shown.shape[1]]]), w
 
 
 def test_the_page_can_be_written_again_from_the_run_folder(finished: Path) -> None:

@@ -337,6 +337,13 @@ def test_scores_equal_those_of_an_independent_neighbour_search() -> None:
     assert coverage == (to_generated < radius_real).mean()
 
 
+def test_the_nearest_real_points_are_those_of_an_independent_neighbour_search() -> None:
+    real, generated = gaussian(27, 300, 12), gaussian(28, 140, 12)
+    found = Manifold(real, 3).nearest(generated, 4)
+    assert found.tolist() == KDTree(real.numpy()).query(generated.numpy(), k=4)[1].tolist()
+    assert Manifold(real[:3], 1).nearest(generated, 4).shape == (140, 3), "no more than there are"
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), k=st.integers(1, 4))
 def test_ties_on_a_grid_fall_outside_as_the_strict_inequality_says(seed: int, k: int) -> None:

@@ -1,11 +1,14 @@
 """What a report says about its figures, what its page shows, and that both survive the run folder."""
 
+import base64
 import csv
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,12 +19,14 @@ from matplotlib.lines import Line2D
 from scipy.stats import ttest_rel
 
 from neon.cli.app import main
+from neon.data.pictures import load_picture
 from neon.errors import RequestError
 from neon.evaluate import Scores
 from neon.report.grids import image_grid, images_of
 from neon.report.page import page, report_again, write_report
 from neon.report.plots import draw_distance, plots
-from neon.report.record import Evaluated, Report, Row, load, paired_gain, save
+from neon.report.record import Evaluated, Report, Row, Training, load, paired_gain, save
+from neon.report.samples import Samples
 from neon.report.words import (
     bias_undone,
     conclusions,
@@ -49,6 +54,10 @@ def report(neon: Row, base: Row = BASE, w: float = 1.0) -> Report:
     return Report(title="t", metric="fd_x", rows=(base, neon), base=base, neon=neon, w=w)
 
 
+def numbers(shape: tuple[int, ...], factor: int) -> torch.Tensor:
+    return torch.arange(math.prod(shape)).reshape(shape).mul(factor).byte()
+
+
 def tuned() -> Report:
     """A search over w, guidance and two snapshots, one evaluation of which failed."""
     short, long = {"snapshot": "6.4 kimg", "kimg": 6.4}, {"snapshot": "12.8 kimg", "kimg": 12.8}
@@ -74,8 +83,15 @@ def tuned() -> Report:
         snapshot="6.4 kimg",
         evaluated=evaluated,
         fit=((0.0, 9.4), (0.5, 5.0), (1.0, 3.6)),
-        grids={w: torch.arange(3 * 3 * 4 * 5).reshape(3, 3, 4, 5).mul(i + 1).byte() for i, w in enumerate((-1, 0, 1))},
-        real=torch.full((2, 3, 4, 5), 77, dtype=torch.uint8),
+        training=(Training(name="the sampler", images=(6400.0, 12800.0), losses=(0.5, 0.25), moved=((6400.0, 0.01),)),),
+        samples=Samples(
+            grids={w: numbers((4, 3, 4, 5), i + 1) for i, w in enumerate((-1.0, 0.0, 1.0))},
+            captions=("class <0>", "class <0>", "class 1", "class 1"),
+            real=torch.full((2, 3, 4, 5), 77, dtype=torch.uint8),
+            nearest={0.0: [[0, 1]] * 4, 1.0: [[2, 0]] * 4},
+            neighbours=numbers((3, 3, 4, 5), 9),
+        ),
+        commands=(("Repeat <it>", "neon tune --out 'a&b'"),),
         notes=("w < 2 only",),
         provenance={"command": "neon tune --out 'a&b'", "range": (0.0, float("inf"))},
     )
@@ -226,9 +242,9 @@ def test_a_score_that_no_row_has_is_no_column() -> None:
 
 
 def test_the_plots_are_those_there_are_figures_for() -> None:
-    assert [plot.name for plot in plots(tuned())] == ["distance", "shares", "heatmap", "budget"]
+    assert [plot.name for plot in plots(tuned())] == ["distance", "shares", "heatmap", "budget", "training"]
     only_w = tuple(Evaluated(w=w, scores=scores(5.0)) for w in (0.0, 1.0))
-    assert [plot.name for plot in plots(dataclasses.replace(tuned(), evaluated=only_w))] == ["distance"]
+    assert [plot.name for plot in plots(dataclasses.replace(tuned(), evaluated=only_w, training=()))] == ["distance"]
     assert plots(report(BASE)) == ()
 
 
@@ -260,11 +276,27 @@ def test_what_others_wrote_is_escaped_in_the_page() -> None:
     shown = page(tuned())
     assert "tuning &lt;b&gt;&amp;" in shown and "<b>" not in shown
     assert "w &lt; 2 only" in shown and "--out &#x27;a&amp;b&#x27;" in shown
+    assert "Repeat &lt;it&gt;" in shown and "class <0>" not in shown and "class &lt;0&gt;" in shown
 
 
 def test_the_page_names_no_address_and_forbids_itself_the_network() -> None:
     shown = page(tuned())
     assert re.search("https?://", shown) is None and "default-src 'none'" in shown
+
+
+def test_a_page_of_large_images_stays_small_enough_to_send() -> None:
+    """Noise, which no format makes small: as small as it has to be, and every image still in its place."""
+    noise = torch.randint(256, (20, 3, 320, 320), generator=torch.Generator().manual_seed(0)).byte()
+    level = torch.linspace(0, 1, 20)[:, None, None, None].mul(noise).byte()  # image i is brighter than image i - 1
+    large = Samples(grids=dict.fromkeys((-1.0, 0.0, 0.5, 1.0), level), captions=("class 0",) * 10 + ("class 1",) * 10)
+    shown = page(dataclasses.replace(tuned(), samples=large))
+    assert len(shown) < 4e6
+    [encoded, *_] = re.findall('data:image/webp;base64,([^"]+)', shown)
+    picture = load_picture(base64.b64decode(encoded)).convert("L")
+    columns, rows = large.columns, 20 // large.columns
+    pixels = torch.from_numpy(np.asarray(picture).copy()).float()[None, None]
+    means = torch.nn.functional.adaptive_avg_pool2d(pixels, (rows, columns)).flatten()
+    assert means.diff().min() > 0
 
 
 def test_no_two_elements_of_the_page_share_a_name() -> None:
@@ -277,7 +309,15 @@ def test_a_saved_report_gives_the_same_page_and_plots(tmp_path: Path) -> None:
     save(tuned(), first)
     write_report(first, tuned())
     written = {file.name: file.read_bytes() for file in first.iterdir() if file.is_file()}
-    assert set(written) == {"report.json", "report.html", "curve.png", "samples.png", "heatmap.png", "budget.png"}
+    assert set(written) == {
+        "report.json",
+        "report.html",
+        "curve.png",
+        "samples.png",
+        "heatmap.png",
+        "budget.png",
+        "training.png",
+    }
     for name in written.keys() - {"report.json"}:
         (first / name).unlink()
     assert report_again(first) == first / "report.html"
@@ -288,8 +328,12 @@ def test_a_loaded_report_keeps_images_and_which_rows_are_base_and_choice(tmp_pat
     save(tuned(), tmp_path)
     found = load(tmp_path)
     assert found.base is found.rows[0] and found.neon is found.rows[2]
-    assert all(torch.equal(found.grids[w], images) for w, images in tuned().grids.items())
-    assert found.real is not None and found.real.shape == (2, 3, 4, 5) and bool((found.real == 77).all())
+    theirs, ours = found.samples, tuned().samples
+    assert all(torch.equal(theirs.grids[w], images) for w, images in ours.grids.items())
+    assert theirs.real is not None and theirs.real.shape == (2, 3, 4, 5) and bool((theirs.real == 77).all())
+    assert (theirs.captions, theirs.nearest) == (ours.captions, ours.nearest)
+    assert theirs.neighbours is not None and torch.equal(theirs.neighbours, numbers((3, 3, 4, 5), 9))
+    assert (found.training, found.commands) == (tuned().training, tuned().commands)
     save(report(BASE, w=0.0), tmp_path)
     found = load(tmp_path)
     assert found.neon is found.base
@@ -317,6 +361,8 @@ FOREIGN: dict[str, object] = {
     "a distance": {"rows": [{**ROWS[0], "blocks": [{"distance": "low", "num_images": 1}]}] * 3},
     "evaluated": {"evaluated": [{"w": "x"}]}, "no such field": {"evaluated": [{"w": 1.0, "more": 1}]},
     "notes": {"notes": 3}, "grids": {"grids": [{"w": 1.0, "shape": [0, 3, 4, 5]}]}, "real": {"real": "x"},
+    "captions": {"captions": ["class 0"]}, "nearest": {"nearest": [{"w": 1.0, "of": [[7]] * 4}]},
+    "training": {"training": [{"name": "", "images": [1.0], "losses": [], "moved": []}]}, "commands": {"commands": [1]},
     "provenance": {"provenance": []}, "base": {"base": "x"},
 }  # fmt: skip
 

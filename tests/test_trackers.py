@@ -130,6 +130,18 @@ def test_the_table_of_a_training_is_its_log_also_while_it_runs_and_after_a_kill(
     assert_table_of_log("run", 10)
 
 
+def test_the_curve_that_a_report_draws_is_that_table_in_fewer_places(tmp_path: Path) -> None:
+    (tmp_path / "training.csv").write_text(
+        "step,images_seen,loss\n" + "".join(f"{n},{8 * n},{n % 2}\n" for n in range(1, 1001))
+    )
+    found = selftrain.training_curve(tmp_path)
+    assert len(found) == 200 and found[-1][0] == 8000 and found[0] == (40.0, pytest.approx(0.6))
+    for foreign in ("epoch,loss\n1,2\n", "images_seen,loss\nmany,few\n", "\0", ""):
+        (tmp_path / "training.csv").write_text(foreign)
+        assert selftrain.training_curve(tmp_path) == [], "weights of others may lie beside any table"
+    assert selftrain.training_curve(tmp_path / "nowhere") == []
+
+
 def test_half_a_line_in_the_log_is_no_line_of_the_table(here: Path) -> None:
     words = f"{TRAIN} --outdir run".split()
     with dies_after(5, selftrain.TrainingRun, "one_step"), pytest.raises(Killed):

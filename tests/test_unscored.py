@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from neon.report.grids import as_png, image_grid
+from neon.data.pictures import load_picture
+from neon.report.grids import images_of
 from neon.report.page import page
+from neon.report.samples import Samples
 from neon.report.unscored import Unscored, unscored_page, write_unscored
 from tests.test_report import tuned
 
@@ -18,7 +20,7 @@ WS = (0.0, 0.5, 1.0, 1.5)
 GRIDS = {w: torch.randint(256, (6, 3, 4, 5), dtype=torch.uint8) for w in WS}
 UNSCORED = Unscored(
     title="Neon: <b>.pkl",
-    grids=GRIDS,
+    samples=Samples(grids=GRIDS),
     notes=("1,000 images & one self-training.",),
     provenance={"command": "neon improve '<b>.pkl'", "rho": float("inf")},
 )
@@ -56,7 +58,8 @@ def test_every_w_is_seen_with_all_its_images_and_through_the_slider() -> None:
     pictures = Pictures(shown)
     assert list(pictures.found) == list(WS) and not pictures.hidden
     for w, source in pictures.found.items():
-        assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == as_png(image_grid(GRIDS[w]))
+        picture = load_picture(base64.b64decode(source.removeprefix("data:image/webp;base64,")))
+        assert torch.equal(images_of(picture, GRIDS[w].shape), GRIDS[w])
     assert 'min="0" max="3" step="1" value="0"' in shown, "the slider starts at the base"
     assert "<span>w = 0</span><span>w = 1.5</span>" in shown
     assert [f"<figcaption>{name}<" in shown for name in ("base (w = 0)", "w = 0.5", "w = 1", "w = 1.5")] == [True] * 4
@@ -88,11 +91,12 @@ def test_page_and_strip_are_written_and_the_same_samples_give_the_same_bytes(tmp
         assert strip.width > 2 * strip.height, "side by side"
 
 
-@pytest.mark.parametrize(
-    "grids",
-    [{}, {1.0: GRIDS[1.0]}, {0.0: GRIDS[0.0], 1.0: GRIDS[1.0][:5]}],
-    ids=["none", "no base", "images of other noise"],
-)
-def test_grids_that_cannot_be_compared_are_refused(grids: dict[float, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="expected as many images of one shape at each w, and the base's"):
-        Unscored(title="t", grids=grids)
+@pytest.mark.parametrize("grids", [{}, {1.0: GRIDS[1.0]}], ids=["none", "no base"])
+def test_a_page_without_the_base_is_refused(grids: dict[float, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="expected the base's"):
+        Unscored(title="t", samples=Samples(grids=grids))
+
+
+def test_grids_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected as many of one shape"):
+        Samples(grids={0.0: GRIDS[0.0], 1.0: GRIDS[1.0][:5]})

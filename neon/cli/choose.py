@@ -200,7 +200,9 @@ class Tune(ChoiceFlags):
                     "others are trained for it"
                 )
             again = again and replace(again, log=self.log)
-            outcome = choose(Tuner(plan, scorer, settings), Presentation(), identity, again, save=self.save)
+            outcome = choose(
+                Tuner(plan, scorer, settings), Presentation(real=found.pictures), identity, again, save=self.save
+            )
         if processes.is_main:
             print(outcome.text, flush=True)
 

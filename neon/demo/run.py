@@ -25,6 +25,7 @@ from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
 from neon.tune.inputs import Inputs
 from neon.tune.outcome import Outcome, Presentation
+from neon.tune.pictures import RealPictures
 
 NUM_STEPS = 5
 """Euler steps of the sampler: few, so that it seeks modes"""
@@ -100,7 +101,7 @@ def _inputs(model: GenerativeModel, processes: Processes) -> Inputs:
         selection=selection,
         reporting=(reporting, opinion),
         facts=facts,
-        pictures=real[:50],
+        pictures=RealPictures(read=lambda places: [real[i] for i in places], count=len(real), shape=model.image_shape),
     )
 
 
@@ -112,6 +113,7 @@ def _presentation(inputs: Inputs) -> Presentation:
         title="Neon on Fashion-MNIST",
         picture_w=(-1.0,),  # so that the curve shows both sides
         grid_size=50,
+        again="neon demo",
         real=inputs.pictures,
         notes=(
             f"Base: a class-conditional EDM U-Net of Fashion-MNIST at {side} x {side} pixels, sampled by {NUM_STEPS} "

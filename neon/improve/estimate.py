@@ -13,6 +13,7 @@ from neon.runtime.distributed import Processes
 from neon.sampling import sample_block
 from neon.tunable import at_calls
 from neon.tune.inputs import Inputs
+from neon.tune.pictures import LOOKED_AT, SHOWN, slider_ws
 
 TRAINED = 3
 """network calls that a training image is worth: forward, and backward at twice that"""
@@ -50,7 +51,8 @@ def stages(plan: ImprovePlan, model: GenerativeModel, settings: Any, features: i
         name="self-training", images=plan.budget, calls=TRAINED, disk=kept * (STATE + plan.snapshots - 1)
     )  # fmt: skip
     if features is None:
-        return [drawn, trained, Stage(name="merges and their samples", images=4 * 36, calls=calls, disk=3 * weights)]
+        shown = len(LOOKED_AT) * SHOWN
+        return [drawn, trained, Stage(name="merges and their samples", images=shown, calls=calls, disk=3 * weights)]
     moments = 8 * features * (features + 1)
     choice = Stage(
         name="choice of w", images=plan.limit * plan.select_images, calls=calls, scored=True, disk=plan.limit * moments
@@ -73,6 +75,7 @@ def _report(
 ) -> Iterable[Stage]:  # fmt: skip
     each = plan.images_of_report
     yield Stage(name="report", images=5 * plan.blocks * each, calls=calls, scored=True, disk=weights)
+    yield Stage(name="samples on the page", images=len(slider_ws(*plan.w)) * SHOWN, calls=calls)
     if not plan.baselines:
         return
     if model.calls(settings) is not None and at_calls(model.calls, settings, 2 * calls) is not None:

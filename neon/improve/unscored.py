@@ -3,28 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from neon.data.sampler import sampler_record
-from neon.errors import DegenerateError
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, identity_of, notes_of, say_what_is_left, self_trained, training_of
 from neon.merge import merge_files
 from neon.merge.live import beside
 from neon.model import GenerativeModel, own_class
-from neon.noise import Purpose, image_seeds
+from neon.report.samples import Samples
 from neon.report.unscored import Unscored, write_unscored
 from neon.runtime.distributed import Processes
 from neon.runtime.hub import short_name
 from neon.runtime.run_folder import held_by_main
 from neon.runtime.trackers import TrackerName
-from neon.sampling import sample_block
+from neon.tune.pictures import LOOKED_AT, SHOWN, samples_at
 from neon.tune.weights import IMPROVED, write_lora, write_pipelines
 
 WS = (0.5, 1.0, 1.5)
 """merge weights that gained in most of the published experiments"""
-SHOWN = 36
-"""images of each merge on the page"""
 UNSCORED = (
     "Nothing was scored, for no real images were given: whether a merge is better than the base is for you to see. "
     "With --real (statistics or images) w is chosen by the distance to them, and the gain reported."
@@ -54,10 +49,10 @@ def improve_unscored(
         say_what_is_left(plan, model, settings, None, out, processes)
         self_training, snapshots = self_trained(plan, self_training, settings, out, processes)
         last = snapshots[-1]
-        grids = _grids(plan, base, model, settings, last, processes)
+        samples = _samples(plan, base, model, settings, last, processes)
         shown = Unscored(
             title=f"Neon: {short_name(base.path)}, merged",
-            grids=grids,
+            samples=samples,
             notes=(UNSCORED, *notes_of(plan, self_training, model)),
             provenance=identity,
         )
@@ -87,19 +82,16 @@ def improve_unscored(
     return tuple(map(Path, written)), text
 
 
-def _grids(
+def _samples(
     plan: ImprovePlan, base: Base, model: GenerativeModel, settings: Any, self_trained: Path, processes: Processes
-) -> dict[float, Tensor]:
-    """Images of the same noise at every w, uint8 [N, C, H, W] each."""
+) -> Samples:
+    """Images of the same noise at every w."""
     live = beside(model.network, base.path, self_trained, base.key).live()
-    seeds = image_seeds(Purpose.REPORT, plan.seed, SHOWN)
-    labels = model.labels_for(Purpose.REPORT, SHOWN, plan.seed)
-    grids = {}
-    for w in (0.0, *WS):
-        try:
-            live.set(w)
-            grids[w] = sample_block(model, range(SHOWN), seeds, settings, processes, labels)[0].cpu()
-        except DegenerateError:
-            continue  # such weights have no images to show
+
+    def put(w: float) -> GenerativeModel:
+        live.set(w)
+        return model
+
+    samples = samples_at(LOOKED_AT, put, model, settings, plan.seed, SHOWN, processes)
     live.set(0.0)  # whoever handed the model in finds it as it was
-    return grids
+    return samples

@@ -64,15 +64,30 @@ class Manifold:
         self._squares = _squares(self._real)
         self._radii = _radii(self._real, self._squares, k)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the real features are."""
+        return self._real.device
+
+    @torch.no_grad()
+    def nearest(self, features: Tensor, count: int) -> Tensor:
+        """The places of the real points nearest to each of `features` [N, F], nearest first: int64 [N, count or fewer].
+
+        Raises:
+            RequestError: not floats of as many features as the real ones.
+            DegenerateError: a feature is not finite.
+        """
+        points = _checked(features, "given", None).to(self.device)
+        self._check_fits(points)
+        count = min(count, len(self._real))
+        blocks = [_distances(rows, self._real).topk(count, largest=False).indices for rows in points.split(BLOCK_ROWS)]
+        return torch.cat(blocks)
+
     @torch.no_grad()
     def compare(self, generated_features: Tensor) -> ManifoldScores:
         """Scores of `generated_features` [N, F]; raises what the constructor does, and for another F."""
-        real, generated = self._real, _checked(generated_features, "generated", self.k).to(self._real.device)
-        if real.shape[1] != generated.shape[1]:
-            raise RequestError(
-                f"real points have {real.shape[1]} features and generated ones {generated.shape[1]}; "
-                "use the same features on both sides"
-            )
+        real, generated = self._real, _checked(generated_features, "generated", self.k).to(self.device)
+        self._check_fits(generated)
         squares = _squares(generated)
         error = _error(real.shape[1], self._squares, squares)
         inside_real = torch.zeros((), dtype=torch.int64, device=real.device)  # generated points inside a real ball
@@ -98,13 +113,20 @@ class Manifold:
             num_generated=len(generated),
         )
 
+    def _check_fits(self, points: Tensor) -> None:
+        if self._real.shape[1] != points.shape[1]:
+            raise RequestError(
+                f"real points have {self._real.shape[1]} features and generated ones {points.shape[1]}; "
+                "use the same features on both sides"
+            )
 
-def _checked(features: Tensor, side: str, k: int) -> Tensor:
-    """`features` [N, F], without gradients, if they can have a manifold with this k."""
+
+def _checked(features: Tensor, side: str, k: int | None) -> Tensor:
+    """`features` [N, F], without gradients, if they can have a manifold with this k; None: they need not."""
     if features.ndim != 2 or not features.is_floating_point():
         found = f"{features.dtype} {list(features.shape)}"
         raise RequestError(f"{side} features must be floats of shape [N, F], found {found}")
-    if not 1 <= k < len(features):
+    if k is not None and not 1 <= k < len(features):
         raise RequestError(f"k must be in 1..N-1, found k={k} with N={len(features)} {side} points")
     if not features.isfinite().all():
         raise DegenerateError(f"some of the {len(features)} {side} features are not finite")

@@ -13,8 +13,8 @@ from typing import Any
 
 from neon import __version__
 from neon.errors import RequestError
-from neon.report.frame import filled
 from neon.report.record import Report
+from neon.report.template import filled
 from neon.report.words import conclusions, explained, score_table
 from neon.runtime.files import as_json, atomic_write, sha256_file
 from neon.runtime.markdown import block, code, escaped, line

@@ -1,11 +1,12 @@
 """One self-contained HTML page of a report, and its plots as PNG beside it."""
 
+import base64
 import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from neon.report.frame import PAGE_FILE, SAMPLES_FILE, WEIGHTS, filled, framed, samples
+from neon.report.frame import PAGE_FILE, SAMPLES_FILE, WEIGHTS, framed
 from neon.report.frontier import (
     Frontier,
     frontier_conclusion,
@@ -16,6 +17,8 @@ from neon.report.frontier import (
 )
 from neon.report.plots import Drawn, Plot, frontier_plots, plots, png, samples_png, svg
 from neon.report.record import Evaluated, Report, load
+from neon.report.template import filled
+from neon.report.viewer import viewer
 from neon.report.words import (
     choices_text,
     conclusions,
@@ -23,6 +26,9 @@ from neon.report.words import (
     explained,
     main_grids,
     score_table,
+    scores_at,
+    table_csv,
+    training_text,
 )
 from neon.runtime.files import atomic_write
 
@@ -30,7 +36,7 @@ CURVE_FILE, FRONTIER_FIGURE = "curve.png", "frontier.png"
 
 
 def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
-    """Write the page `report.html`, and `curve.png`, `samples.png`, `heatmap.png` and `budget.png` where they apply.
+    """Write the page `report.html`, and its plots and main samples as PNG: `curve.png`, `samples.png` and so on.
 
     Distance against calls is on the page if `frontier.json` lies there. Returns the path of the page.
     """
@@ -42,7 +48,7 @@ def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
     if curve:
         pictures[CURVE_FILE] = png(curve, report)
     if grids := main_grids(report):
-        pictures[SAMPLES_FILE] = samples_png(grids)
+        pictures[SAMPLES_FILE] = samples_png(grids, report.samples.columns if report.samples.captions else None)
     for name, content in {**pictures, PAGE_FILE: page(report, frontier).encode()}.items():
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -67,24 +73,28 @@ def write_frontier(folder: str | os.PathLike[str], frontier: Frontier) -> None:
 
 def page(report: Report, frontier: Frontier | None = None) -> str:
     """The page as text; the same report gives the same text."""
+    drawn = plots(report)
     main = filled(
         "scores.html",
+        samples=viewer(
+            report.samples, chosen=report.w, shown=[name for name, _ in main_grids(report)], scores=scores_at(report)
+        ),
         scores=_scores(report),
         weights=WEIGHTS,
         choice=html.escape(choices_text(report)),
-        plots=_figures(plots(report), report),
+        plots=_figures([plot for plot in drawn if plot.name != "training"], report),
         evaluations=_evaluations(report),
         frontier=_frontier(frontier),
-        samples=samples(
-            report.grids, chosen=report.w, shown=[name for name, _ in main_grids(report)], real=report.real
-        ),
+        training=_training(report, [plot for plot in drawn if plot.name == "training"]),
+        commands=_commands(report),
     )
     return framed(report.title, conclusions(report), main, "How it was measured", report.notes, report.provenance)
 
 
 def _figures(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> str:
     return "".join(
-        f"<figure>{_labelled(svg(plot, drawn), plot.title)}<figcaption>{html.escape(plot.title)}</figcaption></figure>"
+        f'<figure class="plot" data-name="{plot.name}">{_labelled(svg(plot, drawn), plot.title)}'
+        f"<figcaption>{html.escape(plot.title)}</figcaption></figure>"
         for plot in wanted
     )
 
@@ -106,10 +116,31 @@ def _table(lines: Sequence[Sequence[str]], marked: Sequence[bool]) -> str:
 
 
 def _scores(report: Report) -> str:
+    encoded = base64.b64encode(table_csv(report).encode()).decode()
     return (
         _table(score_table(report), [row is report.best for row in report.rows])
-        + f"<p class=small>{html.escape(explained(report))}</p>"
+        + f"<p class=small>{html.escape(explained(report))}</p>\n"
+        + f'<p><a class="button" download="table.csv" href="data:text/csv;base64,{encoded}">Table as CSV</a></p>'
     )
+
+
+def _training(report: Report, drawn: Sequence[Plot[Report]]) -> str:
+    """How self-training went, and how far it moved the weights."""
+    if not report.training:
+        return ""
+    sentences = "".join(f"<p>{html.escape(training_text(one))}</p>" for one in report.training)
+    return f'<h2>Self-training</h2>\n{sentences}<div class="grid">{_figures(drawn, report)}</div>\n'
+
+
+def _commands(report: Report) -> str:
+    """What to type next, as text to copy."""
+    if not report.commands:
+        return ""
+    each = "".join(
+        f'<div class="command">{html.escape(what)}:<pre>{html.escape(line)}</pre></div>\n'
+        for what, line in report.commands
+    )
+    return f"<h2>Commands</h2>\n{each}"
 
 
 def _evaluations(report: Report) -> str:

@@ -3,9 +3,11 @@
 Each is drawn once, to PNG for documents or to SVG for the page, whose colours follow the page's style.
 """
 
+import html
 import io
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -19,8 +21,8 @@ from torch import Tensor
 from neon.evaluate import Scores
 from neon.report.frontier import Frontier
 from neon.report.grids import image_grid
-from neon.report.record import Evaluated, Report
-from neon.report.words import distance_text
+from neon.report.record import Evaluated, Report, Row
+from neon.report.words import distance_text, score_text
 
 COLOURS = {"ink": "#1c1e21", "paper": "#fffffe", "grey": "#68707a", "base": "#2f5fa8", "neon": "#c2255c"}
 """in a light page and in PNG; the page's style sets another value for each name in the dark"""
@@ -46,9 +48,17 @@ LOG_RATIO = 20
 """distances further apart than this are drawn on a logarithmic scale: beyond its minimum the curve has steep walls"""
 FEW = 24
 """points of the heat map that are all labelled; of more, only the lowest at each guidance is"""
-
-
+LONG = 30
+"""letters of a label that takes a line of the legend for itself"""
 Drawn = TypeVar("Drawn")
+
+
+class Mark(NamedTuple):
+    """A place of a plot, and what is there in words."""
+
+    x: float
+    y: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ class Plot(Generic[Drawn]):
 
     name: str
     title: str
-    draw: Callable[[Axes, Drawn], None]
+    draw: Callable[[Axes, Drawn], Sequence[Mark]]
+    """returns the values that are shown where the pointer is"""
 
 
 class Scored(NamedTuple):
@@ -80,6 +91,8 @@ def plots(report: Report) -> tuple[Plot[Report], ...]:
         drawn.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
     if len(_best_of_snapshots(points)) > 1:
         drawn.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
+    if any(one.images for one in report.training):
+        drawn.append(Plot("training", "Loss of self-training", draw_training))
     return tuple(drawn)
 
 
@@ -101,11 +114,22 @@ def png(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> bytes:
 
 
 def svg(plot: Plot[Drawn], drawn: Drawn) -> str:
-    """An `svg` element for a page: text as text, colours as `var(--name)`, no name shared with other plots."""
+    """An `svg` element for a page: text as text, colours as `var(--name)`, no name shared with other plots.
+
+    Each value that the plot tells is a circle of the class `mark` with a title.
+    """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": plot.name}):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        plot.draw(figure.subplots(), drawn)
+        figure = Figure(figsize=SIZE, layout="constrained", dpi=72)
+        axes = figure.subplots()
+        marks = plot.draw(axes, drawn)
         text = _saved(figure, "svg", dict.fromkeys(("Date", "Creator", "Format", "Type"))).decode()
+        places = axes.transData.transform([mark[:2] for mark in marks]) if marks else ()
+    circles = "".join(
+        f'<circle class="mark" cx="{x:.1f}" cy="{72 * SIZE[1] - y:.1f}" r="7" fill="none" pointer-events="all">'
+        f"<title>{html.escape(mark.text)}</title></circle>\n"
+        for mark, (x, y) in zip(marks, places, strict=True)
+    )
+    text = text.replace("</svg>", f"{circles}</svg>")
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text[text.index("<svg") :])
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{plot.name}-", text)
     for name, colour in COLOURS.items():
@@ -113,9 +137,9 @@ def svg(plot: Plot[Drawn], drawn: Drawn) -> str:
     return text
 
 
-def samples_png(grids: Sequence[tuple[str, Tensor]]) -> bytes:
+def samples_png(grids: Sequence[tuple[str, Tensor]], columns: int | None = None) -> bytes:
     """PNG: grids of images uint8 [N, C, H, W] side by side, each under its title."""
-    pictures = [image_grid(images) for _, images in grids]
+    pictures = [image_grid(images, columns) for _, images in grids]
     aspect = max(picture.height / picture.width for picture in pictures)
     figure = Figure(figsize=(2.6 * len(grids), 2.6 * aspect + 0.3), dpi=120, layout="constrained")
     for axes, (title, _), picture in zip(
@@ -127,7 +151,7 @@ def samples_png(grids: Sequence[tuple[str, Tensor]]) -> bytes:
     return _saved(figure, "png", {"Software": None})
 
 
-def draw_distance(axes: Axes, report: Report) -> None:
+def draw_distance(axes: Axes, report: Report) -> list[Mark]:
     """Distance against w: the fit, every evaluation, and the reported scores with their spread."""
     here, elsewhere = _at_focus(report)
     if report.fit:
@@ -158,8 +182,7 @@ def draw_distance(axes: Axes, report: Report) -> None:
         # At the top, since there is no value; unlike scatter, plot widens the axis to hold them.
         places = [0.97] * len(failed)
         axes.plot(failed, places, "x", transform=axes.get_xaxis_transform(), color=NEON, ms=7, label="failed")
-    reported = [(report.base, 0.0, BASE, "s", "base")]
-    reported += [(report.neon, report.w, NEON, "D", "choice")] if report.neon is not report.base else []
+    reported = _reported(report)
     for row, w, colour, marker, name in reported:
         axes.errorbar(
             [w], [row.distance], yerr=[row.spread], fmt=marker, color=colour, ms=6, capsize=4,
@@ -173,6 +196,31 @@ def draw_distance(axes: Axes, report: Report) -> None:
     axes.axvline(0, color=GREY, lw=0.6, ls=":")
     axes.set(xlabel="merge weight w", ylabel=f"{report.metric} (lower is better)")
     _legend(axes)
+    return [
+        *(
+            Mark(p.of.w, p.scores.distance, f"{_point_text(p)}, on selection images")
+            for p in [*_points(report), *tuned]
+        ),
+        *(Mark(w, row.distance, f"{name}, reported: {score_text(row)}") for row, w, _, _, name in reported),
+    ]
+
+
+def _reported(report: Report) -> list[tuple[Row, float, str, str, str]]:
+    """The rows at a w of the sampler that was asked for: row, w, colour, marker and name."""
+    rows = [(report.base, 0.0, BASE, "s", "base")]
+    rows += [(row, -1.0, GREY, "v", "self-trained") for row in report.rows if row.key == "self_trained"]
+    if report.neon is not report.base:
+        rows.append((report.neon, report.w, NEON, "D", "choice"))
+    return rows
+
+
+def _point_text(point: Scored) -> str:
+    """Where an evaluation was made, and what it gave."""
+    of = point.of
+    parts = [f"w = {of.w:g}"]
+    parts += [] if of.guidance is None else [f"guidance {of.guidance:g}"]
+    parts += [part for part in (of.snapshot, of.sampler) if part is not None]
+    return f"{', '.join(parts)}: {distance_text(point.scores.distance)}"
 
 
 FAMILIES = (
@@ -185,19 +233,34 @@ FAMILIES = (
 """rows of a report by key, how they are called in the plot of calls, and how they are drawn"""
 
 
-def draw_calls(axes: Axes, report: Report) -> None:
-    """Distance of the reported rows against what an image costs."""
-    places = {row.key: (row.calls, row.distance) for row in report.rows if row.calls is not None}
+def draw_calls(axes: Axes, report: Report) -> list[Mark]:
+    """Distance of the reported rows, with their spread, against what an image costs."""
+    rows = {row.key: row for row in report.rows if row.calls is not None}
     for keys, label, colour, form in FAMILIES:
-        if shown := sorted(places[key] for key in keys if key in places):
-            axes.plot(*zip(*shown, strict=True), form, color=colour, ms=6, label=label)
+        shown = sorted((rows[key] for key in keys if key in rows), key=_calls_of)
+        if shown:
+            axes.errorbar(
+                [_calls_of(row) for row in shown], [row.distance for row in shown], yerr=[row.spread for row in shown],
+                fmt=form, color=colour, ms=6, capsize=4, label=label,
+            )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.set(ylabel=f"{report.metric} (lower is better)")
-    _against_calls(axes, [calls for calls, _ in places.values()])
+    _against_calls(axes, [_calls_of(row) for row in rows.values()])
     _legend(axes)
+    drawn = {key for keys, *_ in FAMILIES for key in keys}
+    return [_calls_mark(row.name, row) for key, row in rows.items() if key in drawn]
 
 
-def draw_frontier(axes: Axes, frontier: Frontier) -> None:
+def _calls_of(row: Row) -> int:
+    return row.calls or 0
+
+
+def _calls_mark(name: str, row: Row, calls: int | None = None) -> Mark:
+    calls = _calls_of(row) if calls is None else calls
+    return Mark(calls, row.distance, f"{name}, {calls} calls: {score_text(row)}")
+
+
+def draw_frontier(axes: Axes, frontier: Frontier) -> list[Mark]:
     """Distance of base and Neon, with their spread, against what an image costs."""
     calls = [point.calls for point in frontier.points]
     values = []
@@ -215,20 +278,29 @@ def draw_frontier(axes: Axes, frontier: Frontier) -> None:
     axes.set(ylabel=f"{frontier.metric} (lower is better)")
     _against_calls(axes, calls)
     _legend(axes)
+    return [
+        _calls_mark(name, row, point.calls)
+        for point in frontier.points
+        for name, row in (("base", point.base), (f"Neon (w = {point.w:g})", point.neon))
+    ]
 
 
-def draw_frontier_shares(axes: Axes, frontier: Frontier) -> None:
+def draw_frontier_shares(axes: Axes, frontier: Frontier) -> list[Mark]:
     """Precision and recall of base and Neon against what an image costs."""
     calls = [point.calls for point in frontier.points]
+    marks = []
     for name, marker, colour in (("base", "s", BASE), ("Neon", "D", NEON)):
         rows = [point.base if name == "base" else point.neon for point in frontier.points]
         for share, line in (("precision", "-"), ("recall", "--")):
-            known = [(n, row.mean(share)) for n, row in zip(calls, rows, strict=True) if row.mean(share) is not None]
+            means = [(n, row.mean(share)) for n, row in zip(calls, rows, strict=True)]
+            known = [(n, mean) for n, mean in means if mean is not None]
             if known:
                 axes.plot(*zip(*known, strict=True), f"{marker}{line}", color=colour, ms=5, label=f"{share}, {name}")
+                marks += [Mark(n, value, f"{share}, {name}, {n} calls: {value:.2f}") for n, value in known]
     axes.set(ylabel="share (higher is better)", ylim=(0, 1.02))
     _against_calls(axes, calls)
     _legend(axes)
+    return marks
 
 
 def _against_calls(axes: Axes, calls: Sequence[int]) -> None:
@@ -240,20 +312,32 @@ def _against_calls(axes: Axes, calls: Sequence[int]) -> None:
     axes.set(xlabel="network calls an image")
 
 
-def draw_shares(axes: Axes, report: Report) -> None:
-    """Precision and recall against w, at the guidance and snapshot of the choice."""
+def draw_shares(axes: Axes, report: Report) -> list[Mark]:
+    """Precision and recall against w, at the guidance and snapshot of the choice, and reported with their spread."""
     here = sorted(_at_focus(report)[0], key=lambda point: point.of.w)
+    marks = []
     for name, form, colour in (("precision", "o-", BASE), ("recall", "s--", NEON)):
         known = [(p.of.w, getattr(p.scores, name)) for p in here if getattr(p.scores, name) is not None]
         if known:
             axes.plot(*zip(*known, strict=True), form, color=colour, ms=5, label=name)
+        marks += [Mark(w, value, f"{name}, w = {w:g}: {value:.2f}, on selection images") for w, value in known]
+        for row, w, _, _, called in _reported(report):
+            values = [getattr(block, name) for block in row.blocks]
+            if None not in values:
+                mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+                axes.errorbar(
+                    [w], [mean], yerr=[spread], fmt="D", mfc=PAPER, color=colour, ms=6, capsize=4,
+                    label=f"{name}, reported", zorder=3,
+                )  # fmt: skip
+                marks.append(Mark(w, mean, f"{name}, {called}, reported: {mean:.2f} ± {spread:.2f}"))
     axes.axvline(0, color=GREY, lw=0.6, ls=":")
     axes.axvline(report.w, color=INK, lw=0.8, ls="-.", label=f"chosen, w = {report.w:g}")
     axes.set(xlabel="merge weight w", ylabel="share (higher is better)", ylim=(0, 1.02))
     _legend(axes)
+    return marks
 
 
-def draw_heatmap(axes: Axes, report: Report) -> None:
+def draw_heatmap(axes: Axes, report: Report) -> list[Mark]:
     """Distance over w and guidance at the snapshot of the choice: figures at the points, colours between them."""
     _, snapshot = _focus(report)
     shown = [
@@ -285,9 +369,10 @@ def draw_heatmap(axes: Axes, report: Report) -> None:
     axes.margins(0.12)
     axes.set(xlabel="merge weight w", ylabel="guidance")
     _legend(axes)
+    return [Mark(x, y, f"w = {x:g}, guidance {y:g}: {distance_text(value)}") for x, y, value in points]
 
 
-def draw_budget(axes: Axes, report: Report) -> None:
+def draw_budget(axes: Axes, report: Report) -> list[Mark]:
     """The lowest distance of each snapshot, and that of the base."""
     points = _points(report)
     best = _best_of_snapshots(points)
@@ -309,6 +394,28 @@ def draw_budget(axes: Axes, report: Report) -> None:
     names = [point.of.snapshot or "" if point.of.kimg is None else f"{point.of.kimg:g} kimg" for point in best]
     axes.set_xticks(list(places), names)
     _legend(axes)
+    return [Mark(place, p.scores.distance, _point_text(p)) for place, p in zip(places, best, strict=True)]
+
+
+def draw_training(axes: Axes, report: Report) -> list[Mark]:
+    """The loss of each self-training against the images it saw, and where it left how far the weights had moved."""
+    marks = []
+    for one, colour in zip(report.training, (INK, BASE), strict=False):
+        if not one.images:
+            continue
+        axes.plot(one.images, one.losses, color=colour, lw=1, label=f"loss, {one.name}")
+        for seen, share in one.moved:
+            if seen is not None:
+                loss = float(np.interp(seen, one.images, one.losses))
+                axes.plot([seen], [loss], "D", color=NEON, ms=6, label="snapshot")
+                marks.append(Mark(seen, loss, f"{one.name}, {seen:,.0f} images: weights moved by {share:.2%}"))
+        marks += [
+            Mark(seen, loss, f"{one.name}, {seen:,.0f} images: loss {loss:.4g}")
+            for seen, loss in zip(one.images, one.losses, strict=True)
+        ]
+    axes.set(xlabel="images of self-training", ylabel="loss on the synthetic set")
+    _legend(axes)
+    return marks
 
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
@@ -318,14 +425,14 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
 
 
 def _legend(axes: Axes) -> None:
-    """Below the plot, each label once."""
+    """Below the plot, each label once, in two columns if these are short."""
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     axes.legend(
         handles.values(),
         handles.keys(),
         loc="upper center",
         bbox_to_anchor=(0.5, -0.16),
-        ncols=2,
+        ncols=2 if max(map(len, handles)) < LONG else 1,
         fontsize=9,
         frameon=False,
     )

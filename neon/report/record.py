@@ -7,22 +7,19 @@ A report is kept in its run folder as `report.json` and pictures, and can be sho
 import json
 import os
 import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scipy.special import stdtrit
-from torch import Tensor
 
-from neon.data.pictures import load_picture
 from neon.errors import RequestError
 from neon.evaluate import Scores, scores_from, scores_json
-from neon.report.grids import as_png, image_grid, images_of
-from neon.runtime.files import atomic_write, from_json, write_json
+from neon.report.samples import ADVICE, Samples, load_samples, save_samples
+from neon.runtime.files import from_json, write_json
 from neon.runtime.run_folder import reading_state
 
-RECORD_FILE, SAMPLES_FOLDER = "report.json", "samples"
+RECORD_FILE = "report.json"
 CONFIDENCE = 0.95
 
 
@@ -94,6 +91,20 @@ class TriedSampler:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """A self-training, as far as its folder tells."""
+
+    name: str
+    """for which sampler, in words"""
+    images: tuple[float, ...] = ()
+    """seen"""
+    losses: tuple[float, ...] = ()
+    """mean loss of the steps since the place before, of as many places"""
+    moved: tuple[tuple[float | None, float], ...] = ()
+    """of each snapshot: images seen (None: not told), and |weights - base| / |base|"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a page shows."""
 
@@ -122,10 +133,11 @@ class Report:
     """(w, fitted distance) at the chosen guidance and snapshot"""
     samplers: tuple[TriedSampler, ...] = ()
     """the search for the base's best sampler, in order"""
-    grids: dict[float, Tensor] = field(default_factory=dict)
-    """w -> uint8 [N, C, H, W], the same N seeds and classes for each w"""
-    real: Tensor | None = None
-    """real images to compare with, uint8 [M, C, H, W]"""
+    training: tuple[Training, ...] = ()
+    """the self-trainings behind it: for the sampler that was asked for, and for the base's best one"""
+    samples: Samples = field(default_factory=Samples)
+    commands: tuple[tuple[str, str], ...] = ()
+    """what to type to do it again, merge the weights or sample: what that does, and the line"""
     notes: tuple[str, ...] = ()
     """how the figures came about, a sentence each"""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -179,12 +191,7 @@ def paired_gain(base: Row, neon: Row) -> Gain:
 def save(report: Report, folder: str | os.PathLike[str]) -> None:
     """Keep the report in its run folder: `report.json`, and a picture of each grid in `samples/`."""
     folder = Path(folder)
-    pictures = {_grid_file(folder, w): images for w, images in report.grids.items()}
-    if report.real is not None:
-        pictures[_real_file(folder)] = report.real
-    for path, images in pictures.items():
-        with atomic_write(path) as file:
-            file.write(as_png(image_grid(images)))
+    samples = save_samples(report.samples, folder)
     named = (report.base, report.neon, report.base_best_sampler, report.choice)
     base, neon, base_best_sampler, choice = (
         next((i for i, row in enumerate(report.rows) if row is one), None) for one in named
@@ -207,8 +214,9 @@ def save(report: Report, folder: str | os.PathLike[str]) -> None:
         ],
         "fit": report.fit,
         "samplers": [asdict(one) for one in report.samplers],
-        "grids": [{"w": w, "shape": tuple(images.shape)} for w, images in report.grids.items()],
-        "real": None if report.real is None else tuple(report.real.shape),
+        "training": [asdict(one) for one in report.training],
+        **samples,
+        "commands": report.commands,
         "notes": report.notes,
         "provenance": report.provenance,
     }
@@ -229,14 +237,14 @@ def load(folder: str | os.PathLike[str]) -> Report:
         raise RequestError(
             f"{folder}: no report to show ({RECORD_FILE}: {error.strerror}); name the folder of a finished run"
         ) from error
-    with reading_state(path, "run again what wrote it"):
-        report, grids, real = _parsed(json.loads(text))
-    pictures = {w: _read_images(_grid_file(folder, w), shape) for w, shape in grids.items()}
-    return replace(report, grids=pictures, real=None if real is None else _read_images(_real_file(folder), real))
+    with reading_state(path, ADVICE):
+        record = json.loads(text)
+        report = _parsed(record)
+    return replace(report, samples=load_samples(record, folder, path))
 
 
-def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | None]:
-    """The report that `save` wrote as `record`, without its pictures, and the shapes of these; or any exception."""
+def _parsed(record: Any) -> Report:
+    """The report that `save` wrote as `record`, without its pictures; or any exception."""
     rows = tuple(
         from_json(Row, {**row, "blocks": tuple(scores_from(one) for one in row["blocks"])}) for row in record["rows"]
     )
@@ -255,7 +263,7 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
     if any(set(beside) - block.beside.keys() for row in rows for block in row.blocks):
         raise ValueError(f"rows without scores in {' and '.join(beside)}")
     known = {name: record[name] for name in ("title", "metric", "w", "guidance", "snapshot", "provenance")}
-    report = from_json(
+    return from_json(
         Report,
         {
             **known,
@@ -266,21 +274,17 @@ def _parsed(record: Any) -> tuple[Report, dict[float, list[int]], list[int] | No
             **others,
             "evaluated": evaluated,
             "samplers": tuple(from_json(TriedSampler, one) for one in record.get("samplers", ())),
+            "training": tuple(map(_training, record.get("training", ()))),
+            "commands": tuple((str(what), str(line)) for what, line in record.get("commands", ())),
             "notes": tuple(map(str, record["notes"])),
             "fit": tuple((float(w), float(value)) for w, value in record["fit"]),
         },
     )
-    return report, {float(grid["w"]): grid["shape"] for grid in record["grids"]}, record["real"]
 
 
-def _grid_file(folder: Path, w: float) -> Path:
-    return folder / SAMPLES_FOLDER / f"w{w:g}.png"
-
-
-def _real_file(folder: Path) -> Path:
-    return folder / SAMPLES_FOLDER / "real.png"
-
-
-def _read_images(path: Path, shape: Sequence[int]) -> Tensor:
-    with reading_state(path, "run again what wrote it"):
-        return images_of(load_picture(path.read_bytes()), shape)
+def _training(record: Any) -> Training:
+    moved = tuple((None if seen is None else float(seen), float(share)) for seen, share in record["moved"])
+    curve = {name: tuple(map(float, record[name])) for name in ("images", "losses")}
+    if len({len(values) for values in curve.values()}) != 1:
+        raise ValueError("a curve of a training with more images than losses")
+    return from_json(Training, {**record, **curve, "moved": moved})

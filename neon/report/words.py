@@ -9,14 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from neon.report.record import CONFIDENCE, Gain, Report, Row, paired_gain
-from neon.runtime.files import write_csv
+from neon.report.record import CONFIDENCE, Gain, Report, Row, Training, paired_gain
+from neon.runtime.files import csv_text, write_csv
 
 REAL_NAME = "real images"
 SCORES_TABLE = "scores.csv"
 OF_ROWS = ("key", "name", "w", "network_calls")
 OF_BLOCKS = ("num_images", "distance", "is_mean", "precision", "recall", "density", "coverage", "clip_score")
 """columns of `scores.csv`: of a row of the report, and of each of its blocks by the names of `Scores`"""
+OF_TABLE = ("is_mean", "precision", "recall", "clip_score")
+"""means of blocks in the table of the page, beside distances"""
 
 
 def distance_text(value: float) -> str:
@@ -77,9 +79,22 @@ def grid_name(w: float, chosen: float | None = None) -> str:
 
 def main_grids(report: Report) -> list[tuple[str, Tensor]]:
     """The grids to look at first, each under its name: base, self-trained, the choice and real images."""
-    wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in report.grids]
-    grids = [(grid_name(w, report.w), report.grids[w]) for w in wanted]
-    return grids if report.real is None else [*grids, (REAL_NAME, report.real)]
+    samples = report.samples
+    wanted = [w for w in dict.fromkeys((0.0, -1.0, report.w)) if w in samples.grids]
+    grids = [(grid_name(w, report.w), samples.grids[w]) for w in wanted]
+    return grids if samples.real is None else [*grids, (REAL_NAME, samples.real)]
+
+
+def scores_at(report: Report) -> dict[float, str]:
+    """The distance at each w that was scored with the sampler of the choice, on selection images."""
+    return {
+        one.w: f"{report.metric} {distance_text(one.scores.distance)} on selection images"
+        for one in report.evaluated
+        if one.scores is not None
+        and one.sampler is None
+        and (one.guidance == report.guidance or report.guidance is None)
+        and (one.w == 0 or one.snapshot == report.snapshot or report.snapshot is None)
+    }
 
 
 def headline(report: Report) -> str:
@@ -293,6 +308,31 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
         "blocks": [block.distance for block in row.blocks],
         "settings": row.settings,
     }
+
+
+def training_text(training: Training) -> str:
+    """How far a self-training moved the weights, in a sentence."""
+    where = [f"{share:.2%}" + ("" if seen is None else f" after {seen:,.0f} images") for seen, share in training.moved]
+    moved = f" moved the weights by {', '.join(where)} of their norm" if where else " left no record of its weights"
+    return f"The self-training for {training.name}{moved}."
+
+
+def table_csv(report: Report) -> str:
+    """The table as CSV, figures in full: means over report blocks, and differences to the fair baseline."""
+    distances = (report.metric, *report.beside)
+    columns = (*OF_ROWS[1:], report.metric, "spread", "difference", "low", "high", *report.beside, *OF_TABLE)
+    lines = []
+    for row in report.rows:
+        gain = None if row is report.fair else paired_gain(report.fair, row)
+        low, high = (gain and gain.difference_interval) or (None, None)
+        spaces = (row, *map(row.in_space, report.beside))
+        lines.append(
+            {**vars(row), "network_calls": row.calls, "spread": row.spread, "low": low, "high": high}
+            | {"difference": gain and gain.difference}
+            | {metric: in_space.distance for metric, in_space in zip(distances, spaces, strict=True)}
+            | {name: row.mean(name) for name in OF_TABLE}
+        )
+    return csv_text(columns, lines)
 
 
 def write_scores_csv(folder: str | os.PathLike[str], report: Report) -> Path:

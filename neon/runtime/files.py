@@ -204,7 +204,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a table as CSV, atomically: the names of `columns`, and a line for each row.
+    """Write a table as CSV, atomically: the `csv_text` of it."""
+    with atomic_write(path) as file:
+        file.write(csv_text(columns, rows).encode(errors="backslashreplace"))  # a damaged log may hold half a character
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table as CSV: the names of `columns`, and a line for each row.
 
     Figures in full, nothing where a row has none, and tables as JSON.
     """
@@ -214,8 +220,7 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     for row in rows:
         cells = (row.get(name) for name in columns)
         writer.writerow([json.dumps(as_json(cell)) if isinstance(cell, dict) else cell for cell in cells])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))  # a damaged log may hold half a character
+    return text.getvalue()
 
 
 def append_json(path: str | os.PathLike[str], entry: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ of processes, and a killed run that continues ends with the weights of one that 
 gradients are reduced by NCCL, in the order that is fastest.
 """
 
+from neon.selftrain.curve import training_curve
 from neon.selftrain.examples import asked, check_trainable, encoded_once
 from neon.selftrain.loop import EXAMPLES, train, train_in_folder
 from neon.selftrain.plan import largest_divisor, recipe_of, training_identity, usual_micro_batch
@@ -30,6 +31,7 @@ __all__ = [
     "snapshot_steps",
     "train",
     "train_in_folder",
+    "training_curve",
     "training_identity",
     "usual_micro_batch",
     "visit",

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from neon.data.fingerprint import fingerprints
 from neon.data.shards import open_images
 from neon.errors import RequestError
@@ -17,6 +14,7 @@ from neon.model import GenerativeModel
 from neon.runtime.distributed import Processes
 from neon.runtime.files import hashes
 from neon.runtime.threads import use_threads
+from neon.tune.pictures import RealPictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +44,8 @@ class Inputs:
     """in each feature space; the first is that of the selection"""
     facts: dict[str, Any]
     """what beside plan, model and settings the scores depend on, as JSON"""
-    pictures: Tensor | None = None
-    """some real images, uint8 [M, C, H, W]; None: statistics only were given"""
+    pictures: RealPictures | None = None
+    """the real images that are compared one by one, else others, to look at; None: statistics only were given"""
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -109,7 +107,7 @@ def open_real_images(
         selection=references[real.select][0],
         reporting=tuple(references[real.report]),
         facts=facts,
-        pictures=_pictures(real),
+        pictures=_pictures(real, model.image_shape),
     )
 
 
@@ -117,14 +115,13 @@ def _named(real: RealImages) -> tuple[tuple[str, Path], ...]:
     return ("select", real.select), ("report", real.report)
 
 
-def _pictures(real: RealImages, count: int = 50) -> Tensor | None:
-    """The first real images, where images are given; of several sizes those of the first one's."""
-    images = real.manifold or next((path for _, path in _named(real) if not is_statistics(path)), None)
-    if images is None:
+def _pictures(real: RealImages, shape: tuple[int, int, int]) -> RealPictures | None:
+    """The real images, where images are given: those that are compared one by one, if there are such."""
+    path = real.manifold or next((path for _, path in _named(real) if not is_statistics(path)), None)
+    if path is None:
         return None
-    dataset = open_images(images)
-    first = dataset.images(range(min(count, len(dataset))))
-    return torch.stack([image for image in first if image.shape == first[0].shape])
+    dataset = open_images(path)
+    return RealPictures(read=dataset.images, count=len(dataset), shape=shape)
 
 
 def check_counts(extractor: FeatureExtractor, **counts: int) -> None:

@@ -5,22 +5,23 @@ calls, and both networks sampling together. So a gain of Neon is not one that a 
 """
 
 import math
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from neon.errors import DegenerateError
 from neon.model import own_class
 from neon.report.page import PAGE_FILE, write_report
 from neon.report.record import Report, Row, TriedSampler, paired_gain, save
+from neon.report.samples import Samples
 from neon.report.words import result_text, scores_of, write_scores_csv
 from neon.runtime.files import write_json
 from neon.tunable import at_calls
+from neon.tune.pictures import SHOWN, RealPictures, slider_ws, with_nearest
 from neon.tune.reasons import why_nothing_gained
 from neon.tune.retrain import SelfTraining
 from neon.tune.run import Tuner, best_sampler
@@ -42,10 +43,12 @@ class Presentation:
     """None: it names the base"""
     picture_w: tuple[float, ...] = ()
     """merge weights that are evaluated for the curves, and never chosen"""
-    grid_size: int = 36
-    """images in each grid of samples"""
-    real: Tensor | None = None
-    """real images to compare with, uint8 [M, C, H, W]"""
+    grid_size: int = SHOWN
+    """images in each grid of samples, at most: as many of each class, if they can be"""
+    real: RealPictures | None = None
+    """real images to compare with"""
+    again: str | None = None
+    """the command that repeats the run; None: the one that was typed"""
     notes: tuple[str, ...] = ()
     """how base and self-trained weights came about, a sentence each"""
 
@@ -103,23 +106,46 @@ class Outcome:
         return "\n".join(["", result_text(self.report), *reason, "", last, *self.advice])
 
     @property
-    def advice(self) -> list[str]:
-        """What the improved weights are made of and where they lie, and how to sample what is recommended."""
+    def merge(self) -> str | None:
+        """The command that makes the improved weights, up to the name of their file; None: the base is recommended."""
+        tuner, point = self.recommended
+        if point.w == 0:
+            return None
+        plan, weights = tuner.plan, tuner.snapshots[point.snapshot]
+        names = shlex.join(["--base", str(plan.base), "--self-trained", str(weights)])
+        return f"neon merge {names} -w {point.w:g} --output"
+
+    @property
+    def sample(self) -> str:
+        """The command that samples what is recommended, up to the number of images."""
         tuner, point = self.recommended
         settings = set_text(self.given.scorer.model.default_settings, tuner.settings_at(point))
-        sampler = f"--set {settings}" if settings else "its default settings"
-        if point.w == 0:
-            return [f"Next: sample the base with {sampler}."]
-        plan, weights = tuner.plan, tuner.snapshots[point.snapshot]
-        merge = f"neon merge --base {plan.base} --self-trained {weights} -w {point.w:g} --output"
+        network = self.weights[0] if self.weights else f"{IMPROVED}.safetensors" if point.w else tuner.plan.base
+        # Improved weights say their sampler.
+        sampler = f" --set {settings}" if settings and not self.weights else ""
+        return f"neon sample --network {shlex.quote(str(network))}{own_class(type(tuner.scorer.model))}{sampler}"
+
+    @property
+    def advice(self) -> list[str]:
+        """What the improved weights are made of and where they lie, and how to sample what is recommended."""
+        sample, merge = f"{self.sample} --num_images 50000 --outdir samples.zip", self.merge
+        if merge is None:
+            return [f"Next: {sample}, the base."]
         if not self.weights:
-            return [f"Next: {merge} {IMPROVED}.safetensors, and sample it with {sampler}."]
-        first = self.weights[0]
+            return [f"Next: {merge} {IMPROVED}.safetensors", f"then: {sample}"]
+        made = f"(as by {merge} {self.weights[0]})"
         return [
-            f"Improved weights: {', '.join(map(str, self.weights))} (as by {merge} {first}), which say their sampler.",
-            f"Next: neon sample --network {first}{own_class(type(tuner.scorer.model))} --num_images 50000 --outdir "
-            "samples.zip",
+            f"Improved weights: {', '.join(map(str, self.weights))} {made}, which say their sampler.",
+            f"Next: {sample}",
         ]
+
+    def commands(self, again: str | None) -> tuple[tuple[str, str], ...]:
+        """What to type to do it again, and with its result: what that does, and the line."""
+        typed = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        found = [("Repeat the run", again or typed)]
+        if self.merge is not None:
+            found.append(("Merge the weights", f"{self.merge} {IMPROVED}.safetensors"))
+        return (*found, ("Sample", f"{self.sample} --num_images 16 --outdir samples"))
 
 
 def choose(
@@ -155,6 +181,7 @@ def choose(
     )  # fmt: skip
     if save:
         outcome = replace(outcome, weights=scorer.processes.on_main(lambda: write_weights(*outcome.recommended)))
+    outcome = replace(outcome, report=replace(report, commands=outcome.commands(presentation.again)))
     scorer.processes.on_main(lambda: _write(outcome))
     scorer.track_result(report.rows)
     return outcome
@@ -271,7 +298,8 @@ class _Rows:
         evaluated += [
             given.evaluated(trained._replace(w=w), searched=False) for w in shown.picture_w if w in pictured
         ]  # fmt: skip
-        ws = {one.w for one in evaluated if one.scores is not None} | {0.0, -1.0}
+        ws = {one.w for one in evaluated if one.scores is not None} | {0.0}
+        ws |= set(slider_ws(min(ws), max(ws)))
         if tuned is not None:
             evaluated += [tuned.evaluated(evaluation.point) for evaluation in tuned.search.evaluations]
         return Report(
@@ -289,11 +317,24 @@ class _Rows:
             evaluated=tuple(evaluated),
             fit=given.search.curve(trained.guidance, trained.snapshot) if plan.metric == "distance" else (),
             samplers=tuple(_tried(given, samplers)),
-            grids=given.grids(trained, ws, shown.grid_size),
-            real=shown.real,
+            training=tuple(tuner.training() for tuner in (given, tuned) if tuner is not None),
+            samples=self._samples(trained, ws, shown),
             notes=(*shown.notes, *_notes(given, tuned, samplers, own_weights), *self.notes, *scorer.cautions(gain)),
             provenance={**provenance, "command": " ".join(sys.argv)},
         )
+
+    def _samples(self, trained: Point, ws: Collection[float], shown: Presentation) -> Samples:
+        """Images to look at, with real ones beside them where there are some."""
+        given, real = self.given, shown.real
+        samples = given.samples(trained, ws, shown.grid_size)
+        if real is None:
+            return samples
+
+        def beside() -> Samples:
+            ws_shown = (0.0, given.best.w)
+            return with_nearest(replace(samples, real=real.first()), ws_shown, real, given.scorer.selection)
+
+        return given.scorer.processes.on_main(beside)
 
 
 def _tried(given: Tuner, samplers: SamplerSearch | None) -> Iterator[TriedSampler]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neon import __version__
 from neon.errors import DegenerateError, RequestError
@@ -23,9 +22,12 @@ from neon.evaluate import Scores
 from neon.merge.live import Live, beside
 from neon.metrics import Statistics
 from neon.model import GenerativeModel
-from neon.noise import Purpose, image_seeds
-from neon.report.record import Evaluated, Row
+from neon.noise import Purpose
+from neon.report.record import Evaluated, Row, Training
+from neon.report.samples import Samples
 from neon.runtime.files import sha256_file
+from neon.selftrain import training_curve
+from neon.tune.pictures import samples_at
 from neon.tune.plan import TunePlan
 from neon.tune.sampler import SamplerSearch, search_sampler
 from neon.tune.scorer import Candidate, Scorer, number_text, settings_text
@@ -191,20 +193,21 @@ class Tuner:
         candidate = self.candidate(point)
         if settings is not None:
             sampler = settings_text(self.settings, settings)
-            name = ", ".join([f"w {number_text(point.w)}", sampler])
-            candidate = replace(candidate, name=name, settings=settings, sampler=sampler)
+            scored = ", ".join([f"w {number_text(point.w)}", sampler])
+            candidate = replace(candidate, name=scored, settings=settings, sampler=sampler)
+            name = f"{name} ({sampler})"
         if with_both:
             candidate = replace(candidate, name=candidate.name.replace("w ", "SIMS ", 1))
         # Once for all blocks, and only if one is not in the log.
         putting = self.combined if with_both else put or self.merged
         candidate, used = replace(candidate, put=cache(partial(putting, point))), candidate.settings
-        scored = tuple(self.scorer.scores(candidate, Purpose.REPORT, block) for block in range(blocks))
+        found = tuple(self.scorer.scores(candidate, Purpose.REPORT, block) for block in range(blocks))
         calls = self.scorer.model.calls(used)
         return Row(
             key=key,
             name=name,
             calls=calls and calls * (2 if with_both else 1),
-            blocks=scored,
+            blocks=found,
             w=point.w,
             settings=asdict(used),
         )
@@ -227,17 +230,31 @@ class Tuner:
             searched=searched,
         )
 
-    def grids(self, point: Point, ws: Collection[float], size: int) -> dict[float, Tensor]:
-        """The first `size` images of the report at several w, from the same noise: uint8 [N, C, H, W] each."""
-        grids = {}
-        seeds = image_seeds(Purpose.REPORT, self.plan.seed, size)
-        for w in sorted(ws):
-            at_w = point._replace(w=w)
-            try:
-                grids[w] = self.scorer.images(self.merged(at_w), seeds, self.settings_at(at_w))
-            except DegenerateError:
-                continue  # such weights have no images to show
-        return grids
+    def samples(self, point: Point, ws: Collection[float], most: int) -> Samples:
+        """Images of the report's noise at several w, to look at."""
+        scorer = self.scorer
+        return samples_at(
+            ws,
+            lambda w: self.merged(point._replace(w=w)),
+            scorer.model,
+            self.settings_at(point),
+            self.plan.seed,
+            most,
+            scorer.processes,
+        )
+
+    def training(self) -> Training:
+        """The self-training behind the snapshots, as far as is known."""
+        norm = self.scorer.norm
+        shares = [length / norm if norm else math.inf for length in self.lengths()]
+        seen = [None if budget is None else 1000 * budget for budget in self.budgets]
+        curve = self.scorer.processes.on_main(lambda: training_curve(self.snapshots[-1].parent))
+        return Training(
+            name="the base's best sampler" if self.sampler else "the sampler that was asked for",
+            images=tuple(images for images, _ in curve),
+            losses=tuple(loss for _, loss in curve),
+            moved=tuple(zip(seen, shares, strict=True)),
+        )
 
 
 def best_sampler(given: Tuner) -> SamplerSearch:

@@ -21,7 +21,6 @@ from neon.runtime.distributed import Processes
 from neon.runtime.files import write_csv
 from neon.runtime.run_folder import reading_state
 from neon.runtime.trackers import Tracker
-from neon.sampling import sample_block
 from neon.tune.cautions import balance_cautions, reference_cautions
 from neon.tune.plan import Metric, TunePlan
 from neon.tune.search import EvaluationFailed
@@ -235,12 +234,6 @@ class Scorer:
             if statistics.dim != dim:
                 raise ValueError(f"statistics of {statistics.dim} features, not of {dim}")
         return statistics
-
-    def images(self, model: GenerativeModel, seeds: Sequence[int], settings: Any) -> Tensor:
-        """Images of some seeds of the report, uint8 [N, C, H, W] on the CPU."""
-        count = len(seeds)
-        labels = self.model.labels_for(Purpose.REPORT, count, self.plan.seed)
-        return sample_block(model, range(count), seeds, settings, self.processes, labels)[0].cpu()
 
 
 def settings_text(given: Any, settings: Any) -> str:

@@ -1,0 +1,135 @@
+"""The images of a page: grids of the same noise at every w, which its script turns into a viewer.
+
+The pictures are in the page as WebP, of which all together take at most `PICTURES` bytes. Without the script the main
+grids are shown side by side; with it a slider moves over w, and one image is enlarged beside the nearest real ones.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neon.report.grids import GAP, as_webp, columns_of, image_grid
+from neon.report.samples import Samples
+from neon.report.template import filled
+from neon.report.words import REAL_NAME, grid_name
+
+PICTURES = 2_400_000
+"""bytes of all pictures of a page: as text 3.2 MB, so that with the rest it stays below 4 MB"""
+LARGEST = 256
+"""pixels of a side of an image on a page; larger ones are made smaller"""
+FINE = 100
+"""pixels of a side; images of fewer are shown with their pixels as squares"""
+
+
+def viewer(
+    samples: Samples,
+    *,
+    chosen: float | None = None,
+    shown: Collection[str] | None = None,
+    scores: Mapping[float, str] | None = None,
+) -> str:
+    """The images as HTML, where the slider starts at `chosen`, else at the base.
+
+    Args:
+        shown: names of the grids that are shown without the slider, too; None: all are.
+        scores: what to say beside the slider at some w.
+    """
+    grids = {w: _small(images) for w, images in samples.grids.items()}
+    if not grids:
+        return ""
+    real = None if samples.real is None else _small(samples.real)
+    neighbours = None if samples.neighbours is None else _small(samples.neighbours)
+    ws, names = list(grids), [grid_name(w, chosen) for w in grids]
+    most = PICTURES // (len(grids) + (real is not None) + (neighbours is not None))
+    columns = samples.columns
+    side = max(next(iter(grids.values())).shape[-2:])
+    figures = [
+        _figure(images, columns, name, most, w=w, hidden=shown is not None and name not in shown)
+        for (w, images), name in zip(grids.items(), names, strict=True)
+    ]
+    if real is not None:
+        figures.append(_figure(real, columns_of(len(real)), REAL_NAME, most))
+    base = ws.index(0.0) if 0.0 in ws else 0
+    start = ws.index(chosen) if chosen in ws else base
+    data: dict[str, Any] = {
+        "names": names,
+        "scores": [(scores or {}).get(w, "") for w in ws],
+        "size": tuple(next(iter(grids.values())).shape[:1]) + tuple(next(iter(grids.values())).shape[-2:]),
+        "gap": GAP,
+        "columns": columns,
+        "fine": side >= FINE,
+        "base": base,
+        "other": start if start != base else len(ws) - 1,
+        "nearest": {ws.index(w): of_w for w, of_w in samples.nearest.items() if w in ws},
+    }
+    if neighbours is not None:
+        data["neighbours"] = {"size": (len(neighbours), *neighbours.shape[-2:]), "columns": columns_of(len(neighbours))}
+    return filled(
+        "samples.html",
+        last=str(len(ws) - 1),
+        start=str(start),
+        lowest=f"{ws[0]:g}",
+        highest=f"{ws[-1]:g}",
+        grids="".join(figures),
+        title=html.escape(names[start]),
+        **_cells(samples, next(iter(grids.values())).shape, pixels="" if side >= FINE else " class=pixels"),
+        neighbours=""
+        if neighbours is None
+        else _image(neighbours, columns_of(len(neighbours)), "", most, " id=neighbours hidden"),
+        data=_as_script(data),
+    ).rstrip()
+
+
+def _cells(samples: Samples, shape: Sequence[int], pixels: str) -> dict[str, str]:
+    """A button for each image of `shape` [N, C, H, W], under the name of its class where all have as many, and some."""
+    count, _, height, width = shape
+    captions, each = samples.captions or ("",) * count, samples.of_a_class
+    cells = []
+    for i, caption in enumerate(captions):
+        name = html.escape(caption)
+        if each is not None and i % each == 0:
+            cells.append(f'<span title="{name}">{name}</span>')
+        which = f"{name}, image {i + 1}" if name else f"image {i + 1}"
+        cells.append(
+            f'<button type=button title="{which}" aria-label="{which}: enlarge">'
+            f"<canvas{pixels} width={width} height={height}></canvas></button>"
+        )
+    return {"cells": "".join(cells), "layout": "cells" if each is None else "cells classes", "each": str(each or 0)}
+
+
+def _small(images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W], no larger than a page shows them."""
+    largest = max(images.shape[-2:])
+    if largest <= LARGEST:
+        return images
+    size = [max(round(side * LARGEST / largest), 1) for side in images.shape[-2:]]
+    smaller = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return smaller.round().clamp(0, 255).to(torch.uint8)
+
+
+def _figure(images: Tensor, columns: int, name: str, most: int, *, w: float | None = None, hidden: bool = False) -> str:
+    label = html.escape(name)
+    return (
+        f"<figure{'' if w is None else f' data-w={w:g}'}{' hidden' if hidden else ''}>"
+        f"{_image(images, columns, f'samples: {label}', most)}<figcaption>{label}</figcaption></figure>\n"
+    )
+
+
+def _image(images: Tensor, columns: int, label: str, most: int, more: str = "") -> str:
+    picture = image_grid(images, columns)
+    encoded = base64.b64encode(as_webp(picture, most)).decode()
+    pixels = "" if max(images.shape[-2:]) >= FINE else " class=pixels"
+    return (
+        f'<img{pixels}{more} width={picture.width} height={picture.height} alt="{label}" '
+        f'src="data:image/webp;base64,{encoded}">'
+    )
+
+
+def _as_script(data: dict[str, Any]) -> str:
+    """JSON that no text in it can end the element of."""
+    return json.dumps(data).replace("<", "\\u003c")
