@@ -67,8 +67,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Page.navigate", url=path.resolve().as_uri())
-        if not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self._read(lambda message: message.get("method") == "Page.loadEventFired")
+        self._wait_for(lambda event: event["method"] == "Page.loadEventFired")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression gives in the page."""
@@ -103,11 +102,11 @@ class Browser:
     def downloaded(self, selector: str, name: str, folder: Path) -> bytes:
         """The file called `name` that a click saves, in `folder`."""
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
+        self.events.clear()
         self.click(selector)
-        self._read(
-            lambda message: message.get("method") == "Browser.downloadProgress"
-            and message["params"]["state"] == "completed"
-        )  # fmt: skip
+        self._wait_for(
+            lambda event: event["method"] == "Browser.downloadProgress" and event["params"]["state"] == "completed"
+        )
         return (folder / name).read_bytes()
 
     def trouble(self) -> list[dict[str, Any]]:
@@ -125,6 +124,11 @@ class Browser:
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(shot["data"]))
+
+    def _wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Until such an event has come, perhaps before."""
+        if not any(map(wanted, self.events)):
+            self._read(lambda message: "method" in message and wanted(message))
 
     def _read(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The next message that is wanted; events on the way are kept."""

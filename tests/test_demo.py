@@ -19,6 +19,7 @@ import torch
 
 from neon.cli import app as cli
 from neon.demo.assets import BASE, FEATURES, real_images
+from neon.demo.fashion import CLASS_NAMES
 from neon.demo.run import run_demo
 from neon.errors import RequestError, WorkError
 from neon.metrics.small import load_features
@@ -125,7 +126,7 @@ def test_the_report_is_one_file_that_fetches_nothing(finished: Path) -> None:
 
 def test_samples_are_of_as_many_of_each_class_and_beside_the_nearest_real_images(finished: Path) -> None:
     samples = load(finished).samples
-    assert samples.captions == tuple(f"class {i // 5}" for i in range(50)) and samples.of_a_class == 5
+    assert samples.captions == tuple(name for name in CLASS_NAMES for _ in range(5)) and samples.of_a_class == 5
     real, extractor = real_images(), load_features(FEATURES, torch.device("cpu"))
     assert samples.real is not None and torch.equal(samples.real, real[:50]) and samples.neighbours is not None
     assert 0.0 in samples.nearest

@@ -13,6 +13,7 @@ from neon.data.images import ArrayDataset
 from neon.errors import RequestError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
 def load_fashion(folder: Path, split: str) -> ArrayDataset:

@@ -14,6 +14,7 @@ from neon.demo.assets import (
     TRAIN_STATISTICS,
     real_images,
 )
+from neon.demo.fashion import CLASS_NAMES
 from neon.evaluate import RealFeatures, Reference
 from neon.improve.plan import ImprovePlan
 from neon.improve.run import Base, improve
@@ -113,6 +114,7 @@ def _presentation(inputs: Inputs) -> Presentation:
         title="Neon on Fashion-MNIST",
         picture_w=(-1.0,),  # so that the curve shows both sides
         grid_size=50,
+        class_names=CLASS_NAMES,
         again="neon demo",
         real=inputs.pictures,
         notes=(

@@ -125,9 +125,9 @@
     svg.addEventListener("pointermove", point);
     svg.addEventListener("pointerdown", point);
     svg.addEventListener("pointerleave", hide);
-    one("figcaption", figure).append(make("div", {className: "buttons"},
-      button("Save as SVG", () => save(new Blob([file], {type: "image/svg+xml"}), `${name}.svg`)),
-      button("Save as PNG", () => png(file, svg, name))));
+    const [asSvg, asPng] = all("button", figure);
+    asSvg.onclick = () => save(new Blob([file], {type: "image/svg+xml"}), `${name}.svg`);
+    asPng.onclick = () => png(file, svg, name);
   };
 
   /* The plot as a file of its own: in the colours of a light page, and without what shows values. */
@@ -156,14 +156,14 @@
   };
 
   const copyable = command => {
-    const copy = button("Copy", async () => {
-      getSelection().selectAllChildren(one("pre", command));  /* to be copied by hand where a page may not */
+    const text = one("pre", command), copy = one("button", command);
+    copy.onclick = async () => {
+      getSelection().selectAllChildren(text);  /* to be copied by hand where a page may not */
       if (!navigator.clipboard) return;
-      await navigator.clipboard.writeText(one("pre", command).textContent);
+      await navigator.clipboard.writeText(text.textContent);
       copy.textContent = "Copied";
       setTimeout(() => { copy.textContent = "Copy"; }, 1500);
-    });
-    command.append(copy);
+    };
   };
 
   if (one("#data")) samples();

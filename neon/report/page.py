@@ -33,6 +33,11 @@ from neon.report.words import (
 from neon.runtime.files import atomic_write
 
 CURVE_FILE, FRONTIER_FIGURE = "curve.png", "frontier.png"
+SAVE = (
+    '<span class="buttons scripted"><button type="button">Save as SVG</button>'
+    '<button type="button">Save as PNG</button></span>'
+)
+"""of a plot"""
 
 
 def write_report(folder: str | os.PathLike[str], report: Report) -> Path:
@@ -94,7 +99,7 @@ def page(report: Report, frontier: Frontier | None = None) -> str:
 def _figures(wanted: Sequence[Plot[Drawn]], drawn: Drawn) -> str:
     return "".join(
         f'<figure class="plot" data-name="{plot.name}">{_labelled(svg(plot, drawn), plot.title)}'
-        f"<figcaption>{html.escape(plot.title)}</figcaption></figure>"
+        f"<figcaption>{html.escape(plot.title)}{SAVE}</figcaption></figure>"
         for plot in wanted
     )
 
@@ -137,7 +142,8 @@ def _commands(report: Report) -> str:
     if not report.commands:
         return ""
     each = "".join(
-        f'<div class="command">{html.escape(what)}:<pre>{html.escape(line)}</pre></div>\n'
+        f'<div class="command">{html.escape(what)}:<pre>{html.escape(line)}</pre>'
+        '<button type="button" class="scripted">Copy</button></div>\n'
         for what, line in report.commands
     )
     return f"<h2>Commands</h2>\n{each}"

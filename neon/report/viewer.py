@@ -64,7 +64,7 @@ def viewer(
         "columns": columns,
         "fine": side >= FINE,
         "base": base,
-        "other": start if start != base else len(ws) - 1,
+        "other": start if start != base else ws.index(1.0) if 1.0 in ws else len(ws) - 1,
         "nearest": {ws.index(w): of_w for w, of_w in samples.nearest.items() if w in ws},
     }
     if neighbours is not None:

@@ -312,9 +312,11 @@ def _row_json(report: Report, row: Row) -> dict[str, Any]:
 
 def training_text(training: Training) -> str:
     """How far a self-training moved the weights, in a sentence."""
-    where = [f"{share:.2%}" + ("" if seen is None else f" after {seen:,.0f} images") for seen, share in training.moved]
-    moved = f" moved the weights by {', '.join(where)} of their norm" if where else " left no record of its weights"
-    return f"The self-training for {training.name}{moved}."
+    where = [
+        f"{share:.2%} of their norm" + ("" if seen is None else f" in {seen:,.0f} images")
+        for seen, share in training.moved
+    ]
+    return f"The self-training for {training.name} moved the weights by {', '.join(where)}."
 
 
 def table_csv(report: Report) -> str:

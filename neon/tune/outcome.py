@@ -47,6 +47,8 @@ class Presentation:
     """images in each grid of samples, at most: as many of each class, if they can be"""
     real: RealPictures | None = None
     """real images to compare with"""
+    class_names: tuple[str, ...] = ()
+    """of all classes in their order; none: they are numbered"""
     again: str | None = None
     """the command that repeats the run; None: the one that was typed"""
     notes: tuple[str, ...] = ()
@@ -326,7 +328,7 @@ class _Rows:
     def _samples(self, trained: Point, ws: Collection[float], shown: Presentation) -> Samples:
         """Images to look at, with real ones beside them where there are some."""
         given, real = self.given, shown.real
-        samples = given.samples(trained, ws, shown.grid_size)
+        samples = given.samples(trained, ws, shown.grid_size, shown.class_names)
         if real is None:
             return samples
 

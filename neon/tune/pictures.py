@@ -77,6 +77,7 @@ def samples_at(
     seed: int,
     most: int,
     processes: Processes,
+    class_names: Sequence[str] = (),
 ) -> Samples:
     """At most `most` images of the report's noise at each w, which `put` puts in place; in every process.
 
@@ -96,7 +97,8 @@ def samples_at(
         except DegenerateError:
             continue
         grids[w] = images.cpu()
-    captions = () if labels is None else tuple(_caption(model, label) for label in labels.tolist())
+    names = class_names or model.prompts or [f"class {label}" for label in asked]
+    captions = () if labels is None else tuple(names[label] for label in labels.tolist())
     return Samples(grids=grids, captions=captions)
 
 
@@ -105,10 +107,6 @@ def _asked(model: GenerativeModel) -> list[int]:
     if model.prompts is None:
         return list(range(model.num_classes))
     return list(prompts_for(Purpose.REPORT, len(model.asked_prompts())))
-
-
-def _caption(model: GenerativeModel, label: int) -> str:
-    return f"class {label}" if model.prompts is None else model.asked_prompts()[label]
 
 
 def with_nearest(samples: Samples, ws: Iterable[float], real: RealPictures, reference: Reference) -> Samples:

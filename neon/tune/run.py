@@ -230,7 +230,7 @@ class Tuner:
             searched=searched,
         )
 
-    def samples(self, point: Point, ws: Collection[float], most: int) -> Samples:
+    def samples(self, point: Point, ws: Collection[float], most: int, class_names: Sequence[str] = ()) -> Samples:
         """Images of the report's noise at several w, to look at."""
         scorer = self.scorer
         return samples_at(
@@ -241,6 +241,7 @@ class Tuner:
             self.plan.seed,
             most,
             scorer.processes,
+            class_names,
         )
 
     def training(self) -> Training:
