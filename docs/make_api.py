@@ -20,7 +20,7 @@ ORDER = (
 """as one meets them; names that are not here follow"""
 INTRODUCTION = """# Neon from Python
 
-Made by `python docs/make_api.py` from the docstrings. An example that runs is in the [README](../README.md#python).
+Made by `python docs/make_api.py` from the docstrings. An example that runs: [by hand](by_hand.md#from-python).
 
 {}
 

@@ -22,6 +22,7 @@ from neon.runtime.files import sha256_file
 from neon.settings import usual_settings
 from neon.tune.reasons import why_nothing_gained
 from neon.tune.search import Point
+from tests.test_readme import blocks, fewer
 
 TRAININGS = ("self-training", "self-training-faster")
 EULER = ["--num_steps", "5", "--set", "solver=euler"]
@@ -308,6 +309,17 @@ def test_from_python_the_same_run_goes_on_and_gives_the_improved_model(finished:
     assert neon.load(improved.path).sample(2, seed=1).shape == (2, 1, 14, 14)
     with pytest.raises(neon.RequestError, match="seed is 0, now 1"):
         neon.improve_model(base, finished, **real, **plan_of(SMALL), seed=1)
+
+
+def test_the_python_lines_of_the_readme_run_as_printed(finished: Path) -> None:
+    """Over fewer images: those of the run that is finished, which it finds."""
+    [code] = blocks("python")
+    plan = ", ".join(f"{name}={value}" for name, value in plan_of(SMALL).items())
+    few = {"select_images=1000": plan, "runs/python/improve": str(finished), "neon/demo": str(BASE.parent)}
+    scope: dict = {}
+    exec(fewer(code, few), scope)
+    assert scope["improved"].path == finished / "improved.safetensors"
+    assert scope["images"].shape == (16, 1, 14, 14) and scope["images"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize(

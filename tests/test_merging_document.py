@@ -10,6 +10,7 @@ from neon.checkpoint import load_state
 from tests.hub_server import only_this, serving
 from tests.programs import ROOT
 from tests.test_own_model import run
+from tests.test_readme import GIVEN, MERGED, write_given
 
 pytest.importorskip("transformers", reason="needs Python 3.11 and the extra huggingface")
 peft = pytest.importorskip("peft", reason="needs Python 3.11 and the extra huggingface")
@@ -28,6 +29,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.test_merge_folders import gpt2, moved, pipeline
 
     folder = tmp_path_factory.mktemp("models")
+    write_given(folder)
     pipe = pipeline()
     pipe.save_pretrained(folder / "pipeline")
     moved(pipe.transformer)
@@ -51,7 +53,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_of_the_document_has_run(walked: Path) -> None:
-    given = {"pipeline", "pipeline-tuned", "model", "model-tuned", "model-lora"}
+    given = {"pipeline", "pipeline-tuned", "model", "model-tuned", "model-lora", *GIVEN}
     written = {path.name for path in walked.iterdir()} - given
     assert written == {
         *("pipeline-neon", "pipeline-neon-0.5", "pipeline-neon-1", "pipeline-neon-1.5"),
@@ -60,6 +62,7 @@ def test_every_command_of_the_document_has_run(walked: Path) -> None:
         *("diff.json", "model-neon-32", "model-neon-bf16"),
         *("model-neon-by-name", "kit.yaml", "model-neon-again", "model-neon-half"),
         "model-neon-of-the-hub",
+        *MERGED,
     }
 
 

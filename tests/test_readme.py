@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import neon
 from neon.checkpoint import load_state
@@ -31,24 +32,33 @@ def blocks(language: str, document: str = "README.md") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The files that the README's examples name."""
-    base, tuned = tiny_edm(0), tiny_edm(1)
-    for name, model in (("base", base), ("tuned", tuned)):
-        save_model(tmp_path / f"{name}.safetensors", model)
-        torch.save({"model_ema": model.network.state_dict(), "epoch": 3}, tmp_path / f"{name}.pth")
-    (tmp_path / "neon_merge.py").write_text((ROOT / "neon_merge.py").read_text())
-    return tmp_path
+GIVEN = {"base.safetensors", "base.pth", "tuned.safetensors", "tuned.pth", "neon_merge.py"}
+"""the files that the first commands of docs/merging.md name"""
+MERGED = {"neon.safetensors", "converted.safetensors"}
+MERGED |= {f"neon_w{w}.pth{end}" for w in ("0.5", "1", "1.5") for end in ("", ".json")}
+"""what they make of these"""
 
 
-def test_the_merge_commands_run_as_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [commands] = [block for block in blocks("sh") if "neon merge" in block]
-    monkeypatch.chdir(folder)
+def write_given(folder: Path) -> None:
+    for name, model in (("base", tiny_edm(0)), ("tuned", tiny_edm(1))):
+        save_model(folder / f"{name}.safetensors", model)
+        torch.save({"model_ema": model.network.state_dict(), "epoch": 3}, folder / f"{name}.pth")
+    (folder / "neon_merge.py").write_text((ROOT / "neon_merge.py").read_text())
+
+
+def test_its_pictures_are_light_and_the_strip_goes_there_and_back() -> None:
+    strip, still = (Image.open(ROOT / "docs" / f"neon-{name}.webp") for name in ("strip", "samples"))
+    assert strip.width == still.width == 2 * 830 and strip.n_frames > 40 and strip.info["loop"] == 0
+    assert sum(Path(picture.filename).stat().st_size for picture in (strip, still)) < 400_000
+
+
+def test_the_merge_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_given(tmp_path)
+    [commands] = [block for block in blocks("sh", "docs/merging.md") if "neon_merge.py" in block]
+    monkeypatch.chdir(tmp_path)
     for command in commands.splitlines():
         assert run(command) == 0, command
-    for made in ("neon_w0.5.pth", "neon_w1.pth", "neon_w1.5.pth", "neon.safetensors", "converted.safetensors"):
-        assert (folder / made).exists(), made
+    assert {path.name for path in tmp_path.iterdir()} == GIVEN | MERGED
 
 
 def fewer(text: str, replaced: dict[str, str]) -> str:
@@ -63,7 +73,7 @@ def test_the_python_lines_run_as_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "neon").symlink_to(ROOT / "neon")
-    [code] = blocks("python")
+    [code] = blocks("python", "docs/by_hand.md")
     scope: dict = {}
     exec(fewer(code, {"base, 1000": "base, 16", "=6400": "=256", "num_images=2000": "num_images=70"}), scope)
     assert scope["images"].shape == (16, 1, 14, 14)
@@ -80,8 +90,8 @@ def test_the_python_lines_run_as_printed(
 def test_the_small_edm_run_works_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With fewer images and steps; the order and the names of files are those of the README."""
-    [commands] = [block for block in blocks("sh") if "edm/sample.py" in block and "neon/demo/base" in block]
+    """With fewer images and steps; the order and the names of files are those of docs/by_hand.md."""
+    [commands] = [block for block in blocks("sh", "docs/by_hand.md") if "edm/sample.py" in block]
     commands = fewer(
         commands,
         {

@@ -171,7 +171,7 @@ class Improve(SamplerFlags, FeatureFlags, LossFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Run `neon improve` on embedded real images: scores, plots and a report in less than three minutes.
+    """Run `neon improve` on embedded real images: scores, plots and a report in about three minutes.
 
     A killed demo continues where it was. Also runs under torchrun; results do not depend on the number of processes.
 

@@ -48,7 +48,7 @@ PLAN = ImprovePlan(
     limit=5,
     sampler_scores=8,
 )
-"""how the demo improves its model, in less than three minutes of two cores"""
+"""how the demo improves its model, in about three minutes of two cores"""
 
 
 def run_demo(
