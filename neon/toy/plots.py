@@ -104,7 +104,7 @@ def strip(rows: Sequence[tuple[Study, str, Sequence[Stop]]]) -> Picture:
             _ellipse(axes, DATA, INK, "data", ls=":")
             _ellipse(axes, stop.moments, colour, "samples")
             axes.set(xlim=(-5, 5), ylim=(-5, 5), aspect="equal", xticks=[], yticks=[])
-            axes.set_title(f"w = {stop.w:g}" + {-1: ", self-trained", 0: ", base"}.get(stop.w, ""), fontsize=11)
+            axes.set_title(f"w = {stop.w:g}" + {-1.0: ", self-trained", 0.0: ", base"}.get(stop.w, ""), fontsize=11)
             weight = "bold" if stop is best else "normal"
             axes.set_xlabel(f"distance {stop.distance:.3f}", fontsize=11, color=colour, weight=weight)
         of_row[0].set_ylabel(f"{study.toy.name}\n{sampler} ({study.toy.samplers[sampler]:g})", fontsize=11)
@@ -149,10 +149,11 @@ def _colour(w: float) -> str:
     return SELF_TRAINED if w < 0 else NEON if w > 0 else BASE
 
 
-def _widths(statistics: Statistics) -> np.ndarray:
-    """Standard deviations along the long and the short side of the data: float64 [2]."""
+def _widths(statistics: Statistics) -> tuple[float, float]:
+    """Standard deviations along the long and the short side of the data."""
     axes = np.array([[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
-    return np.sqrt(np.diag(axes @ statistics.sigma @ axes.T))
+    long, short = np.sqrt(np.diag(axes @ statistics.sigma @ axes.T))
+    return float(long), float(short)
 
 
 def samplers(studies: Sequence[Study]) -> Picture:

@@ -102,7 +102,7 @@ class StudySettings:
 
 
 SETTINGS = {
-    "fast": StudySettings(bases=2, w_step=0.2, gradient_points=10_000),
+    "fast": StudySettings(bases=2, w_step=0.2, gradient_points=6_000),
     "default": StudySettings(bases=8, w_step=0.05, gradient_points=20_000),
     "large": StudySettings(bases=32, w_step=0.025, gradient_points=50_000),
 }
