@@ -85,7 +85,8 @@ def idea(study: Study, stops: Sequence[Stop]) -> Picture:
         (base, "base", BASE),
         (self_trained, "self-trained", SELF_TRAINED),
     ):
-        chart.annotate(text, place, (10, -14), textcoords="offset points", color=colour, fontsize=11)
+        offset = (10, 6 if text == "data" else -14)
+        chart.annotate(text, place, offset, textcoords="offset points", color=colour, fontsize=11)
     chart.set(xlim=(0.75, 2.05), ylim=(0.15, 1.45), aspect="equal")
     chart.set(xlabel="width along the data's long side", ylabel="width along its short side")
     chart.set_title("The same as a map")
@@ -240,7 +241,7 @@ def boundary(by_start: Sequence[Sequence[Study]]) -> Picture:
         for panel, label in zip(axes, ("cosine of gradients", "best w"), strict=True):
             panel.axhline(0, color=GREY, lw=0.8)
             panel.axvline(1, color=GREY, lw=0.8, ls=":")
-            panel.set(ylabel=label, ylim=(-1.1, 1.1))
+            panel.set(ylabel=label, ylim=(-1.3, 1.3))
         axes[0].set_title(f"{of_model[0].toy.name}, {name} S")
         axes[0].legend(title="base", fontsize=8)
         axes[1].set_xlabel("standard deviation of the base over that of the data")
