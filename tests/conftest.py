@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 LONGEST = (
     "test_gpu_script", "test_demo", "test_toy", "test_improve", "test_edm_programs", "test_imm_programs", "test_fuzz",
     "test_tuned_sampler", "test_tuning", "test_trackers", "test_inception", "test_var_programs", "test_devices",
-    "test_adapters", "test_tune",
+    "test_adapters", "test_notebooks", "test_tune",
 )  # fmt: skip
 """files of tests, the longest first: of several processes, the one that began such a file last would end alone"""
 

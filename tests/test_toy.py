@@ -1,9 +1,5 @@
 """The toy's claims, from the numbers that its notebook computes; the cells that are run here are the committed ones."""
 
-import json
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,11 +17,12 @@ from neon.toy.study import (
     gradient,
     real_points,
     study,
+    walk,
 )
 from neon.tune.gradients import alignment
+from tests.notebooks import TOY, code_cells
 
-NOTEBOOK = Path(__file__).parent.parent / "toy_appendix.ipynb"
-CELLS = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+CELLS = code_cells(TOY)
 SAMPLERS = ("mode-seeking", "diversity-seeking")
 
 
@@ -35,7 +32,7 @@ def scope() -> dict:
     source = "\n".join("".join(cell["source"]) for cell in CELLS)
     assert source.count('SETTINGS["default"]') == 1
     found: dict = {}
-    exec(compile(source.replace('SETTINGS["default"]', 'SETTINGS["fast"]'), NOTEBOOK.name, "exec"), found)
+    exec(compile(source.replace('SETTINGS["default"]', 'SETTINGS["fast"]'), TOY.name, "exec"), found)
     return found
 
 
@@ -88,12 +85,12 @@ def test_a_base_that_is_too_wide_turns_every_sign(scope: dict) -> None:
 def test_self_training_harms_and_the_merge_helps(scope: dict) -> None:
     """By a quarter of the distance at least, at the larger budget."""
     for found in both(scope, "narrow"):
-        zero, mean = len(found.ws) // 2, found.plain["mode-seeking"][:, -1].mean(0)
-        assert found.ws[zero] == 0
-        assert mean[0] > 1.5 * mean[zero]
+        mean = found.plain["mode-seeking"][:, -1].mean(0)
+        assert (found.ws[0], found.ws[found.zero]) == (-1, 0)
+        assert mean[0] > 1.5 * mean[found.zero]
         for sampler in SAMPLERS:
             mean = found.plain[sampler][:, -1].mean(0)
-            assert mean.min() < 0.75 * mean[zero]
+            assert mean.min() < 0.75 * mean[found.zero]
 
 
 def test_more_self_training_wants_a_smaller_w(scope: dict) -> None:
@@ -107,11 +104,23 @@ def test_judged_by_the_sampler_of_the_set_w_above_0_helps_whatever_the_sampler(s
             assert (found.best_ws(sampler, same=True) > 0).all()
 
 
+def test_a_walk_goes_from_the_self_trained_model_over_the_base_past_the_best_merge(scope: dict) -> None:
+    """As the strip shows it: the first base, sampled as S was, the same noise at every w."""
+    for found in both(scope, "converged"):
+        for sampler in SAMPLERS:
+            stops = walk(found, sampler, found.ws.tolist(), 10)
+            distances = [stop.distance for stop in stops]
+            np.testing.assert_allclose(distances, found.same[sampler][0, -1], rtol=1e-3, atol=1e-6)
+            assert distances[0] > distances[found.zero] > min(distances) < distances[-1]
+            moves = np.diff([stop.points.numpy() for stop in stops], axis=0)
+            assert 0 < np.abs(moves).max() < 2
+
+
 def test_a_converged_base_gains_next_to_nothing(scope: dict) -> None:
     for converged, narrow in zip(both(scope, "converged"), both(scope, "narrow"), strict=True):
         for sampler in SAMPLERS:
             gains = [one.plain[sampler][:, -1].mean(0) for one in (converged, narrow)]
-            lost, won = (curve[len(converged.ws) // 2] - curve.min() for curve in gains)
+            lost, won = (curve[converged.zero] - curve.min() for curve in gains)
             assert lost < won / 2
 
 
@@ -155,27 +164,3 @@ def test_the_same_arguments_give_the_same_numbers(scope: dict) -> None:
 def test_an_unknown_start_is_refused() -> None:
     with pytest.raises(RequestError, match=r"'broad'.*narrow, wide, converged"):
         study(DIFFUSION, "broad", SETTINGS["fast"])
-
-
-def test_the_committed_outputs_are_those_of_one_run_from_top_to_bottom() -> None:
-    assert [cell["execution_count"] for cell in CELLS] == list(range(1, len(CELLS) + 1))
-    outputs = [output for cell in CELLS for output in cell["outputs"]]
-    assert {output["output_type"] for output in outputs} == {"execute_result", "stream"}
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
-
-
-def test_the_distances_that_the_text_quotes_are_those_of_the_outputs() -> None:
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    quoted = re.findall(r"\d\.\d{3}\b", "".join("".join(cell["source"]) for cell in cells if cell not in CELLS))
-    printed = "".join("".join(output.get("text", [])) for cell in CELLS for output in cell["outputs"])
-    assert len(quoted) >= 12
-    assert {number for number in quoted if number not in printed} == set()
-
-
-def test_the_notebook_is_small_and_names_no_machine() -> None:
-    text = NOTEBOOK.read_text()
-    assert len(text) < 1_500_000
-    for output in (output for cell in CELLS for output in cell["outputs"]):
-        shown = "".join(output.get("text", [])) + "".join(output.get("data", {}).get("text/plain", []))
-        assert "/" not in shown
-    assert json.loads(text)["metadata"]["kernelspec"]["name"] == "python3"

@@ -6,7 +6,7 @@ only randomness left is that of training: of the points, the batches and the syn
 Letters: R bases, K knobs, B budgets, W merge weights, P weights of a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +96,13 @@ class StudySettings:
 
     @property
     def ws(self) -> Array:
-        """Merge weights float64 [W] from -1 to 1, with 0 among them."""
-        each_side = round(1 / self.w_step)
-        return np.arange(-each_side, each_side + 1) / each_side
+        """Merge weights float64 [W] from -1 to 2, with 0 among them."""
+        per_unit = round(1 / self.w_step)
+        return np.arange(-per_unit, 2 * per_unit + 1) / per_unit
 
 
 SETTINGS = {
-    "fast": StudySettings(bases=2, w_step=0.1, gradient_points=10_000),
+    "fast": StudySettings(bases=2, w_step=0.2, gradient_points=6_000),
     "default": StudySettings(bases=8, w_step=0.05, gradient_points=20_000),
     "large": StudySettings(bases=32, w_step=0.025, gradient_points=50_000),
 }
@@ -113,6 +113,10 @@ class Example:
     """The first base and what became of it, for the pictures."""
 
     points: Tensor
+    weights: State
+    """of the base"""
+    self_trained_weights: dict[str, State]
+    """by sampler of the synthetic set, at the largest budget"""
     base: Statistics
     synthetic: dict[str, Statistics]
     """what each sampler draws from the base"""
@@ -140,6 +144,11 @@ class Study:
     """log of the base's standard deviation over the data's [R]: below 0 it is too narrow"""
     example: Example
 
+    @property
+    def zero(self) -> int:
+        """Where w = 0, the base, stands in `ws`."""
+        return int(np.flatnonzero(self.ws == 0)[0])
+
     def cosine(self, sampler: str) -> Array:
         """The cosine of each base [R] for one of the two samplers."""
         return self.cosines[:, self.toy.knobs.index(self.toy.samplers[sampler])]
@@ -160,7 +169,6 @@ class Study:
 
         Distances are the plain sampler's; with `same` those of the sampler that the synthetic set came from.
         """
-        zero = len(self.ws) // 2
         spread = np.exp(self.spreads)
         lines = [
             f"{self.toy.name}: {len(self.spreads)} bases, each of {self.toy.num_points} points; "
@@ -173,7 +181,7 @@ class Study:
             for budget, steps in enumerate(self.toy.budgets):
                 mean, each = self._distances(name, budget, same).mean(0), self.best_ws(name, budget, same=same)
                 lines.append(
-                    f"{name + f' ({knob:g})':<25}{steps:>6}{mean[zero]:>8.3f}{mean[0]:>8.3f}{mean.min():>8.3f}"
+                    f"{name + f' ({knob:g})':<25}{steps:>6}{mean[self.zero]:>8.3f}{mean[0]:>8.3f}{mean.min():>8.3f}"
                     f"{self.best_w(name, budget, same=same):>+8.2f}{f'{each.min():+.2f} to {each.max():+.2f}':>17}"
                     f"{cosine.mean():>+9.2f}{f'{cosine.min():+.2f} to {cosine.max():+.2f}':>17}"
                 )
@@ -224,7 +232,7 @@ def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measur
     fit(model, points, toy.steps[start], toy.batch_size, LEARNING_RATE, generator)
     base, own = state_of(model), model.moments()
     cosines = [cosine(model, knob, toy.batch_size, setting.gradient_points, generator) for knob in toy.knobs]
-    plain, same, best_w = {}, {}, {}
+    plain, same, best_w, last = {}, {}, {}, {}
     self_trained: dict[str, Statistics] = {}
     neon: dict[str, Statistics] = {}
     for name, knob in toy.samplers.items():
@@ -233,6 +241,7 @@ def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measur
             np.array([distances_at(model, base, state, setting.ws, sampled_with) for state in states])
             for sampled_with in (1.0, knob)
         )
+        last[name] = states[-1]
         best_w[name] = float(setting.ws[plain[name][-1].argmin()])
         live = LiveMerge(model, base, states[-1])
         for moments, w in ((self_trained, -1.0), (neon, best_w[name])):
@@ -246,6 +255,8 @@ def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measur
         spread=float(np.log(np.linalg.det(own.sigma) / np.linalg.det(DATA.sigma)) / 4),
         example=Example(
             points=points,
+            weights=base,
+            self_trained_weights=last,
             base=own,
             synthetic={name: model.moments(knob) for name, knob in toy.samplers.items()},
             self_trained=self_trained,
@@ -253,6 +264,30 @@ def _measure(toy: Toy, start: str, setting: StudySettings, seed: int) -> _Measur
             best_w=best_w,
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stop:
+    """One w on the line through base and self-trained model, sampled as the synthetic set was."""
+
+    w: float
+    points: Tensor
+    moments: Statistics
+    distance: float
+    """of these moments to the data"""
+
+
+def walk(study: Study, sampler: str, ws: Sequence[float], num_points: int, seed: int = 0) -> list[Stop]:
+    """The first base walked along w; point i comes from the same noise at every w."""
+    example, knob = study.example, study.toy.samplers[sampler]
+    model, reference = study.toy.build(1.0), FrechetReference(DATA)
+    live, stops = LiveMerge(model, example.weights, example.self_trained_weights[sampler]), []
+    for w in ws:
+        live.set(w)
+        moments = model.moments(knob)
+        points = model.sample(num_points, knob, torch.Generator().manual_seed(seed))
+        stops.append(Stop(w=w, points=points, moments=moments, distance=reference.distance(moments)))
+    return stops
 
 
 def real_points(num: int, generator: Generator) -> Tensor:
@@ -265,7 +300,7 @@ def fit(
     model: ToyModel, points: Tensor, steps: int, batch_size: int, learning_rate: float, generator: Generator
 ) -> None:
     """Adam on random batches of points [N, 2], in place."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=ADAM_EPS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, eps=ADAM_EPS, fused=True)
     for _ in range(steps):
         batch = points[torch.randint(len(points), (batch_size,), generator=generator)]
         optimizer.zero_grad()
