@@ -5,6 +5,7 @@ A link is written as it holds in the repository; here it gets to hold on the sit
 """
 
 import contextlib
+import html
 import io
 import os
 import posixpath
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -26,12 +28,18 @@ ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """pages of the repository, and what they are called on the site"""
 LINK = re.compile(r"""(?P<before>\]\(|\b(?:src|srcset|href)=")(?P<path>[^)#:"\s]+)(?P<rest>#[^)"]*)?(?=[)"])""")
+FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 PROGRAMS = ("edm", "VAR", "xAR", "imm")
-WIDTH = "80"
-PYTHON = """# Python, one level below
+FLAGS = (
+    "Hyphens and underscores in flags are the same: `--num-images` is `--num_images`. Where no default is named, "
+    "a flag is off, or its text says what is done without it."
+)
+WIDTH = "1000"
+"""columns of a terminal in which no help of a flag is wrapped"""
+PYTHON = """# Python, for models of your own
 
-What `import neon` has is on [its own page](api.md). These are for a [model of your own](own_model.md), and for merges
-that are not of files.
+The class that a [model of your own](own_model.md) subclasses, the recipe that it is trained by, and merges that are not
+of files. What `import neon` has is on [its own page](api.md).
 
 ::: neon.model.GenerativeModel
 
@@ -58,7 +66,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The text of a page with links that hold on the site; of a link to a folder the text is left."""
+    """The text of a page with links that hold on the site; of a link to a folder the text is left.
+
+    A link that is written as the name of a file says what the page is called here.
+    """
     folder = posixpath.dirname(page.file.src_uri)
     for link, target in links(markdown, page.file.src_uri):
         if target.is_dir():
@@ -66,7 +77,43 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         else:
             new = f"{link['before']}{posixpath.relpath(place(target), folder or '.')}{link['rest'] or ''}"
             markdown = re.sub(rf"{re.escape(link[0])}(?=[)\"])", new, markdown)
+    titles = dict(named(config.nav or []))
+
+    def called(link: re.Match[str]) -> str:
+        name, anchor = link["page"], link["anchor"]
+        file = files.get_file_from_path(name)
+        section = {slug(title): title for title in re.findall(r"^#+ (.*)$", file.content_string if file else "", re.M)}
+        title = titles.get(name, name) + (f": {section[anchor]}" if anchor in section else "")
+        return f"[{title}]({name}{'#' + anchor if anchor else ''})"
+
+    markdown = re.sub(r"\[[\w./]+\.md\]\((?P<page>[\w.]+\.md)(?:#(?P<anchor>[^)]+))?\)", called, markdown)
+    markdown = re.sub(r"(\]\([^)]+\.ipynb\))", r"\1{ download }", markdown)  # a browser would show its JSON
     return markdown.replace("<details>", '<details markdown="1">')  # a Markdown of hosts needs no word of it
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page with flags that no line break cuts: a browser may break a line after each hyphen."""
+
+    def kept(code: re.Match[str]) -> str:
+        parts = re.split(r"(<[^>]*>)", code[0])
+        parts[::2] = [
+            re.sub(r"(?<![\w-])--?[A-Za-z][\w-]*", r'<span class="flag">\g<0></span>', text) for text in parts[::2]
+        ]
+        return "".join(parts)
+
+    return re.sub(r"<code[ >].*?</code>", kept, content, flags=re.S)
+
+
+def named(nav: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Each page of the navigation, with its title there."""
+    for entry in nav:
+        for title, value in entry.items():
+            yield from named(value) if isinstance(value, list) else [(value, title)]
+
+
+def slug(title: str) -> str:
+    """What a link calls a section, as hosts of repositories do."""
+    return re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-")
 
 
 def links(markdown: str, page: str) -> Iterator[tuple[re.Match[str], Path]]:
@@ -86,28 +133,66 @@ def place(target: Path) -> str:
 
 def commands() -> str:
     """The page of all `neon` commands."""
-    parts = ["# Commands\n\nWhat `neon COMMAND --help` prints, of every command. `--num-images` is `--num_images`.\n"]
-    for name in app.COMMANDS:
-        parts.append(f"## neon {name}\n\n{printed(partial(app.main, [name, '--help']))}")
-    return "\n".join(parts)
+    helps = {name: printed(partial(app.main, [name, "--help"])) for name in app.COMMANDS}
+    parts = [
+        f"# Commands\n\nEvery command with all of its flags, as `neon COMMAND --help` has them. {FLAGS}\n",
+        "| command | what it does |\n|---|---|",
+        *(f"| [`neon {name}`](#neon-{name}) | {paragraphs(text)[1]} |" for name, text in helps.items()),
+    ]
+    return "\n".join([*parts, *(f"\n## neon {name}\n\n{readable(text)}" for name, text in helps.items())])
 
 
 def programs() -> str:
     """The page of the programs that take the published flags."""
-    parts = ["# Programs with the published flags\n\nWhat each prints with `--help`.\n"]
+    parts = [
+        "# Programs with the published flags\n\nFor whoever has command lines of the published repositories of EDM, "
+        "VAR, xAR or IMM, and wants to go on using them; everybody else has the [commands](commands.md) of `neon`. Run from "
+        f"the checkout: `python edm/sample.py ...`. {FLAGS}\n"
+    ]
     files = [file for folder in PROGRAMS for file in sorted((ROOT / folder).glob("*.py"))]
     for file in files:
         if "run_program(" in file.read_text():
             name = file.relative_to(ROOT).as_posix()
             with mock.patch.object(sys, "argv", [name, "--help"]):
                 text = printed(partial(runpy.run_path, str(file), run_name="__main__"))
-            parts.append(f"## {name}\n\n{text}")
+            parts.append(f"## {name}\n\n{readable(text)}")
     return "\n".join(parts)
 
 
 def printed(run: Callable[[], object]) -> str:
-    """What a program prints, as a block of text."""
+    """What a program prints."""
     out = io.StringIO()
     with mock.patch.dict(os.environ, COLUMNS=WIDTH), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         run()
-    return f"```text\n{out.getvalue().strip()}\n```\n"
+    return out.getvalue().strip()
+
+
+def paragraphs(text: str) -> list[str]:
+    """What stands above the flags in a help, as HTML: the usage, what the program does, an example."""
+    above = re.split(r"^ \S[^\n]*\n -+ *$", text, maxsplit=1, flags=re.M)[0]
+    return [prose(part) for part in above.strip().split("\n\n")]
+
+
+def readable(text: str) -> str:
+    """A help as HTML that fits a telephone: its paragraphs, and its flags as a list of definitions."""
+    usage, *rest = paragraphs(text)
+    lines = [f'<div class="language-sh highlight"><pre><code>{usage.removeprefix("usage: ")}</code></pre></div>']
+    for part in rest:
+        example = part.removeprefix("Example: ")
+        lines.append(f"<p>{part}</p>" if example == part else f"<p>Example: <code>{example}</code></p>")
+    flags: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        if flag := re.match(r"  (\S.*?)(?:\s{2,}(.*))?$", line):
+            flags.append((flag[1].replace("{None}|", ""), flag[2] or ""))
+        elif line.startswith("   ") and flags:
+            flags[-1] = (flags[-1][0], f"{flags[-1][1]} {line}")
+    lines.append("<dl>")
+    for names, what in flags:
+        what = re.sub(r" \(default: (?:None|False)?\s*\)", "", what)
+        lines.append(f"<dt><code>{html.escape(names)}</code></dt><dd>{prose(what)}</dd>")
+    return "\n".join([*lines, "</dl>"]) + "\n"
+
+
+def prose(text: str) -> str:
+    """A paragraph of plain text as HTML, with `code`."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(" ".join(text.split()), quote=False))
