@@ -20,7 +20,8 @@ ORDER = (
 """as one meets them; names that are not here follow"""
 INTRODUCTION = """# Neon from Python
 
-Made by `python docs/make_api.py` from the docstrings. An example that runs: [by hand](by_hand.md#from-python).
+For whoever uses Neon from a program or a notebook. An example that runs: [by hand](by_hand.md#from-python). The page is
+made from the docstrings by `python docs/make_api.py`.
 
 {}
 

@@ -146,8 +146,8 @@ def programs() -> str:
     """The page of the programs that take the published flags."""
     parts = [
         "# Programs with the published flags\n\nFor whoever has command lines of the published repositories of EDM, "
-        "VAR, xAR or IMM, and wants to go on using them; everybody else has the [commands](commands.md) of `neon`. Run from "
-        f"the checkout: `python edm/sample.py ...`. {FLAGS}\n"
+        "VAR, xAR or IMM, and wants to go on using them; everybody else has the [commands](commands.md) of `neon`. Run "
+        f"from the checkout: `python edm/sample.py ...`. {FLAGS}\n"
     ]
     files = [file for folder in PROGRAMS for file in sorted((ROOT / folder).glob("*.py"))]
     for file in files:
