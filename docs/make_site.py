@@ -92,7 +92,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page with flags that no line break cuts: a browser may break a line after each hyphen."""
+    """The page with flags and figures that no line break cuts, and pictures that a click shows by themselves.
+
+    A browser may break a line after every hyphen and space.
+    """
 
     def kept(code: re.Match[str]) -> str:
         parts = re.split(r"(<[^>]*>)", code[0])
@@ -101,7 +104,11 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         ]
         return "".join(parts)
 
-    return re.sub(r"<code[ >].*?</code>", kept, content, flags=re.S)
+    content = re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', content)
+    content = re.sub(r"<code[ >].*?</code>", kept, content, flags=re.S)
+    return re.sub(
+        r"(?<=\d) ± (?=\d)|(?<=\bw) = (?=-?\d)", lambda sign: sign[0].replace(" ", "\N{NO-BREAK SPACE}"), content
+    )
 
 
 def named(nav: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

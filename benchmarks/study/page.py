@@ -108,7 +108,8 @@ def sentence(rows: Rows) -> str:
         f"distance of {distances(neon)}{f' ({distances(short)} with a shorter self-training)' if short else ''}; the "
         f"bases take {' and '.join(more) or 'more'}.\n"
         f"{base[0]['calls']} calls of the bases give {distances(base)} as they are and {distances(fair)} with tuned "
-        f"levels, against which Neon gains {_range(-gap for gap in gaps)} over bases and sets S."
+        f"levels, against which Neon gains {_range(-gap for gap in gaps)} over bases and synthetic sets S (the images "
+        "that the base itself has drawn, which it is then trained on)."
     )
 
 
