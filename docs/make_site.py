@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """pages of the repository, and what they are called on the site"""
 LINK = re.compile(r"""(?P<before>\]\(|\b(?:src|srcset|href)=")(?P<path>[^)#:"\s]+)(?P<rest>#[^)"]*)?(?=[)"])""")
-FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
+FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*|\b\d+e-\d+")
+"""a flag, or a number such as 1e-4"""
 PROGRAMS = ("edm", "VAR", "xAR", "imm")
 FLAGS = (
     "Hyphens and underscores in flags are the same: `--num-images` is `--num_images`. Where no default is named, "
@@ -94,14 +95,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page with flags and figures that no line break cuts, and pictures that a click shows by themselves.
 
-    A browser may break a line after every hyphen and space.
+    A browser may break a line after every hyphen and space, and in a path in the middle of a word.
     """
 
     def kept(code: re.Match[str]) -> str:
         parts = re.split(r"(<[^>]*>)", code[0])
-        parts[::2] = [
-            re.sub(r"(?<![\w-])--?[A-Za-z][\w-]*", r'<span class="flag">\g<0></span>', text) for text in parts[::2]
-        ]
+        parts[::2] = [FLAG.sub(r'<span class="flag">\g<0></span>', text) for text in parts[::2]]
+        if code[0].startswith("<code>"):  # within a line of text
+            parts[::2] = [re.sub(r"(?<=\w)[/:](?=\w)", r"\g<0><wbr>", text) for text in parts[::2]]
         return "".join(parts)
 
     content = re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', content)
