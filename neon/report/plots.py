@@ -432,7 +432,7 @@ def _legend(axes: Axes) -> None:
         handles.keys(),
         loc="upper center",
         bbox_to_anchor=(0.5, -0.16),
-        ncols=2 if max(map(len, handles)) < LONG else 1,
+        ncols=2 if max(map(len, handles), default=0) < LONG else 1,
         fontsize=9,
         frameon=False,
     )
