@@ -52,6 +52,31 @@ def test_no_more_batches_wait_than_memory_is_meant_for() -> None:
     assert handed == [*range(BATCHES_AHEAD + 2)]
 
 
+def test_one_piece_of_work_after_another_is_waited_for() -> None:
+    done, gate = [], threading.Event()
+    with Background(threads=1, ahead=1) as beside:
+        beside.hand_in([lambda: done.append(gate.wait(10))])
+        assert done == [], "it should not have been waited for"
+        gate.set()
+        beside.hand_in([lambda: done.append(2)])
+        assert done[0] is True, "the second may begin when the first has ended"
+        beside.wait()
+        assert done == [True, 2]
+
+
+def test_an_error_is_raised_by_who_waits_and_not_hidden_by_one_of_the_caller() -> None:
+    def fail() -> None:
+        raise WorkError("state.pt: the disk is full")
+
+    with pytest.raises(WorkError, match="disk is full"), Background(threads=1, ahead=1) as beside:
+        beside.hand_in([fail])
+        beside.wait()
+    with pytest.raises(WorkError, match="disk is full") as error, Background(threads=1, ahead=1) as beside:
+        beside.hand_in([fail])
+        raise ValueError("of the caller")
+    assert isinstance(error.value.__context__, ValueError)
+
+
 def test_a_failure_ends_what_is_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MOST_THREADS", 1)
     done: list[int] = []

@@ -250,3 +250,13 @@ def test_a_published_pickle_is_described_converted_and_sampled_from(
         assert loaded.config == {"precond": "EDMPrecond", "network": model.config["network"]}
         for ours, theirs in zip(loaded.network.parameters(), model.network.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("given", [{}, {"TQDM_DISABLE": "1"}])
+def test_progress_bars_are_left_out_where_the_environment_says_so(given: dict[str, str]) -> None:
+    bar = (
+        "import types; from neon.runtime.progress import Progress; main = types.SimpleNamespace(is_main=True)\n"
+        "with Progress('sampling', 3, 'img', main) as bar: bar.advance(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", bar], cwd=ROOT, env={**os.environ, **given}, capture_output=True)
+    assert done.returncode == 0 and (b"sampling" in done.stderr) is not bool(given)

@@ -109,7 +109,9 @@ def test_each_point_can_have_self_trained_weights_of_its_own(here: Path) -> None
     recipe = {"batch_size": 8, "lr": 1e-3, "lr_rampup_kimg": 0, "ema_halflife_kimg": 0}
     training = {"images_seen": "16", "training": json.dumps({"images": 4, "recipe": recipe})}
     save_model("tuned-so.safetensors", base, load_state("tuned.safetensors"), training)
-    assert frontier("--calls 3 5 --self-trained tuned-so.safetensors --resample --out run") == 0
+    assert (
+        frontier("--calls 3 5 --self-trained tuned-so.safetensors --resample --parallel ddp --workers 1 --out run") == 0
+    )
     found = result("run")
     assert all((point["w"] == 0) == (point["self_trained"] is None) for point in found["points"])
     few, more = (images(f"run/synthetic-{calls}-calls")[0] for calls in (3, 5))
@@ -160,6 +162,7 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, content: str) -> None:
         ("--calls 3 --set solver=heun guidance=0.5", "--calls 3: this sampler takes at least 6 network calls an image"),
         ("--calls 3 --blocks 2", "--blocks 2: expected at least 3"),
         ("--calls 3 --resample", "--resample: tuned.safetensors does not say how many images it was trained on"),
+        ("--calls 3 --parallel fsdp", "--parallel: is of the self-trainings of --resample"),
         ("--calls 3 --training-images 8", "--training_images: is of the self-trainings of --resample"),
         ("--calls 3 --into nowhere", "nowhere: no report to show (report.json"),
         ("--calls 3 --self-trained base.safetensors", "base.safetensors: holds the weights of the base"),

@@ -242,9 +242,9 @@ def test_a_score_that_no_row_has_is_no_column() -> None:
 
 
 def test_the_plots_are_those_there_are_figures_for() -> None:
-    assert [plot.name for plot in plots(tuned())] == ["distance", "shares", "heatmap", "budget", "training"]
+    assert [plot.name for plot in plots(tuned())] == ["distance", "shares", "heatmap", "budget"]
     only_w = tuple(Evaluated(w=w, scores=scores(5.0)) for w in (0.0, 1.0))
-    assert [plot.name for plot in plots(dataclasses.replace(tuned(), evaluated=only_w, training=()))] == ["distance"]
+    assert [plot.name for plot in plots(dataclasses.replace(tuned(), evaluated=only_w))] == ["distance"]
     assert plots(report(BASE)) == ()
 
 
@@ -316,7 +316,6 @@ def test_a_saved_report_gives_the_same_page_and_plots(tmp_path: Path) -> None:
         "samples.png",
         "heatmap.png",
         "budget.png",
-        "training.png",
     }
     for name in written.keys() - {"report.json"}:
         (first / name).unlink()

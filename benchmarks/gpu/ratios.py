@@ -31,8 +31,8 @@ from neon.model import GenerativeModel, load_model, open_autoencoder
 from neon.nn.transformer import BlockCausal
 from neon.precision import FP32, TF32
 from neon.runtime import compiling
+from neon.runtime.background import Background
 from neon.runtime.files import read_json_lines
-from neon.runtime.saving import Saving
 from neon.selftrain import LOG_FILE, TrainingRun
 
 REPEATS = 5
@@ -167,7 +167,7 @@ def _state(rows: Rows, subject: Subject) -> Figures:
         run = run_of(model, model.batch_multiple, Path(folder), rows.device)
         run.one_step()
         usual = timed(run.save_state, rows.device)
-        with Saving() as saving:
+        with Background(threads=1, ahead=1) as saving:
             chosen = timed(lambda: run.save_state(saving), rows.device)
             written = chosen + timed(saving.wait, rows.device)
     return _ratio(usual, chosen, written_s=written)

@@ -8,6 +8,7 @@ from neon.cli.choose import ChoiceFlags, say_what_is_added
 from neon.cli.command_line import at_least_one
 from neon.cli.flags import Key
 from neon.errors import RequestError
+from neon.runtime.parallel import Parallel
 from neon.tune.plan import TunePlan
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class MeasureFrontier(ChoiceFlags):
     """images of these sets; by default as many as the last snapshot was trained on"""
     training_images: int | None = None
     """images of these self-trainings, repeated ones included; by default as of the last snapshot"""
+    parallel: Parallel | None = None
+    """how several processes train there: ordered, ddp or fsdp, as in self-training"""
+    workers: int | None = None
+    """processes that read images ahead there, for each that trains; by default none on a CPU, up to 8 on a GPU"""
     out: Path = Path("runs/frontier")
     """folder of the run: evaluations, frontier.json, frontier.csv, frontier.png"""
     into: Path | None = None
@@ -79,7 +84,7 @@ class MeasureFrontier(ChoiceFlags):
             raise RequestError("--calls: expected one or several numbers of network calls, such as 5 10 19 35")
         for number in self.calls:
             at_least_one(calls=number)
-        for name in ("synthetic_images", "training_images"):
+        for name in ("synthetic_images", "training_images", "parallel", "workers"):
             if not self.resample and getattr(self, name) is not None:
                 raise RequestError(f"--{name}: is of the self-trainings of --resample; add that, or leave the flag out")
         say_what_is_added("frontier", self.w)
@@ -90,7 +95,7 @@ class MeasureFrontier(ChoiceFlags):
         """As of `neon tune` without a search for another sampler."""
         names = (
             "base", "self_trained", "key", "self_trained_key", "w", "limit", "num_images", "report_images", "blocks",
-            "batch_size", "seed", "resample", "synthetic_images", "training_images",
+            "batch_size", "seed", "resample", "synthetic_images", "training_images", "parallel", "workers",
         )  # fmt: skip
         return TunePlan(**{name: getattr(self, name) for name in names}, sampler_scores=1, baselines=False)
 

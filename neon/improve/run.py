@@ -5,6 +5,7 @@ with the base's best one -> report on other seeds (neon.tune.outcome) -> improve
 """
 
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from neon.report.words import scores_of
 from neon.runtime.distributed import Processes
 from neon.runtime.files import sha256_file, write_json
 from neon.runtime.hub import short_name
-from neon.runtime.run_folder import held_by_main
+from neon.runtime.run_folder import RUN_FILE, held_by_main
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain import Snapshot, usual_micro_batch
 from neon.tune.inputs import Inputs
@@ -37,6 +38,9 @@ from neon.tune.scorer import Scorer
 LEAST_MOVE, AIM, MOST_RAISED = 5e-3, 1e-2, 1000.0
 """|self-trained - base| / |base| below which a self-training is done again, what it then aims at, and by how much it
 raises the learning rate at most. The demo's moves by 2e-2, and w = 0.9 is best; half of that wants twice the w"""
+
+AGAIN = ("--out", "runs/again")
+"""where a run is repeated, in the command that its page shows"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,11 @@ def improve(
         scorer = Scorer(search, model, inputs.selection, inputs.reporting, out, processes, tracker)
         given = Tuner(search, scorer, settings)
         provenance = processes.on_main(lambda: {**identity, **_provenance(plan, given)})
-        shown = replace(presentation, notes=(*presentation.notes, *notes_of(plan, self_training, model)))
+        shown = replace(
+            presentation,
+            notes=(*presentation.notes, *notes_of(plan, self_training, model)),
+            again=presentation.again or shlex.join(["neon", "improve", "--recipe", str(out / RUN_FILE), *AGAIN]),
+        )
         outcome = choose(given, shown, provenance, self_training)
         scorer.put_base()  # whoever handed it in finds it as it was
         seconds = {**self_training.seconds, "evaluation": outcome.seconds, "all": time.monotonic() - begun}

@@ -2,7 +2,7 @@
 
 The functions do what the commands do, with the same images, weights and scores; `import neon` has them by name. A wrong
 request is a `RequestError` (a ValueError), work that fails a `WorkError` (a RuntimeError), both with one line that says
-what to do. Progress and warnings go to stderr.
+what to do. Progress and warnings go to stderr; TQDM_DISABLE=1 in the environment leaves progress bars out.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
 """The whole method from Python: `neon improve` as a function."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from neon.library.generator import Generator, PathLike, named_features, public, 
 from neon.runtime.distributed import Processes
 from neon.runtime.download import shared_file
 from neon.runtime.hub import in_words, output_path, short_name
-from neon.runtime.run_folder import RUN_FILE
 from neon.runtime.signals import answered
 from neon.runtime.threads import threads_for
 from neon.runtime.trackers import TrackerName
@@ -127,8 +125,7 @@ def improve_generator(
             plan, base, model, settings, out, group, recipe=recipe, facts=facts, fresh=fresh, log=log
         )  # fmt: skip
         return Improved(folder=out, path=None, weights=merges, w=None, text=text)
-    again = shlex.join(["neon", "improve", "--recipe", str(out / RUN_FILE), "--out", f"{out}-again"])
-    shown = Presentation(title=f"Neon: {short_name(base.path)}, improved", real=inputs.pictures, again=again)
+    shown = Presentation(title=f"Neon: {short_name(base.path)}, improved", real=inputs.pictures)
     outcome = improve(plan, base, inputs, out, group, recipe=recipe, presentation=shown, fresh=fresh, log=log)
     path = outcome.weights[0] if outcome.weights else None
     w = None if path is None else outcome.recommended[1].w

@@ -15,7 +15,7 @@ from neon.report.frontier import (
     load_frontier,
     save_frontier,
 )
-from neon.report.plots import Drawn, Plot, frontier_plots, plots, png, samples_png, svg
+from neon.report.plots import Drawn, Plot, frontier_plots, plots, png, samples_png, svg, training_plots
 from neon.report.record import Evaluated, Report, load
 from neon.report.template import filled
 from neon.report.viewer import viewer
@@ -78,7 +78,6 @@ def write_frontier(folder: str | os.PathLike[str], frontier: Frontier) -> None:
 
 def page(report: Report, frontier: Frontier | None = None) -> str:
     """The page as text; the same report gives the same text."""
-    drawn = plots(report)
     main = filled(
         "scores.html",
         samples=viewer(
@@ -87,10 +86,10 @@ def page(report: Report, frontier: Frontier | None = None) -> str:
         scores=_scores(report),
         weights=WEIGHTS,
         choice=html.escape(choices_text(report)),
-        plots=_figures([plot for plot in drawn if plot.name != "training"], report),
+        plots=_figures(plots(report), report),
         evaluations=_evaluations(report),
         frontier=_frontier(frontier),
-        training=_training(report, [plot for plot in drawn if plot.name == "training"]),
+        training=_training(report),
         commands=_commands(report),
     )
     return framed(report.title, conclusions(report), main, "How it was measured", report.notes, report.provenance)
@@ -129,12 +128,12 @@ def _scores(report: Report) -> str:
     )
 
 
-def _training(report: Report, drawn: Sequence[Plot[Report]]) -> str:
+def _training(report: Report) -> str:
     """How self-training went, and how far it moved the weights."""
     if not report.training:
         return ""
     sentences = "".join(f"<p>{html.escape(training_text(one))}</p>" for one in report.training)
-    return f'<h2>Self-training</h2>\n{sentences}<div class="grid">{_figures(drawn, report)}</div>\n'
+    return f'<h2>Self-training</h2>\n{sentences}<div class="grid">{_figures(training_plots(report), report)}</div>\n'
 
 
 def _commands(report: Report) -> str:

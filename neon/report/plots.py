@@ -91,9 +91,13 @@ def plots(report: Report) -> tuple[Plot[Report], ...]:
         drawn.append(Plot("heatmap", f"{report.metric} over w and guidance", draw_heatmap))
     if len(_best_of_snapshots(points)) > 1:
         drawn.append(Plot("budget", f"Best {report.metric} against the budget of self-training", draw_budget))
-    if any(one.images for one in report.training):
-        drawn.append(Plot("training", "Loss of self-training", draw_training))
     return tuple(drawn)
+
+
+def training_plots(report: Report) -> tuple[Plot[Report], ...]:
+    """The loss of self-training, where it is known: on the page only."""
+    known = any(one.images for one in report.training)
+    return (Plot("training", "Loss of self-training", draw_training),) if known else ()
 
 
 def frontier_plots(frontier: Frontier) -> tuple[Plot[Frontier], ...]:
@@ -432,7 +436,7 @@ def _legend(axes: Axes) -> None:
         handles.keys(),
         loc="upper center",
         bbox_to_anchor=(0.5, -0.16),
-        ncols=2 if max(map(len, handles)) < LONG else 1,
+        ncols=2 if max(map(len, handles), default=0) < LONG else 1,
         fontsize=9,
         frameon=False,
     )

@@ -7,7 +7,7 @@ grids are shown side by side; with it a slider moves over w, and one image is en
 import base64
 import html
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -42,52 +42,56 @@ def viewer(
     grids = {w: _small(images) for w, images in samples.grids.items()}
     if not grids:
         return ""
-    real = None if samples.real is None else _small(samples.real)
-    neighbours = None if samples.neighbours is None else _small(samples.neighbours)
     ws, names = list(grids), [grid_name(w, chosen) for w in grids]
-    most = PICTURES // (len(grids) + (real is not None) + (neighbours is not None))
-    columns = samples.columns
-    side = max(next(iter(grids.values())).shape[-2:])
+    count, _, height, width = grids[ws[0]].shape
+    most = PICTURES // (len(grids) + sum(images is not None for images in (samples.real, samples.neighbours)))
     figures = [
-        _figure(images, columns, name, most, w=w, hidden=shown is not None and name not in shown)
+        _figure(images, samples.columns, name, most, w=w, hidden=shown is not None and name not in shown)
         for (w, images), name in zip(grids.items(), names, strict=True)
     ]
-    if real is not None:
+    if samples.real is not None:
+        real = _small(samples.real)
         figures.append(_figure(real, columns_of(len(real)), REAL_NAME, most))
     base = ws.index(0.0) if 0.0 in ws else 0
     start = ws.index(chosen) if chosen in ws else base
     data: dict[str, Any] = {
         "names": names,
         "scores": [(scores or {}).get(w, "") for w in ws],
-        "size": tuple(next(iter(grids.values())).shape[:1]) + tuple(next(iter(grids.values())).shape[-2:]),
+        "size": (count, height, width),
         "gap": GAP,
-        "columns": columns,
-        "fine": side >= FINE,
+        "columns": samples.columns,
+        "fine": max(height, width) >= FINE,
         "base": base,
         "other": start if start != base else ws.index(1.0) if 1.0 in ws else len(ws) - 1,
         "nearest": {ws.index(w): of_w for w, of_w in samples.nearest.items() if w in ws},
     }
-    if neighbours is not None:
-        data["neighbours"] = {"size": (len(neighbours), *neighbours.shape[-2:]), "columns": columns_of(len(neighbours))}
+    neighbours = ""
+    if samples.neighbours is not None:
+        near = _small(samples.neighbours)
+        data["neighbours"] = {"size": (len(near), *near.shape[-2:]), "columns": columns_of(len(near))}
+        neighbours = _image(near, columns_of(len(near)), "", most, " id=neighbours hidden")
     return filled(
         "samples.html",
         last=str(len(ws) - 1),
         start=str(start),
         lowest=f"{ws[0]:g}",
         highest=f"{ws[-1]:g}",
-        grids="".join(figures),
         title=html.escape(names[start]),
-        **_cells(samples, next(iter(grids.values())).shape, pixels="" if side >= FINE else " class=pixels"),
-        neighbours=""
-        if neighbours is None
-        else _image(neighbours, columns_of(len(neighbours)), "", most, " id=neighbours hidden"),
+        grids="".join(figures),
+        neighbours=neighbours,
         data=_as_script(data),
+        **_cells(samples, height, width),
     ).rstrip()
 
 
-def _cells(samples: Samples, shape: Sequence[int], pixels: str) -> dict[str, str]:
-    """A button for each image of `shape` [N, C, H, W], under the name of its class where all have as many, and some."""
-    count, _, height, width = shape
+def _pixels(height: int, width: int) -> str:
+    """The class of a picture that is shown with its pixels as squares."""
+    return "" if max(height, width) >= FINE else " class=pixels"
+
+
+def _cells(samples: Samples, height: int, width: int) -> dict[str, str]:
+    """A button for each image, under the name of its class where all have as many, and some."""
+    count = len(next(iter(samples.grids.values())))
     captions, each = samples.captions or ("",) * count, samples.of_a_class
     cells = []
     for i, caption in enumerate(captions):
@@ -97,7 +101,7 @@ def _cells(samples: Samples, shape: Sequence[int], pixels: str) -> dict[str, str
         which = f"{name}, image {i + 1}" if name else f"image {i + 1}"
         cells.append(
             f'<button type=button title="{which}" aria-label="{which}: enlarge">'
-            f"<canvas{pixels} width={width} height={height}></canvas></button>"
+            f"<canvas{_pixels(height, width)} width={width} height={height}></canvas></button>"
         )
     return {"cells": "".join(cells), "layout": "cells" if each is None else "cells classes", "each": str(each or 0)}
 
@@ -123,9 +127,8 @@ def _figure(images: Tensor, columns: int, name: str, most: int, *, w: float | No
 def _image(images: Tensor, columns: int, label: str, most: int, more: str = "") -> str:
     picture = image_grid(images, columns)
     encoded = base64.b64encode(as_webp(picture, most)).decode()
-    pixels = "" if max(images.shape[-2:]) >= FINE else " class=pixels"
     return (
-        f'<img{pixels}{more} width={picture.width} height={picture.height} alt="{label}" '
+        f'<img{_pixels(*images.shape[-2:])}{more} width={picture.width} height={picture.height} alt="{label}" '
         f'src="data:image/webp;base64,{encoded}">'
     )
 

@@ -36,13 +36,18 @@ def on_host(tensor: Tensor) -> Callable[[], Tensor]:
 class Background:
     """A few threads that do the jobs of one batch after another, while the caller makes the next.
 
-    Leaving the block waits for all that was handed in, also where a signal ends it. After a failure no further job is
-    begun.
+    Leaving the block waits for all that was handed in, also where a signal ends it, and raises what a job raised.
+    After a failure no further job is begun.
+
+    Args:
+        threads: by default as many as processors are left for them.
+        ahead: batches that may wait, or be at work; with one thread and one ahead, one piece of work after another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None, ahead: int = BATCHES_AHEAD) -> None:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this run on this machine
-        self._pool = ThreadPoolExecutor(max(1, min(MOST_THREADS, available_cpus() // beside)))
+        self._pool = ThreadPoolExecutor(threads or max(1, min(MOST_THREADS, available_cpus() // beside)))
+        self._ahead = ahead
         self._batches: deque[list[Future[object]]] = deque()
 
     def hand_in(self, jobs: Iterable[Job]) -> None:
@@ -51,7 +56,7 @@ class Background:
         Raises:
             Exception: what one of an earlier batch raised.
         """
-        while len(self._batches) >= BATCHES_AHEAD:
+        while len(self._batches) >= self._ahead:
             self._finish_first()
         self._batches.append([self._pool.submit(job) for job in jobs])
 
@@ -62,14 +67,15 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._finish()
+            self.wait()
         except KeyboardInterrupt:  # a signal that came while this waited
-            self._finish()
+            self.wait()
             raise
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def _finish(self) -> None:
+    def wait(self) -> None:
+        """Wait until nothing is pending; raises what a job has raised."""
         while self._batches:
             self._finish_first()
 

@@ -31,7 +31,8 @@ class Progress:
             desc=f"{title:<28}",
             unit=unit,
             file=sys.stderr,
-            disable=not processes.is_main,
+            # Not said where a bar is wanted, so that TQDM_DISABLE may say otherwise.
+            **({} if processes.is_main else {"disable": True}),
             dynamic_ncols=True,
             mininterval=seconds_between_updates(),
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left {postfix}",

@@ -13,12 +13,12 @@ from neon.lora.settings import LoRA, record_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.background import Background
 from neon.runtime.compiling import check_compiler
 from neon.runtime.distributed import Processes
 from neon.runtime.parallel import Parallel
 from neon.runtime.progress import Progress
 from neon.runtime.run_folder import held_by_main
-from neon.runtime.saving import Saving
 from neon.runtime.signals import postponed
 from neon.runtime.trackers import Tracker, TrackerName
 from neon.selftrain.examples import asked, check_trainable, encoded_once
@@ -124,7 +124,7 @@ def train(
         contextlib.closing(run.inputs),
         Tracker(log, folder, run.identity, processes) as tracker,
         Progress(title, num_steps * batch, "img", processes, done=run.step * batch) as progress,
-        Saving() as saving,
+        Background(threads=1, ahead=1) as saving,
         postponed(),
     ):
         for row in run.logged() if tracker.on else ():

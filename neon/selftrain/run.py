@@ -24,8 +24,10 @@ from neon.lora.trained import LowRank
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.recipe import Recipe
+from neon.runtime.background import Background
 from neon.runtime.distributed import Processes, local_part
 from neon.runtime.files import append_json, as_json, atomic_write, read_json_lines, write_csv
+from neon.runtime.memory import copy_in_memory
 from neon.runtime.parallel import Parallel
 from neon.runtime.run_folder import (
     FINGERPRINT,
@@ -35,7 +37,6 @@ from neon.runtime.run_folder import (
     difference,
     reading_state,
 )
-from neon.runtime.saving import Saving, copy_in_memory
 from neon.runtime.signals import Stopped, requested
 from neon.selftrain.engine import Engine, engine_of
 from neon.selftrain.memory import fitting, kept_by, room_of
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     from neon.selftrain.shards import ShardedState
 
 STATE_FILE = "training-state.pt"
-SHARDS, FACTS_FILE = "training-state", "state.json"
-"""the folder in its place where the state is spread over processes; in it, what tells where and of what it is"""
+SHARDS, FACTS_FILE, OF_STEP = "training-state", "state.json", "step-"
+"""the folder in its place where the state is spread over processes; in it, what tells where and of what it is, and how
+folders of it begin"""
 LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
 """every step, as it is taken; and the same as a table, whenever the state is saved"""
 
@@ -253,7 +255,7 @@ class TrainingRun:
         if self.step < 1 or not all(0 <= steps <= self.step for steps in counted):
             raise ValueError(f"step {self.step}, and an optimiser of {max(counted, default=0):g}")
 
-    def save_state(self, saving: Saving | None = None) -> None:
+    def save_state(self, saving: Background | None = None) -> None:
         """Write what `resume` needs, atomically; called by the main process, or by all if the engine keeps a folder.
 
         By `saving`, beside the next steps, if the state is one file and there is memory for a copy: an error in writing
@@ -269,14 +271,14 @@ class TrainingRun:
             **({} if self.parallel == "ordered" else {"parallel": self.parallel}),
         }
         if self.engine.keeps_folder:
-            self._shards().write(self.folder / SHARDS, f"step-{self.step}", facts)
+            self._shards().write(self.folder / SHARDS, f"{OF_STEP}{self.step}", facts)
             return
         state = {"network": self.trained.state(), "optimizer": self.optimizer.state_dict(), "average": self.average}
         copy = None if saving is None else copy_in_memory(state)
         if saving is None or copy is None:
             save_torch(self.folder / STATE_FILE, {**state, **facts})
         else:
-            saving.start(partial(save_torch, self.folder / STATE_FILE, {**copy, **facts}))
+            saving.hand_in([partial(save_torch, self.folder / STATE_FILE, {**copy, **facts})])
 
     def _shards(self) -> "ShardedState":
         from neon.selftrain.shards import ShardedState  # torch's part for it takes a while to import

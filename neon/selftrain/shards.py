@@ -15,6 +15,7 @@ from torch import Tensor
 from neon.checkpoint.sharded import read_shards, shapes_in, write_shards
 from neon.runtime.distributed import Processes
 from neon.runtime.files import is_file_name, write_failure, write_json
+from neon.selftrain.run import FACTS_FILE, OF_STEP
 from neon.trained import Trained
 
 
@@ -44,8 +45,8 @@ class ShardedState:
                 raise write_failure(error, folder) from error
 
         def finish() -> None:
-            write_json(folder / "state.json", {**facts, "folder": name})
-            for other in folder.glob("step-*"):
+            write_json(folder / FACTS_FILE, {**facts, "folder": name})
+            for other in folder.glob(f"{OF_STEP}*"):
                 if other != place:
                     shutil.rmtree(other, ignore_errors=True)
 

@@ -1,46 +1,13 @@
-"""Work in a thread beside the caller's: one piece at a time, whose errors the caller gets."""
+"""Memory that is left, and copies that fit in it."""
 
 import contextlib
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 T = TypeVar("T")
-
-
-class Saving:
-    """Does what it is given in a thread, while the caller goes on; leaving the block waits for it."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
-
-    def __enter__(self) -> "Saving":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Wait; an error of the work is raised unless another one ends the block."""
-        self._threads.shutdown()
-        if error is None:
-            self.wait()
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Begin `work` once that before it has ended; raises what that has raised."""
-        self.wait()
-        self._pending = self._threads.submit(work)
-
-    def wait(self) -> None:
-        """Wait until nothing is pending; raises what it has raised."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
 
 
 def copy_in_memory(content: T) -> T | None:

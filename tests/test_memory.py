@@ -1,6 +1,5 @@
-"""The state of a training is written beside it: from a copy, one at a time, and its errors are told."""
+"""The state of a training is written beside it, from a copy if there is memory for one, and its errors are told."""
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,37 +8,11 @@ import torch
 
 from neon.checkpoint import torch_format
 from neon.errors import WorkError
-from neon.runtime import saving
+from neon.runtime import memory
 from neon.runtime.distributed import Processes
-from neon.runtime.saving import Saving, available_memory, copy_in_memory
+from neon.runtime.memory import available_memory, copy_in_memory
 from neon.selftrain import STATE_FILE, run, train
 from tests.tiny import tiny_edm, tiny_images
-
-
-def test_work_is_done_one_at_a_time_and_waited_for() -> None:
-    done, gate = [], threading.Event()
-    with Saving() as beside:
-        beside.start(lambda: done.append(gate.wait(10)))
-        assert done == [], "it should not have been waited for"
-        gate.set()
-        beside.start(lambda: done.append(2))
-        assert done[0] is True, "the second may begin when the first has ended"
-    assert done == [True, 2]
-
-
-def test_an_error_is_raised_by_who_waits_next() -> None:
-    def fail() -> None:
-        raise WorkError("state.pt: the disk is full")
-
-    with Saving() as beside:
-        beside.start(fail)
-        with pytest.raises(WorkError, match="disk is full"):
-            beside.start(lambda: None)
-    with pytest.raises(WorkError, match="disk is full"), Saving() as beside:
-        beside.start(fail)
-    with pytest.raises(ValueError, match="of the caller"), Saving() as beside:
-        beside.start(fail)
-        raise ValueError("of the caller")
 
 
 def test_a_copy_is_one_of_values_and_shares_what_was_shared() -> None:
@@ -55,7 +28,7 @@ def test_a_copy_is_one_of_values_and_shares_what_was_shared() -> None:
 
 
 def test_without_memory_for_a_copy_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "available_memory", lambda: 31)
+    monkeypatch.setattr(memory, "available_memory", lambda: 31)
     assert copy_in_memory({"a": torch.zeros(4)}) is None
     assert copy_in_memory({"a": torch.zeros(3)}) is not None
 
