@@ -8,9 +8,10 @@ gradients are reduced by NCCL, in the order that is fastest.
 
 from neon.selftrain.curve import training_curve
 from neon.selftrain.examples import asked, check_trainable, encoded_once
+from neon.selftrain.folder import CURVE_FILE, LOG_FILE, STATE_FILE
 from neon.selftrain.loop import EXAMPLES, train, train_in_folder
 from neon.selftrain.plan import largest_divisor, recipe_of, training_identity, usual_micro_batch
-from neon.selftrain.run import CURVE_FILE, LOG_FILE, STATE_FILE, TrainingRun
+from neon.selftrain.run import TrainingRun
 from neon.selftrain.snapshots import Snapshot, pickle_copies, snapshot_path, snapshot_steps
 from neon.selftrain.visits import visit
 

@@ -5,7 +5,7 @@ import math
 import statistics
 from pathlib import Path
 
-from neon.selftrain.run import CURVE_FILE
+from neon.selftrain.folder import CURVE_FILE
 
 MOST_PLACES = 200
 """of a curve that is drawn"""

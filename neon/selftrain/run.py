@@ -39,6 +39,7 @@ from neon.runtime.run_folder import (
 )
 from neon.runtime.signals import Stopped, requested
 from neon.selftrain.engine import Engine, engine_of
+from neon.selftrain.folder import CURVE_FILE, FACTS_FILE, LOG_FILE, OF_STEP, SHARDS, STATE_FILE
 from neon.selftrain.memory import fitting, kept_by, room_of
 from neon.selftrain.snapshots import snapshot_path
 from neon.selftrain.visits import TrainingInputs, Visits
@@ -46,13 +47,6 @@ from neon.trained import Trained, WholeNetwork
 
 if TYPE_CHECKING:
     from neon.selftrain.shards import ShardedState
-
-STATE_FILE = "training-state.pt"
-SHARDS, FACTS_FILE, OF_STEP = "training-state", "state.json", "step-"
-"""the folder in its place where the state is spread over processes; in it, what tells where and of what it is, and how
-folders of it begin"""
-LOG_FILE, CURVE_FILE = "training.jsonl", "training.csv"
-"""every step, as it is taken; and the same as a table, whenever the state is saved"""
 
 
 class TrainingRun:

@@ -15,7 +15,7 @@ from torch import Tensor
 from neon.checkpoint.sharded import read_shards, shapes_in, write_shards
 from neon.runtime.distributed import Processes
 from neon.runtime.files import is_file_name, write_failure, write_json
-from neon.selftrain.run import FACTS_FILE, OF_STEP
+from neon.selftrain.folder import FACTS_FILE, OF_STEP
 from neon.trained import Trained
 
 
