@@ -101,12 +101,12 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
     def kept(code: re.Match[str]) -> str:
         parts = re.split(r"(<[^>]*>)", code[0])
         parts[::2] = [FLAG.sub(r'<span class="flag">\g<0></span>', text) for text in parts[::2]]
-        if code[0].startswith("<code>"):  # within a line of text
+        if code[0].startswith("<code"):  # within a line of text, not a block
             parts[::2] = [re.sub(r"(?<=\w)[/:](?=\w)", r"\g<0><wbr>", text) for text in parts[::2]]
         return "".join(parts)
 
     content = re.sub(r'<img [^>]*?src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', content)
-    content = re.sub(r"<code[ >].*?</code>", kept, content, flags=re.S)
+    content = re.sub(r"<pre[ >].*?</pre>|<code[ >].*?</code>", kept, content, flags=re.S)
     return re.sub(
         r"(?<=\d) ± (?=\d)|(?<=\bw) = (?=-?\d)", lambda sign: sign[0].replace(" ", "\N{NO-BREAK SPACE}"), content
     )

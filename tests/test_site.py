@@ -88,3 +88,4 @@ def test_the_site_is_built_without_a_warning_and_asks_for_nothing_elsewhere(
     assert '<span class="flag">--self_trained</span> FILE</code></dt>' in commands
     assert '<a href="improve.html#by-lora">Improve a model: By LoRA</a>' in (tmp_path / "index.html").read_text()
     assert "training_loss" in (tmp_path / "python.html").read_text()
+    assert not re.search(r"<pre[^>]*>((?!</pre>).)*<wbr>", (tmp_path / "tutorial.html").read_text(), re.S)
