@@ -44,7 +44,7 @@
       const w = flipped ? other() : at();
       if (document.readyState === "complete") cells.forEach((cell, i) => drawers[w](cell, i));
       one("#title").textContent = data.names[w];
-      one("#score").textContent = data.scores[w];
+      if (one("#score")) one("#score").textContent = data.scores[w];
       one("#cells").dataset.shown = w;
       slider.setAttribute("aria-valuetext", data.names[at()]);
       flip.textContent = `Hold: ${data.names[other()]}`;

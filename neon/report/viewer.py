@@ -77,6 +77,7 @@ def viewer(
         lowest=f"{ws[0]:g}",
         highest=f"{ws[-1]:g}",
         title=html.escape(names[start]),
+        score=' <span id="score"></span>' if scores else "",
         grids="".join(figures),
         neighbours=neighbours,
         data=_as_script(data),
