@@ -3,7 +3,9 @@
 import json
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from neon.errors import RequestError
 from neon.evaluate import features as rows
 from neon.evaluate import run as evaluation
 from neon.metrics import Statistics, frechet_distance
-from neon.model import load_model, save_model
+from neon.model import GenerativeModel, load_model, save_model
 from neon.noise import Purpose, image_seeds
 from neon.report.record import load
+from neon.runtime.distributed import Processes
+from neon.tune import pictures
 from neon.tune.plan import TunePlan
 from neon.tune.snapshots import as_file_name, budgets, snapshot_names
 from tests.programs import Killed, dies_after, work_in, write_pair
@@ -308,3 +312,20 @@ def test_guidance_that_the_sampler_refuses_is_found_before_any_image() -> None:
     flags = Tune(plan=plan, select_stats=Path("real.npz"), features="features.safetensors")
     with pytest.raises(RequestError, match="guidance is -1"):
         flags._check_plan(plan, tiny_edm(), VARSettings())
+
+
+def test_images_to_look_at_are_sampled_no_more_at_a_time_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, largest, sample = tiny_edm(), [], pictures.sample_block
+    settings = replace(model.default_settings, num_steps=2)
+
+    def counted(model: GenerativeModel, block: range, *rest: Any) -> Any:
+        largest.append(len(block))
+        return sample(model, block, *rest)
+
+    monkeypatch.setattr(pictures, "sample_block", counted)
+    few, all_at_once = (
+        pictures.samples_at((0.0,), lambda w: model, model, settings, 0, 20, size, Processes()) for size in (3, 20)
+    )
+    assert max(largest[:-1]) == 3 and largest[-1] == len(few.grids[0.0]) > 3
+    assert (few.grids[0.0].int() - all_at_once.grids[0.0].int()).abs().max() <= 1, "but for a rounding"
+    assert few.captions == all_at_once.captions

@@ -92,6 +92,6 @@ def _samples(
         live.set(w)
         return model
 
-    samples = samples_at(LOOKED_AT, put, model, settings, plan.seed, SHOWN, processes)
+    samples = samples_at(LOOKED_AT, put, model, settings, plan.seed, SHOWN, plan.batch_size, processes)
     live.set(0.0)  # whoever handed the model in finds it as it was
     return samples

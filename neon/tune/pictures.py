@@ -15,6 +15,7 @@ from neon.metrics.features import features_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
 from neon.report.samples import Samples
+from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
 from neon.sampling import sample_block
 
@@ -76,27 +77,29 @@ def samples_at(
     settings: Any,
     seed: int,
     most: int,
+    batch_size: int,
     processes: Processes,
     class_names: Sequence[str] = (),
 ) -> Samples:
     """At most `most` images of the report's noise at each w, which `put` puts in place; in every process.
 
     As many of each class, those of a class together; of more classes than images, one of each of some. w whose weights
-    have no images are left out.
+    have no images are left out. `batch_size` images are sampled at a time.
     """
     asked = _asked(model)
     each = max(most // len(asked), 1) if asked else 1
     some = [asked[i * len(asked) // most] for i in range(most)] if len(asked) > most else asked
     labels = torch.tensor(some).repeat_interleave(each) if asked else None
     count = most if labels is None else len(labels)
-    seeds = image_seeds(Purpose.REPORT, seed, count)
+    seeds, cut = image_seeds(Purpose.REPORT, seed, count), blocks(count, batch_size)
     grids = {}
     for w in sorted(ws):
         try:
-            images, _ = sample_block(put(w), range(count), seeds, settings, processes, labels)
+            merged = put(w)
+            parts = [sample_block(merged, block, seeds, settings, processes, labels)[0].cpu() for block in cut]
         except DegenerateError:
             continue
-        grids[w] = images.cpu()
+        grids[w] = torch.cat(parts)
     names = class_names or model.prompts or [f"class {label}" for label in asked]
     captions = () if labels is None else tuple(names[label] for label in labels.tolist())
     return Samples(grids=grids, captions=captions)

@@ -240,6 +240,7 @@ class Tuner:
             self.settings_at(point),
             self.plan.seed,
             most,
+            self.plan.batch_size,
             scorer.processes,
             class_names,
         )
