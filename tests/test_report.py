@@ -33,6 +33,7 @@ from neon.report.words import (
     explained,
     headline,
     score_table,
+    scores_at,
     scores_of,
     text_table,
     write_scores_csv,
@@ -263,6 +264,12 @@ def test_every_evaluation_is_on_the_plot_and_failed_ones_are_marked() -> None:
     assert drawn["failed"][:, 0].tolist() == [3.0]
     low, high = axes.get_xlim()
     assert low < -1 and high > 3, "the failed one is inside the picture"
+
+
+def test_a_score_is_told_only_of_the_weights_whose_samples_are_shown() -> None:
+    assert {w: text.split()[1] for w, text in scores_at(tuned()).items()} == {0.0: "9.50", 1.0: "3.50", -1.0: "19.50"}
+    kept = dataclasses.replace(tuned(), w=0.0, snapshot=None)
+    assert scores_at(kept).keys() == {0.0}, "of two snapshots, neither of which was chosen"
 
 
 def test_every_evaluation_is_in_the_page_as_text() -> None:

@@ -46,6 +46,13 @@ def images_of(picture: Image.Image, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
+def resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    """[N, C, H, W] of values from 0 to 255, as uint8 images of `size` (H, W)."""
+    if tuple(images.shape[-2:]) != tuple(size):
+        images = torch.nn.functional.interpolate(images.float(), list(size), mode="bilinear", antialias=True)
+    return images.float().round().clamp(0, 255).to(torch.uint8)
+
+
 def as_png(picture: Image.Image) -> bytes:
     """The picture as a PNG file."""
     buffer = io.BytesIO()

@@ -9,7 +9,6 @@
     element.append(...children);
     return element;
   };
-  const button = (text, press) => make("button", {type: "button", textContent: text, onclick: press});
 
   const save = (blob, name) => {
     const address = URL.createObjectURL(blob);
@@ -18,15 +17,13 @@
   };
 
   /* Samples. A picture is a grid of images with a gap between them; it may be smaller than it says. */
-  const drawer = (picture, [, height, width], columns, gap) => {
-    return (canvas, i) => {
-      const scale = picture.naturalWidth / (columns * (width + gap) - gap);
-      canvas.width = Math.max(Math.round(width * scale), 1);
-      canvas.height = Math.max(Math.round(height * scale), 1);
-      const left = (i % columns) * (width + gap) * scale, top = Math.floor(i / columns) * (height + gap) * scale;
-      canvas.getContext("2d").drawImage(
-        picture, left, top, width * scale, height * scale, 0, 0, canvas.width, canvas.height);
-    };
+  const drawer = (picture, [, height, width], columns, gap) => (canvas, i) => {
+    const scale = picture.naturalWidth / (columns * (width + gap) - gap);
+    canvas.width = Math.max(Math.round(width * scale), 1);
+    canvas.height = Math.max(Math.round(height * scale), 1);
+    const left = (i % columns) * (width + gap) * scale, top = Math.floor(i / columns) * (height + gap) * scale;
+    canvas.getContext("2d").drawImage(
+      picture, left, top, width * scale, height * scale, 0, 0, canvas.width, canvas.height);
   };
 
   const samples = () => {
@@ -34,6 +31,8 @@
     const drawers = all("#grids figure[data-w] img").map(img => drawer(img, data.size, data.columns, data.gap));
     const canvas = () => make(
       "canvas", {className: data.fine ? "" : "pixels", height: data.size[1], width: data.size[2]});
+    const near = data.neighbours
+      && drawer(one("#neighbours"), data.neighbours.size, data.neighbours.columns, data.gap);
     const cells = all("#cells canvas"), caption = i => cells[i].parentElement.title;
     cells.forEach((cell, i) => { cell.parentElement.onclick = () => open(i); });
 
@@ -65,7 +64,7 @@
       one("#large").setAttribute("aria-label", one("#which").textContent);
       drawers[at()](one("#large"), enlarged);
       one("#every").replaceChildren(...drawers.map((draw, w) => {
-        const small = canvas(), choose = button("", () => { slider.value = w; show(); });
+        const small = canvas(), choose = make("button", {type: "button", onclick: () => { slider.value = w; show(); }});
         draw(small, enlarged);
         choose.append(small, data.names[w]);
         choose.classList.toggle("on", w === at());
@@ -75,7 +74,7 @@
       one("#beside").hidden = !Object.keys(data.nearest).length;
       one("#nearest").replaceChildren(...(nearest ? nearest[enlarged].map((place, n) => {
         const small = canvas();
-        drawer(one("#neighbours"), data.neighbours.size, data.neighbours.columns, data.gap)(small, place);
+        near(small, place);
         return make("div", {}, small, `${n + 1}.`);
       }) : [`Of ${Object.keys(data.nearest).map(w => data.names[w]).join(" and ")} only.`]));
     };

@@ -52,8 +52,7 @@ def write_unscored(folder: str | os.PathLike[str], unscored: Unscored) -> Path:
     """Write the page `report.html`, and `samples.png` with the grids side by side. Returns the path of the page."""
     folder = Path(folder)
     samples = unscored.samples
-    columns = samples.columns if samples.captions else None
-    strip = samples_png([(grid_name(w), images) for w, images in samples.grids.items()], columns)
+    strip = samples_png([(grid_name(w), images) for w, images in samples.grids.items()], samples.columns)
     for name, content in {SAMPLES_FILE: strip, PAGE_FILE: unscored_page(unscored).encode()}.items():
         with atomic_write(folder / name) as file:
             file.write(content)

@@ -10,10 +10,9 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from neon.report.grids import GAP, as_webp, columns_of, image_grid
+from neon.report.grids import GAP, as_webp, columns_of, image_grid, resized
 from neon.report.samples import Samples
 from neon.report.template import filled
 from neon.report.words import REAL_NAME, grid_name
@@ -112,9 +111,7 @@ def _small(images: Tensor) -> Tensor:
     largest = max(images.shape[-2:])
     if largest <= LARGEST:
         return images
-    size = [max(round(side * LARGEST / largest), 1) for side in images.shape[-2:]]
-    smaller = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
-    return smaller.round().clamp(0, 255).to(torch.uint8)
+    return resized(images, [max(round(side * LARGEST / largest), 1) for side in images.shape[-2:]])
 
 
 def _figure(images: Tensor, columns: int, name: str, most: int, *, w: float | None = None, hidden: bool = False) -> str:

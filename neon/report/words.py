@@ -39,7 +39,13 @@ def change_text(report: Report, row: Row) -> str:
 
 def difference_text(report: Report, row: Row) -> str:
     """The paired difference to the fair baseline and its interval; nothing for the baseline itself."""
-    return "" if row is report.fair else gain_text(paired_gain(report.fair, row))
+    gain = gain_over_fair(report, row)
+    return "" if gain is None else gain_text(gain)
+
+
+def gain_over_fair(report: Report, row: Row) -> Gain | None:
+    """The paired gain of a row over the fair baseline; None for the baseline itself."""
+    return None if row is report.fair else paired_gain(report.fair, row)
 
 
 def gain_text(gain: Gain) -> str:
@@ -86,14 +92,13 @@ def main_grids(report: Report) -> list[tuple[str, Tensor]]:
 
 
 def scores_at(report: Report) -> dict[float, str]:
-    """The distance at each w that was scored with the sampler of the choice, on selection images."""
+    """The distance on selection images at each w that was scored as the samples of the page are drawn."""
     return {
         one.w: f"{report.metric} {distance_text(one.scores.distance)} on selection images"
         for one in report.evaluated
-        if one.scores is not None
-        and one.sampler is None
-        and (one.guidance == report.guidance or report.guidance is None)
-        and (one.w == 0 or one.snapshot == report.snapshot or report.snapshot is None)
+        if one.scores is not None and one.sampler is None and one.guidance == report.guidance
+        # Where the base was chosen, of several snapshots it is not told whose merges are shown.
+        if one.w == 0 or one.snapshot == report.snapshot
     }
 
 
@@ -293,7 +298,7 @@ def _distances_in(report: Report, metric: str) -> dict[str, float]:
 
 
 def _row_json(report: Report, row: Row) -> dict[str, Any]:
-    gain = None if row is report.fair else paired_gain(report.fair, row)
+    gain = gain_over_fair(report, row)
     return {
         "name": row.name,
         "network_calls": row.calls,
@@ -325,7 +330,7 @@ def table_csv(report: Report) -> str:
     columns = (*OF_ROWS[1:], report.metric, "spread", "difference", "low", "high", *report.beside, *OF_TABLE)
     lines = []
     for row in report.rows:
-        gain = None if row is report.fair else paired_gain(report.fair, row)
+        gain = gain_over_fair(report, row)
         low, high = (gain and gain.difference_interval) or (None, None)
         spaces = (row, *map(row.in_space, report.beside))
         lines.append(

@@ -14,6 +14,7 @@ from neon.evaluate import Reference
 from neon.metrics.features import features_of
 from neon.model import GenerativeModel
 from neon.noise import Purpose, image_seeds
+from neon.report.grids import resized
 from neon.report.samples import Samples
 from neon.runtime.blocks import blocks
 from neon.runtime.distributed import Processes
@@ -51,9 +52,7 @@ class RealPictures:
         channels, *size = self.shape
         if image.shape[0] != channels:
             image = image.expand(channels, -1, -1) if image.shape[0] == 1 else image.float().mean(0, keepdim=True)
-        if list(image.shape[1:]) != size:
-            image = torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-        return image.round().clamp(0, 255).to(torch.uint8) if image.is_floating_point() else image
+        return resized(image[None], size)[0]
 
 
 LOOKED_AT = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)

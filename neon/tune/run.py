@@ -84,10 +84,15 @@ class Tuner:
         return lengths
 
     @cached_property
-    def moved(self) -> float:
-        """How far the last snapshot is from the base, as a share of the norm of all weights."""
+    def shares(self) -> list[float]:
+        """How far each snapshot is from the base, as a share of the norm of all weights."""
         norm = self.scorer.norm
-        return self.lengths()[-1] / norm if norm else math.inf
+        return [length / norm if norm else math.inf for length in self.lengths()]
+
+    @property
+    def moved(self) -> float:
+        """How far the last snapshot is, likewise."""
+        return self.shares[-1]
 
     def merged(self, point: Point) -> GenerativeModel:
         """The live model with the weights of `point`."""
@@ -247,15 +252,13 @@ class Tuner:
 
     def training(self) -> Training:
         """The self-training behind the snapshots, as far as is known."""
-        norm = self.scorer.norm
-        shares = [length / norm if norm else math.inf for length in self.lengths()]
         seen = [None if budget is None else 1000 * budget for budget in self.budgets]
         curve = self.scorer.processes.on_main(lambda: training_curve(self.snapshots[-1].parent))
         return Training(
             name="the base's best sampler" if self.sampler else "the sampler that was asked for",
             images=tuple(images for images, _ in curve),
             losses=tuple(loss for _, loss in curve),
-            moved=tuple(zip(seen, shares, strict=True)),
+            moved=tuple(zip(seen, self.shares, strict=True)),
         )
 
 
